@@ -1,0 +1,141 @@
+//! Where Envoy's admin interface is.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+
+/// The longest path that fits into a Unix socket's address (`sun_path`, with its final NUL).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// The address of Envoy's admin interface, as `--admin-address` takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A host name or literal address (IPv6 without brackets), and a port.
+    Tcp(String, u16),
+}
+
+impl AdminAddress {
+    /// Parses `/admin/admin.sock`, `unix:PATH`, `HOST:PORT` or `[::1]:PORT`.
+    ///
+    /// # Errors
+    /// A clause that fits behind "is", when the text is none of these.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.contains("://") {
+            return Err("a URL; write HOST:PORT or a path");
+        }
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix(path);
+        }
+        if text.contains('/') {
+            return unix(text);
+        }
+        let (host, port) =
+            text.rsplit_once(':').ok_or("neither a path (with a /, or unix:PATH) nor HOST:PORT")?;
+        let port = match port.parse::<u16>() {
+            Ok(port) if port > 0 && port.to_string().len() == text.len() - host.len() - 1 => port,
+            _ => return Err("without a port from 1 to 65535 behind the last colon"),
+        };
+        if let Some(literal) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            literal.parse::<Ipv6Addr>().map_err(|_| "without an IPv6 address in its brackets")?;
+            return Ok(Self::Tcp(literal.to_owned(), port));
+        }
+        if host.contains(':') {
+            return Err("an IPv6 address without brackets; write [ADDRESS]:PORT");
+        }
+        let of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if host.is_empty() || !host.chars().all(of_a_name) {
+            return Err("without a host name or address before the port");
+        }
+        Ok(Self::Tcp(host.to_owned(), port))
+    }
+}
+
+fn unix(path: &str) -> Result<AdminAddress, &'static str> {
+    socket_path(path).map(AdminAddress::Unix)
+}
+
+/// Checks that a path can be a Unix socket's.
+///
+/// # Errors
+/// A clause that fits behind "is", when the path is empty, too long, or holds a NUL.
+pub fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
+    match path.len() {
+        0 => Err("an empty path"),
+        1..=MAX_SOCKET_PATH if path.contains('\0') => Err("a path with a NUL in it"),
+        1..=MAX_SOCKET_PATH => Ok(PathBuf::from(path)),
+        _ => Err("a path longer than the 107 bytes that a Unix socket's address holds"),
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // A path without a slash would read as HOST:PORT.
+            Self::Unix(path) if !path.to_string_lossy().contains('/') => {
+                write!(f, "unix:{}", path.display())
+            }
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_paths_names_and_literal_addresses() {
+        let unix = |path: &str| Ok(AdminAddress::Unix(path.into()));
+        let tcp = |host: &str, port| Ok(AdminAddress::Tcp(host.to_owned(), port));
+        for (text, expected) in [
+            ("/admin/admin.sock", unix("/admin/admin.sock")),
+            ("./admin.sock", unix("./admin.sock")),
+            ("unix:admin.sock", unix("admin.sock")),
+            ("unix:/admin/admin.sock", unix("/admin/admin.sock")),
+            ("/admin/a:9001", unix("/admin/a:9001")),
+            ("127.0.0.1:9001", tcp("127.0.0.1", 9001)),
+            ("localhost:19000", tcp("localhost", 19000)),
+            ("my_envoy-1.svc:1", tcp("my_envoy-1.svc", 1)),
+            ("[::1]:65535", tcp("::1", 65535)),
+        ] {
+            let parsed = AdminAddress::parse(text);
+            assert_eq!(parsed, expected, "{text}");
+            let again = AdminAddress::parse(&parsed.unwrap().to_string());
+            assert_eq!(again, expected, "{text} written and read again");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_with_its_reason() {
+        for (text, reason) in [
+            ("", "neither a path"),
+            ("localhost", "neither a path"),
+            ("admin.sock", "neither a path"),
+            ("http://localhost:9001", "a URL"),
+            ("unix:///admin.sock", "a URL"),
+            ("localhost:", "without a port"),
+            ("localhost:0", "without a port"),
+            ("localhost:+80", "without a port"),
+            ("localhost:080", "without a port"),
+            ("localhost:65536", "without a port"),
+            (":9001", "without a host"),
+            ("local host:9001", "without a host"),
+            ("a@b:9001", "without a host"),
+            ("::1:9001", "without brackets"),
+            ("[localhost]:9001", "in its brackets"),
+            ("[::1:9001", "without brackets"),
+            ("unix:", "an empty path"),
+            ("/a\0b", "a NUL"),
+        ] {
+            let error = AdminAddress::parse(text).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+        let longest = format!("/{}", "a".repeat(MAX_SOCKET_PATH - 1));
+        assert!(AdminAddress::parse(&longest).is_ok());
+        assert!(AdminAddress::parse(&format!("{longest}a")).unwrap_err().contains("107 bytes"));
+    }
+}

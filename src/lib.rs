@@ -1,0 +1,8 @@
+//! Drains Envoy before Kubernetes ends its pod: a sidecar that waits beside Envoy, and the preStop
+//! hook that tells it to begin.
+
+pub mod address;
+pub mod duration;
+pub mod json;
+pub mod logger;
+pub mod options;

@@ -1,0 +1,237 @@
+//! The log: one line an event on stderr, as logfmt or JSON. Also the backend of the `log` facade,
+//! through which the libraries speak.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use crate::json::{Object, quote};
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// logfmt: `time=… level=… msg="…" key=value …`
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// The course of things.
+    Info,
+    /// Something is odd, and the program goes on as it should.
+    Warn,
+    /// Something could not be done.
+    Error,
+}
+
+impl Level {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The value of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// A number, which JSON shows as one.
+    Number(u64),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(number)
+    }
+}
+
+/// One event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// How much it matters.
+    pub level: Level,
+    /// What happened, without the values.
+    pub text: String,
+    /// The values.
+    pub fields: Vec<(&'static str, Value)>,
+}
+
+impl Line {
+    /// A line of the course of things.
+    pub fn info(text: impl Into<String>) -> Self {
+        Self { level: Level::Info, text: text.into(), fields: Vec::new() }
+    }
+
+    /// A line about something odd.
+    pub fn warn(text: impl Into<String>) -> Self {
+        Self { level: Level::Warn, ..Self::info(text) }
+    }
+
+    /// A line about something that could not be done.
+    pub fn error(text: impl Into<String>) -> Self {
+        Self { level: Level::Error, ..Self::info(text) }
+    }
+
+    /// The line with one more field.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    /// Writes the line to stderr. What cannot be written is lost: there is nowhere to say so.
+    pub fn emit(&self) {
+        let json = JSON.load(Ordering::Relaxed);
+        let mut rendered =
+            self.render(if json { Format::Json } else { Format::Text }, SystemTime::now());
+        rendered.push('\n');
+        // In one piece, so that threads do not mix theirs.
+        let _ = std::io::stderr().write_all(rendered.as_bytes());
+    }
+
+    fn render(&self, format: Format, time: SystemTime) -> String {
+        let time = humantime::format_rfc3339_millis(time).to_string();
+        match format {
+            Format::Text => {
+                let mut line = format!("time={time} level={} msg=", self.level.name());
+                quote(&mut line, &self.text);
+                for (name, value) in &self.fields {
+                    // Writing to a String does not fail.
+                    let _ = write!(line, " {name}=");
+                    match value {
+                        Value::Number(number) => {
+                            let _ = write!(line, "{number}");
+                        }
+                        Value::Text(text) if is_plain(text) => line.push_str(text),
+                        Value::Text(text) => quote(&mut line, text),
+                    }
+                }
+                line
+            }
+            Format::Json => {
+                let mut object = Object::new()
+                    .text("time", &time)
+                    .text("level", self.level.name())
+                    .text("msg", &self.text);
+                for (name, value) in &self.fields {
+                    object = match value {
+                        Value::Number(number) => object.number(name, Some(*number)),
+                        Value::Text(text) => object.text(name, text),
+                    };
+                }
+                object.end()
+            }
+        }
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty()
+        && text.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '"' && c != '=')
+}
+
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Takes the log of this process into hand: its format, the libraries' warnings, and panics,
+/// which are one line like everything else.
+pub fn install(format: Format) {
+    JSON.store(format == Format::Json, Ordering::Relaxed);
+    if log::set_logger(&Libraries).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let reason = panic.payload_as_str().unwrap_or("no reason given");
+        Line::error("a thread panicked, which is a bug in this program")
+            .with("thread", thread.name().unwrap_or("unnamed"))
+            .with("place", place)
+            .with("reason", reason)
+            .emit();
+    }));
+}
+
+struct Libraries;
+
+impl log::Log for Libraries {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            Line::warn(record.args().to_string()).with("library", record.target()).emit();
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    fn rendered(format: Format) -> String {
+        Line::warn("it is \"odd\"")
+            .with("open", 3)
+            .with("plain", "a/b:c")
+            .with("spaced", "a b")
+            .with("pair", "a=b")
+            .with("lines", "a\nb")
+            .with("empty", "")
+            .render(format, UNIX_EPOCH + Duration::from_millis(1_790_000_000_123))
+    }
+
+    #[test]
+    fn a_line_of_text_quotes_what_would_break_it() {
+        assert_eq!(
+            rendered(Format::Text),
+            "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open=3 plain=a/b:c \
+             spaced=\"a b\" pair=\"a=b\" lines=\"a\\nb\" empty=\"\""
+        );
+    }
+
+    #[test]
+    fn a_line_of_json_keeps_numbers() {
+        assert_eq!(
+            rendered(Format::Json),
+            "{\"time\":\"2026-09-21T14:13:20.123Z\",\"level\":\"warn\",\"msg\":\"it is \\\"odd\\\"\",\
+             \"open\":3,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
+             \"empty\":\"\"}"
+        );
+    }
+
+    #[test]
+    fn levels_are_told_apart() {
+        for (line, level) in [
+            (Line::info("x"), " level=info "),
+            (Line::warn("x"), " level=warn "),
+            (Line::error("x"), " level=error "),
+        ] {
+            assert!(line.render(Format::Text, UNIX_EPOCH).contains(level));
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! What a drain is told: the options that the sidecar and the hook share, how the hook's
+//! override the sidecar's, and the query in which they travel between the two.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::address::AdminAddress;
+use crate::duration;
+
+/// Polling faster than this would only keep Envoy's main thread busy.
+const SHORTEST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a drain is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Time between two polls of Envoy.
+    pub check_interval: Duration,
+    /// Time from failing health checks to the first poll.
+    pub check_delay: Duration,
+    /// The drain is done at this many open connections or fewer.
+    pub min_open_connections: u64,
+    /// Time from the start of the drain to failing health checks.
+    pub drain_delay: Duration,
+    /// Time from the start of the drain to giving up.
+    pub drain_timeout: Option<Duration>,
+    /// Listeners and HTTP stat prefixes that are not counted.
+    pub exclude: Vec<String>,
+    /// Envoy's admin interface.
+    pub admin_address: AdminAddress,
+    /// A file to create when drained.
+    pub ready_file: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// The defaults of the name `contour`.
+    fn default() -> Self {
+        Self {
+            check_interval: Duration::from_secs(5),
+            check_delay: Duration::from_secs(60),
+            min_open_connections: 0,
+            drain_delay: Duration::ZERO,
+            drain_timeout: None,
+            exclude: Vec::new(),
+            admin_address: AdminAddress::Unix(PathBuf::from("/admin/admin.sock")),
+            ready_file: None,
+        }
+    }
+}
+
+impl Options {
+    /// These options with what `overrides` says in place of their own.
+    #[must_use]
+    pub fn with(&self, overrides: &Overrides) -> Self {
+        let Overrides {
+            check_interval,
+            check_delay,
+            min_open_connections,
+            drain_delay,
+            drain_timeout,
+            exclude,
+            admin_address,
+            ready_file,
+        } = overrides.clone();
+        Self {
+            check_interval: check_interval.unwrap_or(self.check_interval),
+            check_delay: check_delay.unwrap_or(self.check_delay),
+            min_open_connections: min_open_connections.unwrap_or(self.min_open_connections),
+            drain_delay: drain_delay.unwrap_or(self.drain_delay),
+            drain_timeout: drain_timeout.or(self.drain_timeout),
+            exclude: if exclude.is_empty() { self.exclude.clone() } else { exclude },
+            admin_address: admin_address.unwrap_or_else(|| self.admin_address.clone()),
+            ready_file: ready_file.or_else(|| self.ready_file.clone()),
+        }
+    }
+
+    /// Every option that is in force with its value, for the log.
+    #[must_use]
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let everything = Overrides {
+            check_interval: Some(self.check_interval),
+            check_delay: Some(self.check_delay),
+            min_open_connections: Some(self.min_open_connections),
+            drain_delay: Some(self.drain_delay),
+            drain_timeout: self.drain_timeout,
+            exclude: self.exclude.clone(),
+            admin_address: Some(self.admin_address.clone()),
+            ready_file: self.ready_file.clone(),
+        };
+        let mut settings = everything.pairs();
+        for (option, none) in
+            [(DrainOption::DrainTimeout, "none"), (DrainOption::ReadyFile, "none")]
+        {
+            if !settings.iter().any(|(name, _)| *name == option.name()) {
+                settings.push((option.name(), none.to_owned()));
+            }
+        }
+        settings
+    }
+}
+
+/// The options of a drain, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainOption {
+    /// `check-interval`
+    CheckInterval,
+    /// `check-delay`
+    CheckDelay,
+    /// `min-open-connections`
+    MinOpenConnections,
+    /// `drain-delay`
+    DrainDelay,
+    /// `drain-timeout`
+    DrainTimeout,
+    /// `exclude`, which may be given more than once
+    Exclude,
+    /// `admin-address`
+    AdminAddress,
+    /// `ready-file`
+    ReadyFile,
+}
+
+impl DrainOption {
+    /// All of them, in the order in which help and log show them.
+    pub const ALL: [Self; 8] = [
+        Self::CheckInterval,
+        Self::CheckDelay,
+        Self::MinOpenConnections,
+        Self::DrainDelay,
+        Self::DrainTimeout,
+        Self::Exclude,
+        Self::AdminAddress,
+        Self::ReadyFile,
+    ];
+
+    /// The name on the command line (behind `--`), in the query and in the log.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CheckInterval => "check-interval",
+            Self::CheckDelay => "check-delay",
+            Self::MinOpenConnections => "min-open-connections",
+            Self::DrainDelay => "drain-delay",
+            Self::DrainTimeout => "drain-timeout",
+            Self::Exclude => "exclude",
+            Self::AdminAddress => "admin-address",
+            Self::ReadyFile => "ready-file",
+        }
+    }
+}
+
+/// The options that one command line gave; the rest is left to whoever merges them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// See [`Options::check_interval`].
+    pub check_interval: Option<Duration>,
+    /// See [`Options::check_delay`].
+    pub check_delay: Option<Duration>,
+    /// See [`Options::min_open_connections`].
+    pub min_open_connections: Option<u64>,
+    /// See [`Options::drain_delay`].
+    pub drain_delay: Option<Duration>,
+    /// See [`Options::drain_timeout`].
+    pub drain_timeout: Option<Duration>,
+    /// See [`Options::exclude`]; empty where none was given.
+    pub exclude: Vec<String>,
+    /// See [`Options::admin_address`].
+    pub admin_address: Option<AdminAddress>,
+    /// See [`Options::ready_file`].
+    pub ready_file: Option<PathBuf>,
+}
+
+impl Overrides {
+    /// Sets an option from its text.
+    ///
+    /// # Errors
+    /// The rest of a sentence that begins with the option's name, when the text is not a value
+    /// of that option, or when it was given before and may not repeat.
+    pub fn set(&mut self, option: DrainOption, text: &str) -> Result<(), String> {
+        let bad = |reason: &str| format!("{text:?} is {reason}");
+        let time = || duration::parse(text).map_err(bad);
+        match option {
+            DrainOption::CheckInterval => {
+                let interval = time()?;
+                if interval < SHORTEST_CHECK_INTERVAL {
+                    return Err(bad("shorter than 10ms"));
+                }
+                once(&mut self.check_interval, interval)
+            }
+            DrainOption::CheckDelay => once(&mut self.check_delay, time()?),
+            DrainOption::DrainDelay => once(&mut self.drain_delay, time()?),
+            DrainOption::DrainTimeout => once(&mut self.drain_timeout, time()?),
+            DrainOption::MinOpenConnections => {
+                if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                    return Err(bad("not a number of connections, 0 or more"));
+                }
+                once(
+                    &mut self.min_open_connections,
+                    text.parse().map_err(|_| bad("too large a number"))?,
+                )
+            }
+            DrainOption::Exclude => {
+                if text.is_empty() {
+                    return Err(bad("not the name of a listener or an HTTP stat prefix"));
+                }
+                self.exclude.push(text.to_owned());
+                Ok(())
+            }
+            DrainOption::AdminAddress => {
+                once(&mut self.admin_address, AdminAddress::parse(text).map_err(bad)?)
+            }
+            DrainOption::ReadyFile => {
+                if text.is_empty() {
+                    return Err(bad("not a path"));
+                }
+                once(&mut self.ready_file, PathBuf::from(text))
+            }
+        }
+    }
+
+    /// What was given, as names and values that [`Overrides::set`] takes.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = Vec::new();
+        for option in DrainOption::ALL {
+            let value = match option {
+                DrainOption::CheckInterval => self.check_interval.map(duration::format),
+                DrainOption::CheckDelay => self.check_delay.map(duration::format),
+                DrainOption::MinOpenConnections => {
+                    self.min_open_connections.map(|number| number.to_string())
+                }
+                DrainOption::DrainDelay => self.drain_delay.map(duration::format),
+                DrainOption::DrainTimeout => self.drain_timeout.map(duration::format),
+                DrainOption::AdminAddress => {
+                    self.admin_address.as_ref().map(AdminAddress::to_string)
+                }
+                DrainOption::ReadyFile => {
+                    self.ready_file.as_ref().map(|path| path.display().to_string())
+                }
+                DrainOption::Exclude => {
+                    pairs.extend(self.exclude.iter().map(|name| (option.name(), name.clone())));
+                    None
+                }
+            };
+            pairs.extend(value.map(|value| (option.name(), value)));
+        }
+        pairs
+    }
+}
+
+/// A request to drain, as it travels from the hook to the sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The options that the hook was given.
+    pub overrides: Overrides,
+    /// The reading of the monotonic clock after which nobody waits for this drain any more.
+    pub expires: Option<Duration>,
+}
+
+const EXPIRES: &str = "expires";
+
+/// What stays as it is in a query's value (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl Request {
+    /// The query of `POST /drain`, without its question mark.
+    #[must_use]
+    pub fn to_query(&self) -> String {
+        let mut pairs = self.overrides.pairs();
+        pairs.extend(self.expires.map(|at| (EXPIRES, at.as_nanos().to_string())));
+        let encoded: Vec<String> = pairs
+            .iter()
+            .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, RESERVED)))
+            .collect();
+        encoded.join("&")
+    }
+
+    /// Reads the query of `POST /drain`.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong: an unknown name, a bad value, a repeated one.
+    pub fn from_query(query: &str) -> Result<Self, String> {
+        let mut request = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| format!("{pair:?} is not NAME=VALUE"))?;
+            let value = percent_decode_str(value)
+                .decode_utf8()
+                .map_err(|_| format!("the value of {name} is not UTF-8"))?;
+            if name == EXPIRES {
+                let nanos = value.parse().map_err(|_| format!("expires={value} is no time"))?;
+                once(&mut request.expires, Duration::from_nanos(nanos))
+                    .map_err(|reason| format!("{EXPIRES} {reason}"))?;
+                continue;
+            }
+            let option = DrainOption::ALL
+                .into_iter()
+                .find(|option| option.name() == name)
+                .ok_or_else(|| format!("a drain has no option {name:?}"))?;
+            request.overrides.set(option, &value).map_err(|reason| format!("{name}: {reason}"))?;
+        }
+        Ok(request)
+    }
+}
+
+/// Contour refuses an option that is given twice, and a silent "last one wins" hides a mistake.
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err("is given twice".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overrides(pairs: &[(DrainOption, &str)]) -> Overrides {
+        let mut overrides = Overrides::default();
+        for (option, text) in pairs {
+            overrides.set(*option, text).unwrap();
+        }
+        overrides
+    }
+
+    /// A value other than the default for every option.
+    fn everything() -> Overrides {
+        overrides(&[
+            (DrainOption::CheckInterval, "1s"),
+            (DrainOption::CheckDelay, "2s"),
+            (DrainOption::MinOpenConnections, "3"),
+            (DrainOption::DrainDelay, "4s"),
+            (DrainOption::DrainTimeout, "5s"),
+            (DrainOption::Exclude, "a=1&b c%"),
+            (DrainOption::Exclude, "\u{fc}.metrics"),
+            (DrainOption::AdminAddress, "[::1]:9001"),
+            (DrainOption::ReadyFile, "/admin/ok?"),
+        ])
+    }
+
+    #[test]
+    fn the_hooks_options_override_the_sidecars_and_leave_the_rest() {
+        let sidecar = Options::default().with(&overrides(&[
+            (DrainOption::CheckInterval, "1s"),
+            (DrainOption::CheckDelay, "10s"),
+            (DrainOption::Exclude, "metrics"),
+            (DrainOption::DrainTimeout, "9s"),
+        ]));
+        let drain = sidecar.with(&overrides(&[(DrainOption::CheckDelay, "0")]));
+        assert_eq!(drain, Options { check_delay: Duration::ZERO, ..sidecar.clone() });
+        assert_eq!(sidecar.check_interval, Duration::from_secs(1));
+        assert_eq!(sidecar.exclude, ["metrics"]);
+
+        let drain = sidecar.with(&everything());
+        assert_eq!(drain, Options::default().with(&everything()), "everything can be overridden");
+        assert_eq!(drain.exclude, ["a=1&b c%", "\u{fc}.metrics"], "a list is replaced whole");
+    }
+
+    #[test]
+    fn a_request_survives_its_query() {
+        let request = Request {
+            overrides: everything(),
+            expires: Some(Duration::from_nanos(123_456_789_012)),
+        };
+        let query = request.to_query();
+        assert!(query.is_ascii() && !query.contains([' ', '#', '?']), "{query}");
+        assert_eq!(Request::from_query(&query), Ok(request));
+        assert_eq!(Request::from_query(""), Ok(Request::default()));
+        assert_eq!(Request::default().to_query(), "");
+    }
+
+    #[test]
+    fn a_bad_query_names_what_is_wrong() {
+        for (query, reason) in [
+            ("check-interval", "\"check-interval\" is not NAME=VALUE"),
+            ("speed=1", "a drain has no option \"speed\""),
+            ("check-delay=1", "check-delay: \"1\" is without a unit"),
+            ("check-delay=1s&check-delay=1s", "check-delay: is given twice"),
+            ("exclude=%ff", "the value of exclude is not UTF-8"),
+            ("expires=soon", "expires=soon is no time"),
+            ("expires=1&expires=1", "expires is given twice"),
+        ] {
+            let error = Request::from_query(query).unwrap_err();
+            assert!(error.starts_with(reason), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_reason() {
+        for (option, text, reason) in [
+            (DrainOption::CheckInterval, "0", "\"0\" is shorter than 10ms"),
+            (DrainOption::CheckInterval, "9ms", "\"9ms\" is shorter than 10ms"),
+            (DrainOption::DrainDelay, "-1s", "\"-1s\" is negative"),
+            (DrainOption::DrainTimeout, "soon", "\"soon\" is not a duration"),
+            (DrainOption::MinOpenConnections, "-1", "\"-1\" is not a number of connections"),
+            (DrainOption::MinOpenConnections, "+1", "\"+1\" is not a number of connections"),
+            (DrainOption::MinOpenConnections, "", "\"\" is not a number of connections"),
+            (
+                DrainOption::MinOpenConnections,
+                "99999999999999999999",
+                "\"99999999999999999999\" is too",
+            ),
+            (DrainOption::Exclude, "", "\"\" is not the name"),
+            (DrainOption::AdminAddress, "localhost", "\"localhost\" is neither"),
+            (DrainOption::ReadyFile, "", "\"\" is not a path"),
+        ] {
+            let error = Overrides::default().set(option, text).unwrap_err();
+            assert!(error.starts_with(reason), "{} {text}: {error}", option.name());
+        }
+        assert!(Overrides::default().set(DrainOption::CheckInterval, "10ms").is_ok());
+    }
+
+    #[test]
+    fn the_log_shows_every_setting() {
+        let settings = Options::default().settings();
+        for option in DrainOption::ALL {
+            let shown = settings.iter().any(|(name, _)| *name == option.name());
+            assert!(shown || option == DrainOption::Exclude, "{} is not shown", option.name());
+        }
+        assert!(settings.contains(&("check-delay", "1m".to_owned())));
+        assert!(settings.contains(&("drain-timeout", "none".to_owned())));
+        let settings = Options::default().with(&everything()).settings();
+        assert!(settings.contains(&("drain-timeout", "5s".to_owned())));
+        assert_eq!(settings.iter().filter(|(name, _)| *name == "exclude").count(), 2);
+    }
+}
