@@ -2,6 +2,7 @@
 //! hook that tells it to begin.
 
 pub mod address;
+pub mod count;
 pub mod duration;
 pub mod json;
 pub mod logger;
