@@ -3,7 +3,11 @@
 
 pub mod address;
 pub mod count;
+pub mod drain;
 pub mod duration;
+pub mod fault;
 pub mod json;
 pub mod logger;
 pub mod options;
+pub mod page;
+pub mod story;

@@ -1,0 +1,697 @@
+//! The drain as a state machine, without I/O and without a clock of its own.
+//!
+//! ```text
+//!            begin          drain-delay         200          check-delay         at the threshold
+//!   Serving ------> Delaying ----------> Failing --> Settling ----------> Draining ----------> Ended
+//!      ^                                  ^  ^          |                    |                   |
+//!      |                                  |  +--- LIVE -+                    |                   |
+//!      |                                  +------------- LIVE ---------------+                   |
+//!      +----------------------------------- 30 s -----------------------------------------------+
+//! ```
+//!
+//! From Delaying on, three refused calls in a row end the drain (Envoy is gone), and so does its
+//! time-out. Somebody else performs what [`Machine::step`] asks for, one call at a time, and
+//! feeds back what came of it; an answer that belongs to an earlier drain is dropped.
+//!
+//! While Serving the machine asks for nothing, but for one look at Envoy after the start, which
+//! finds an Envoy that an earlier life of this sidecar left out of service.
+
+use std::time::Duration;
+
+use crate::count::Visible;
+use crate::fault::{Fault, Kind};
+use crate::options::Options;
+
+/// A reading of the monotonic clock.
+pub type Time = Duration;
+
+/// An ended drain answers late waiters and repeated hooks for this long: a kubelet that restarts
+/// in the middle runs both hooks again.
+pub const LINGER: Duration = Duration::from_secs(30);
+
+/// Nothing is put back in service before this, since hooks begin up to 355 ms after a sidecar
+/// that was being restarted when its pod was deleted.
+pub const ARRIVAL: Duration = Duration::from_secs(2);
+
+/// Refused calls in a row that make Envoy gone, and the time between them.
+const REFUSALS: u32 = 3;
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+
+/// The pauses after the first failures to fail health checks; later ones are a check interval.
+const FAIL_AGAIN: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5)];
+
+/// A revert must not stay unseen for longer than this between two polls.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
+
+/// At the start Envoy may come up after its sidecar: it is looked for this often, this far apart.
+const LOOKS: u32 = 12;
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What Envoy says of itself on `/ready`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// `LIVE`
+    Live,
+    /// `DRAINING`: its health checks are failed.
+    Draining,
+    /// `PRE_INITIALIZING` or `INITIALIZING`, whether its health checks are failed or not.
+    Starting,
+}
+
+/// A valid poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// Open downstream connections.
+    pub open: u64,
+    /// Which connections can be seen at all.
+    pub visible: Visible,
+    /// Whether health checks are still failed.
+    pub health: Health,
+}
+
+/// What is to be asked of Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `POST /healthcheck/fail`
+    Fail,
+    /// `GET /ready`
+    Look,
+    /// `GET /stats`
+    Poll,
+    /// `POST /healthcheck/ok`
+    PutBack,
+}
+
+/// What came of a [`Call`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// `POST /healthcheck/fail` succeeded.
+    Failed,
+    /// `GET /ready` was understood.
+    Seen(Health),
+    /// `GET /stats` was understood.
+    Polled(Poll),
+    /// `POST /healthcheck/ok` succeeded.
+    PutBack,
+    /// The call failed.
+    Fault(Fault),
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed, or something outside has changed.
+    Tick,
+    /// The call that drain number `drain` (0: none yet) asked for was answered.
+    Answer {
+        /// The number of the drain.
+        drain: u64,
+        /// What came of the call.
+        answer: Answer,
+    },
+    /// What [`Action::Finish`] asked for is done.
+    Finished,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing, until something outside changes.
+    Sleep,
+    /// Nothing, until then.
+    SleepUntil(Time),
+    /// Ask Envoy.
+    Call(Call),
+    /// Do what belongs to the end of a drain, before anybody is told of it.
+    Finish(Outcome),
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// At most the threshold of connections is open.
+    Drained {
+        /// Connections still open.
+        open: u64,
+    },
+    /// The drain time-out passed first.
+    TimedOut {
+        /// Connections open at the last valid poll, if there was one.
+        open: Option<u64>,
+    },
+    /// Nobody listens at the admin address any more.
+    EnvoyGone,
+}
+
+impl Outcome {
+    /// The names of all outcomes, for a series each.
+    pub const NAMES: [&'static str; 3] = ["drained", "timed_out", "envoy_gone"];
+
+    /// The outcome's position in [`Outcome::NAMES`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Drained { .. } => 0,
+            Self::TimedOut { .. } => 1,
+            Self::EnvoyGone => 2,
+        }
+    }
+
+    /// The outcome in one word, as metrics and JSON have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
+    }
+
+    /// Whether connections may have been open when it ended.
+    #[must_use]
+    pub const fn gave_up(self) -> bool {
+        matches!(self, Self::TimedOut { .. })
+    }
+
+    /// The outcome as a clause for an operator.
+    #[must_use]
+    pub fn explain(self) -> String {
+        match self {
+            Self::Drained { open: 0 } => "drained: no connection is open".to_owned(),
+            Self::Drained { open } => format!("drained: {open} open, within the threshold"),
+            Self::TimedOut { open: Some(open) } => {
+                format!("gave up at the drain timeout: {open} open at the last poll")
+            }
+            Self::TimedOut { open: None } => {
+                "gave up at the drain timeout, before the open connections could be counted"
+                    .to_owned()
+            }
+            Self::EnvoyGone => {
+                "Envoy is gone: nobody listens at its admin address, so nothing is left to drain"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// A drain that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its number; the first one is 1.
+    pub number: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Connections that were allowed to be open.
+    pub threshold: u64,
+    /// Time from its start to its end.
+    pub took: Duration,
+}
+
+/// Where the machine stands, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No drain.
+    Serving,
+    /// Waiting for the drain delay to pass.
+    Delaying,
+    /// Telling Envoy to fail its health checks.
+    Failing,
+    /// Waiting for the check delay to pass.
+    Settling,
+    /// Polling for open connections.
+    Draining,
+    /// Ended a moment ago.
+    Ended,
+}
+
+impl Phase {
+    /// All phases, for a series each.
+    pub const ALL: [Self; 6] =
+        [Self::Serving, Self::Delaying, Self::Failing, Self::Settling, Self::Draining, Self::Ended];
+
+    /// The phase in one word, as metrics and JSON have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Delaying => "delaying",
+            Self::Failing => "failing",
+            Self::Settling => "settling",
+            Self::Draining => "draining",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// Whether a request to drain began one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It began the drain of this number.
+    Started(u64),
+    /// The drain of this number was going on, or had ended just before.
+    Joined(u64),
+}
+
+impl Begun {
+    /// The drain's number.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        match self {
+            Self::Started(number) | Self::Joined(number) => number,
+        }
+    }
+}
+
+/// The state of the sidecar.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    state: State,
+    /// The number of the latest drain; 0 before the first.
+    number: u64,
+    last: Option<Ended>,
+    /// Whether somebody waits for a drain.
+    awaited: bool,
+}
+
+/// The outline of a machine's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// The number of the latest drain; 0 before the first.
+    pub number: u64,
+    /// Where the machine stands.
+    pub phase: Phase,
+    /// A look at Envoy is still to be done, outside a drain.
+    pub looks: bool,
+    /// That look will put an Envoy that it finds out of service back.
+    pub puts_back: bool,
+    /// The call that is due or under way is a poll.
+    pub polls: bool,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Serving(Option<Look>),
+    Drain(Box<Drain>),
+    Ended { until: Time },
+}
+
+/// The look at Envoy while no drain goes on.
+#[derive(Clone, Debug)]
+struct Look {
+    next: Time,
+    call: Call,
+    tries: u32,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The sidecar has just started: what can be counted, and, where this is allowed, an Envoy
+    /// that is out of service is put back.
+    Arrival { put_back: bool },
+    /// A drain has ended, and the pod lives on.
+    Aftermath,
+}
+
+impl Machine {
+    /// A sidecar that has just started and will look at Envoy once. `put_back`: whether an Envoy
+    /// that is then out of service is put back in service.
+    #[must_use]
+    pub fn new(now: Time, put_back: bool) -> Self {
+        let purpose = Purpose::Arrival { put_back };
+        let look = Look { next: now + ARRIVAL, call: Call::Look, tries: LOOKS, purpose };
+        Self { state: State::Serving(Some(look)), number: 0, last: None, awaited: false }
+    }
+
+    /// Begins a drain, or joins the one that goes on or has just ended (its options then hold).
+    pub fn begin(&mut self, options: Options, now: Time) -> Begun {
+        if let State::Serving(_) = self.state {
+            self.number += 1;
+            self.state = State::Drain(Box::new(Drain::new(options, now)));
+            Begun::Started(self.number)
+        } else {
+            Begun::Joined(self.number)
+        }
+    }
+
+    /// Says whether somebody waits for a drain now.
+    pub fn set_awaited(&mut self, awaited: bool, now: Time) {
+        if let State::Serving(Some(look)) = &mut self.state
+            && self.awaited
+            && !awaited
+        {
+            look.next = look.next.max(now + ARRIVAL);
+            look.call = Call::Look;
+        }
+        self.awaited = awaited;
+    }
+
+    /// Takes what happened and says what to do next.
+    pub fn step(&mut self, event: &Event, now: Time) -> Action {
+        match event {
+            Event::Answer { drain, answer } if *drain == self.number => self.answered(answer, now),
+            // The answer to a call that an earlier drain, or none, had asked for.
+            Event::Answer { .. } | Event::Tick => {}
+            Event::Finished => self.finished(now),
+        }
+        self.next(now)
+    }
+
+    fn answered(&mut self, answer: &Answer, now: Time) {
+        match &mut self.state {
+            State::Drain(drain) => drain.answered(answer, now),
+            State::Serving(look) => {
+                *look = look.take().and_then(|look| look.answered(answer, now));
+            }
+            State::Ended { .. } => {}
+        }
+    }
+
+    fn finished(&mut self, now: Time) {
+        if let State::Drain(drain) = &self.state
+            && let Stage::Ending(outcome) = drain.stage
+        {
+            self.last = Some(Ended {
+                number: self.number,
+                outcome,
+                threshold: drain.options.min_open_connections,
+                took: now.saturating_sub(drain.started),
+            });
+            self.state = State::Ended { until: now + LINGER };
+        }
+    }
+
+    fn next(&mut self, now: Time) -> Action {
+        if let State::Ended { until } = self.state {
+            if now < until {
+                return Action::SleepUntil(until);
+            }
+            // One look, to say so if Envoy is still out of service.
+            let look = Look { next: now, call: Call::Look, tries: 1, purpose: Purpose::Aftermath };
+            self.state = State::Serving(Some(look));
+        }
+        match &mut self.state {
+            State::Drain(drain) => drain.next(now),
+            State::Serving(Some(look)) if look.puts_back() && self.awaited => Action::Sleep,
+            State::Serving(Some(look)) if now < look.next => Action::SleepUntil(look.next),
+            State::Serving(Some(look)) => Action::Call(look.call),
+            State::Serving(None) | State::Ended { .. } => Action::Sleep,
+        }
+    }
+
+    /// Where the machine stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match &self.state {
+            State::Serving(_) => Phase::Serving,
+            State::Ended { .. } => Phase::Ended,
+            State::Drain(drain) => match drain.stage {
+                Stage::Delaying => Phase::Delaying,
+                Stage::Failing => Phase::Failing,
+                Stage::Settling { .. } => Phase::Settling,
+                Stage::Draining | Stage::Ending(_) => Phase::Draining,
+            },
+        }
+    }
+
+    /// The drain that goes on.
+    #[must_use]
+    pub fn drain(&self) -> Option<&Drain> {
+        match &self.state {
+            State::Drain(drain) => Some(drain),
+            State::Serving(_) | State::Ended { .. } => None,
+        }
+    }
+
+    /// The outline of the state, to be compared with a later one.
+    #[must_use]
+    pub fn outline(&self) -> Outline {
+        let look = match &self.state {
+            State::Serving(look) => look.as_ref(),
+            State::Drain(_) | State::Ended { .. } => None,
+        };
+        let drain_polls = self.drain().is_some_and(|drain| drain.stage == Stage::Draining);
+        Outline {
+            number: self.number,
+            phase: self.phase(),
+            looks: look.is_some(),
+            puts_back: look.is_some_and(Look::puts_back),
+            polls: drain_polls || look.is_some_and(|look| look.call == Call::Poll),
+        }
+    }
+
+    /// The number of the latest drain; 0 before the first.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The latest drain that has ended.
+    #[must_use]
+    pub fn last(&self) -> Option<&Ended> {
+        self.last.as_ref()
+    }
+
+    /// The number of the drain whose end somebody awaits who begins to wait now: the one that
+    /// goes on or has just ended, else the next.
+    #[must_use]
+    pub fn awaits(&self) -> u64 {
+        match self.state {
+            State::Serving(_) => self.number + 1,
+            State::Drain(_) | State::Ended { .. } => self.number,
+        }
+    }
+
+    /// How the drain of this number ended, if it has; a later one's end stands in for it.
+    #[must_use]
+    pub fn end_of(&self, number: u64) -> Option<&Ended> {
+        self.last.as_ref().filter(|ended| ended.number >= number)
+    }
+}
+
+impl Look {
+    fn puts_back(&self) -> bool {
+        self.purpose == Purpose::Arrival { put_back: true }
+    }
+
+    /// The look that remains to be done.
+    fn answered(mut self, answer: &Answer, now: Time) -> Option<Self> {
+        self.next = now;
+        match answer {
+            Answer::Seen(Health::Draining) if self.puts_back() => self.call = Call::PutBack,
+            Answer::Seen(Health::Draining | Health::Live) | Answer::PutBack
+                if self.purpose != Purpose::Aftermath =>
+            {
+                self.call = Call::Poll;
+            }
+            Answer::Seen(Health::Starting) => self.comes_later(now),
+            Answer::Fault(Fault { kind: Kind::Refused, .. }) => self.comes_later(now),
+            Answer::Fault(_) if self.call != Call::Poll => self.again(now),
+            _ => return None,
+        }
+        (self.tries > 0).then_some(self)
+    }
+
+    /// This Envoy is younger than the sidecar, so no earlier life of the sidecar has put it out
+    /// of service.
+    fn comes_later(&mut self, now: Time) {
+        if let Purpose::Arrival { put_back } = &mut self.purpose {
+            *put_back = false;
+        }
+        self.again(now);
+    }
+
+    fn again(&mut self, now: Time) {
+        self.tries -= 1;
+        self.call = Call::Look;
+        self.next = now + LOOK_AGAIN;
+    }
+}
+
+/// A drain that goes on.
+#[derive(Clone, Debug)]
+pub struct Drain {
+    options: Options,
+    started: Time,
+    stage: Stage,
+    /// When the next call is due.
+    next: Time,
+    /// When the latest call was asked for.
+    asked: Time,
+    /// Whether it was tried to fail health checks.
+    tried: bool,
+    /// Failures in a row to do so.
+    failures: usize,
+    refusals: u32,
+    /// Whether Envoy was last seen starting, which says nothing about its health checks.
+    starting: bool,
+    last_poll: Option<Poll>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Delaying,
+    Failing,
+    Settling { until: Time },
+    Draining,
+    Ending(Outcome),
+}
+
+impl Drain {
+    fn new(options: Options, now: Time) -> Self {
+        Self {
+            next: now + look_interval(&options),
+            options,
+            started: now,
+            stage: Stage::Delaying,
+            asked: now,
+            tried: false,
+            failures: 0,
+            refusals: 0,
+            starting: false,
+            last_poll: None,
+        }
+    }
+
+    fn next(&mut self, now: Time) -> Action {
+        let deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
+        match self.stage {
+            Stage::Delaying if now >= self.started + self.options.drain_delay => self.fail(now),
+            Stage::Settling { until } if now >= until => {
+                self.stage = Stage::Draining;
+                self.call_at(now);
+            }
+            _ => {}
+        }
+        // Even with no time at all, it is tried once to fail health checks.
+        let may_end = self.tried || self.stage == Stage::Delaying;
+        if deadline.is_some_and(|deadline| now >= deadline) && may_end && !self.is_ending() {
+            let open = self.last_poll.map(|poll| poll.open);
+            self.stage = Stage::Ending(Outcome::TimedOut { open });
+        }
+        let call = match self.stage {
+            Stage::Ending(outcome) => return Action::Finish(outcome),
+            Stage::Failing => Call::Fail,
+            Stage::Draining => Call::Poll,
+            Stage::Delaying | Stage::Settling { .. } => Call::Look,
+        };
+        if now >= self.next {
+            self.asked = now;
+            self.tried |= call == Call::Fail;
+            return Action::Call(call);
+        }
+        let end_of_stage = match self.stage {
+            Stage::Delaying => Some(self.started + self.options.drain_delay),
+            Stage::Settling { until } => Some(until),
+            Stage::Failing | Stage::Draining | Stage::Ending(_) => None,
+        };
+        let wake = [end_of_stage, deadline].into_iter().flatten().fold(self.next, Time::min);
+        Action::SleepUntil(wake)
+    }
+
+    fn answered(&mut self, answer: &Answer, now: Time) {
+        if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
+            self.refusals += 1;
+            self.next = now + REFUSED_AGAIN;
+            if self.refusals == REFUSALS {
+                self.stage = Stage::Ending(Outcome::EnvoyGone);
+            }
+            return;
+        }
+        self.refusals = 0;
+        match answer {
+            Answer::Failed => {
+                self.failures = 0;
+                self.stage = Stage::Settling { until: now + self.options.check_delay };
+                self.next = now + look_interval(&self.options);
+            }
+            Answer::Seen(health) => {
+                self.next = now + look_interval(&self.options);
+                self.check(*health, now);
+            }
+            Answer::Polled(poll) => {
+                self.last_poll = Some(*poll);
+                self.next = self.next_poll(now);
+                if !self.check(poll.health, now) && poll.open <= self.options.min_open_connections {
+                    self.stage = Stage::Ending(Outcome::Drained { open: poll.open });
+                }
+            }
+            Answer::Fault(_) => {
+                self.next = match self.stage {
+                    Stage::Failing => {
+                        let pause = FAIL_AGAIN.get(self.failures).copied();
+                        self.failures += 1;
+                        now + pause.unwrap_or(self.options.check_interval)
+                    }
+                    Stage::Draining => self.next_poll(now),
+                    _ => now + look_interval(&self.options),
+                };
+            }
+            Answer::PutBack => {}
+        }
+    }
+
+    /// Fails health checks again if they no longer are, and says so.
+    fn check(&mut self, health: Health, now: Time) -> bool {
+        let was_starting = std::mem::replace(&mut self.starting, health == Health::Starting);
+        // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
+        // (measured), and until then /ready goes on saying that it is starting.
+        let reverted = match health {
+            Health::Live => true,
+            Health::Starting => !was_starting,
+            Health::Draining => false,
+        };
+        let reverted = reverted && self.stage != Stage::Delaying;
+        if reverted {
+            self.fail(now);
+        }
+        reverted
+    }
+
+    fn fail(&mut self, now: Time) {
+        self.stage = Stage::Failing;
+        self.failures = 0;
+        self.call_at(now);
+    }
+
+    /// A new stage calls at once, unless a refused call has its pause.
+    fn call_at(&mut self, now: Time) {
+        if self.refusals == 0 {
+            self.next = now;
+        }
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Ending(_))
+    }
+
+    /// A slow poll keeps Envoy's main thread busy: the next one leaves it as long in peace.
+    fn next_poll(&self, now: Time) -> Time {
+        let took = now.saturating_sub(self.asked);
+        (self.asked + self.options.check_interval).max(now + took)
+    }
+
+    /// What the drain was told.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Time {
+        self.started
+    }
+
+    /// The latest valid poll.
+    #[must_use]
+    pub fn last_poll(&self) -> Option<&Poll> {
+        self.last_poll.as_ref()
+    }
+}
+
+fn look_interval(options: &Options) -> Duration {
+    options.check_interval.min(LONGEST_LOOK)
+}
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,366 @@
+//! Random schedules: a drain, an Envoy that restarts, hangs, refuses and is put back by others,
+//! hooks and waiters that come at any time, and a clock that jumps to the next thing to happen.
+//! `SEED=n cargo test --lib simulation` runs one schedule alone.
+
+use super::*;
+
+/// SplitMix64: a few lines that give the same schedules everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+
+    fn millis(&mut self, end: u64) -> Duration {
+        Duration::from_millis(self.below(end))
+    }
+}
+
+/// How Envoy answers at the moment.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Well,
+    /// Answers, but with something else.
+    Odd,
+    Hangs,
+    Refuses,
+}
+
+struct Envoy {
+    mood: Mood,
+    /// Health checks are failed.
+    failed: bool,
+    starting_until: Time,
+    open: u64,
+}
+
+struct Waiter {
+    awaits: u64,
+    answers: u32,
+}
+
+/// One call gives up after this long.
+const CALL: Duration = Duration::from_secs(2);
+
+struct World {
+    random: Random,
+    put_back: bool,
+    now: Time,
+    machine: Machine,
+    /// What the machine is to be told next.
+    event: Event,
+    envoy: Envoy,
+    /// When something outside happens next.
+    outside: Time,
+    waiters: Vec<Waiter>,
+    drains: u64,
+    // What the invariants need to know.
+    options: Options,
+    began: Time,
+    failed_at: Option<Time>,
+    last_poll: Option<Poll>,
+    reverted: bool,
+    refused: Vec<Time>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let put_back = !random.one_in(4);
+        let envoy = Envoy {
+            mood: Mood::Well,
+            failed: random.one_in(3),
+            starting_until: Time::ZERO,
+            open: random.below(4),
+        };
+        Self {
+            outside: random.millis(6_000),
+            random,
+            put_back,
+            now: Time::ZERO,
+            machine: Machine::new(Time::ZERO, put_back),
+            event: Event::Tick,
+            envoy,
+            waiters: Vec::new(),
+            drains: 0,
+            options: Options::default(),
+            began: Time::ZERO,
+            failed_at: None,
+            last_poll: None,
+            reverted: false,
+            refused: Vec::new(),
+        }
+    }
+
+    fn random_options(&mut self) -> Options {
+        let random = &mut self.random;
+        let seconds = Duration::from_secs;
+        Options {
+            check_interval: random.pick(&[
+                Duration::from_millis(10),
+                seconds(1),
+                seconds(5),
+                seconds(30),
+            ]),
+            check_delay: random.pick(&[Duration::ZERO, seconds(1), seconds(10), seconds(60)]),
+            drain_delay: random.pick(&[Duration::ZERO, Duration::ZERO, seconds(1), seconds(20)]),
+            drain_timeout: random.pick(&[
+                None,
+                Some(Duration::ZERO),
+                Some(seconds(15)),
+                Some(seconds(90)),
+            ]),
+            min_open_connections: random.pick(&[0, 0, 1, 5]),
+            ..Options::default()
+        }
+    }
+
+    /// Something that the machine has no say in.
+    fn happen(&mut self) {
+        match self.random.below(12) {
+            0 => self.hook(),
+            1 | 2 => {
+                self.waiters.push(Waiter { awaits: self.machine.awaits(), answers: 0 });
+                self.machine.set_awaited(true, self.now);
+            }
+            3 => self.envoy.mood = self.random.pick(&[Mood::Odd, Mood::Hangs, Mood::Refuses]),
+            4 => {
+                self.envoy.failed = false;
+                self.envoy.starting_until = self.now + self.random.millis(4_000);
+                self.envoy.open = 0;
+            }
+            5 => self.envoy.failed = false,
+            _ => self.envoy.mood = Mood::Well,
+        }
+        let least = if self.envoy.failed { 0 } else { self.envoy.open.saturating_sub(1) };
+        self.envoy.open = least + self.random.below(3);
+        self.outside = self.now + self.random.millis(9_000);
+    }
+
+    fn hook(&mut self) {
+        let options = self.random_options();
+        let was_serving = self.machine.phase() == Phase::Serving;
+        let begun = self.machine.begin(options.clone(), self.now);
+        assert_eq!(
+            begun,
+            if was_serving {
+                self.drains += 1;
+                self.options = options;
+                self.began = self.now;
+                self.failed_at = None;
+                self.last_poll = None;
+                self.reverted = false;
+                self.refused.clear();
+                Begun::Started(self.drains)
+            } else {
+                Begun::Joined(self.drains)
+            }
+        );
+    }
+
+    fn call(&mut self, call: Call) -> Answer {
+        let asked = self.now;
+        let in_drain = self.machine.drain().is_some();
+        match call {
+            Call::Fail => assert!(in_drain, "health checks failed outside a drain"),
+            Call::PutBack => {
+                assert!(self.put_back && self.drains == 0 && asked >= ARRIVAL, "put back");
+                let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
+                assert!(!awaited, "put back while somebody waits");
+            }
+            Call::Look | Call::Poll => {}
+        }
+        if in_drain && self.reverted {
+            assert_eq!(call, Call::Fail, "failed again after every revert");
+        }
+        self.now += match self.envoy.mood {
+            Mood::Hangs => CALL,
+            _ if self.random.one_in(4) => self.random.millis(1_999),
+            _ => Duration::from_micros(300),
+        };
+        // Things happen while a call is under way, too.
+        if self.outside <= self.now {
+            self.happen();
+        }
+        let fault = |kind| Answer::Fault(Fault { kind, text: String::new() });
+        let answer = match self.envoy.mood {
+            Mood::Hangs => fault(Kind::Timeout),
+            Mood::Refuses => fault(Kind::Refused),
+            Mood::Odd => fault(self.random.pick(&[Kind::Status, Kind::Protocol, Kind::Content])),
+            Mood::Well => self.well(call),
+        };
+        if in_drain {
+            self.note(asked, &answer);
+        }
+        answer
+    }
+
+    fn well(&mut self, call: Call) -> Answer {
+        let health = if self.now < self.envoy.starting_until {
+            Health::Starting
+        } else if self.envoy.failed {
+            Health::Draining
+        } else {
+            Health::Live
+        };
+        match call {
+            Call::Fail => {
+                self.envoy.failed = true;
+                Answer::Failed
+            }
+            Call::PutBack => {
+                self.envoy.failed = false;
+                Answer::PutBack
+            }
+            Call::Look => Answer::Seen(health),
+            Call::Poll => {
+                let health = if self.envoy.failed { Health::Draining } else { Health::Live };
+                Answer::Polled(Poll { open: self.envoy.open, visible: Visible::Everything, health })
+            }
+        }
+    }
+
+    /// What the invariants need to know of an answer in a drain.
+    fn note(&mut self, asked: Time, answer: &Answer) {
+        if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
+            self.refused.push(asked);
+        } else {
+            self.refused.clear();
+        }
+        match answer {
+            Answer::Failed => {
+                self.failed_at = Some(self.now);
+                self.reverted = false;
+            }
+            Answer::Seen(health) => {
+                self.reverted = *health == Health::Live && self.failed_at.is_some()
+            }
+            Answer::Polled(poll) => {
+                self.last_poll = Some(*poll);
+                self.reverted = poll.health == Health::Live;
+            }
+            _ => {}
+        }
+    }
+
+    fn ended(&self, outcome: Outcome) {
+        let timeout = self.options.drain_timeout;
+        match outcome {
+            Outcome::Drained { open } => {
+                let poll = self.last_poll.expect("drained without a valid poll");
+                assert_eq!(poll.open, open);
+                assert!(open <= self.options.min_open_connections, "drained above the threshold");
+                assert_eq!(poll.health, Health::Draining, "drained in service");
+                let failed_at = self.failed_at.expect("drained without failing health checks");
+                assert!(self.now >= failed_at + self.options.check_delay, "drained unsettled");
+            }
+            Outcome::TimedOut { open } => {
+                let timeout = timeout.expect("timed out without a timeout");
+                assert!(self.now >= self.began + timeout, "timed out too early");
+                assert_eq!(open, self.last_poll.map(|poll| poll.open));
+            }
+            Outcome::EnvoyGone => {
+                let n = self.refused.len();
+                assert!(n >= 3, "gone after {n} refusals in a row");
+                for pair in self.refused.windows(2) {
+                    assert!(pair[1] >= pair[0] + Duration::from_secs(1), "refusals too close");
+                }
+            }
+        }
+        if let Some(timeout) = timeout {
+            assert!(
+                self.now <= self.began + timeout + CALL,
+                "later than one call after its timeout"
+            );
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        for waiter in self.waiters.iter_mut().filter(|waiter| waiter.answers == 0) {
+            waiter.answers += u32::from(self.machine.end_of(waiter.awaits).is_some());
+        }
+        let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
+        self.machine.set_awaited(awaited, self.now);
+    }
+
+    fn run(&mut self, end: Time) {
+        while self.now < end {
+            let number = self.machine.number();
+            let event = std::mem::replace(&mut self.event, Event::Tick);
+            let action = self.machine.step(&event, self.now);
+            match action {
+                Action::Sleep | Action::SleepUntil(_) => {
+                    let wake = match action {
+                        Action::SleepUntil(time) => {
+                            assert!(time > self.now, "a wake-up in the past");
+                            time
+                        }
+                        _ => end,
+                    };
+                    self.now = wake.min(self.outside).min(end);
+                    if self.outside <= self.now {
+                        self.happen();
+                    }
+                }
+                Action::Call(call) => {
+                    self.event = Event::Answer { drain: number, answer: self.call(call) };
+                }
+                Action::Finish(outcome) => {
+                    self.ended(outcome);
+                    self.event = Event::Finished;
+                }
+            }
+            self.answer_waiters();
+        }
+    }
+
+    /// From now on Envoy is well and its connections close, so every drain must end.
+    fn settle(&mut self) {
+        self.outside = Time::MAX;
+        self.envoy.mood = Mood::Well;
+        self.envoy.open = 0;
+        if self.machine.phase() == Phase::Serving {
+            self.hook();
+        }
+        self.run(self.now + Duration::from_secs(300));
+        assert!(self.machine.drain().is_none(), "a drain that does not end");
+        for waiter in &self.waiters {
+            assert_eq!(waiter.answers, 1, "a waiter for drain {}", waiter.awaits);
+        }
+    }
+}
+
+fn schedule(seed: u64) {
+    let mut world = World::new(seed);
+    let length = Duration::from_secs(5 + world.random.below(200));
+    world.run(length);
+    world.settle();
+}
+
+#[test]
+fn no_schedule_breaks_an_invariant() {
+    if let Ok(seed) = std::env::var("SEED") {
+        return schedule(seed.parse().expect("SEED is a number"));
+    }
+    for seed in 0..100_000 {
+        let outcome = std::panic::catch_unwind(|| schedule(seed));
+        assert!(outcome.is_ok(), "to repeat it: SEED={seed} cargo test --lib simulation");
+    }
+}

@@ -1,0 +1,533 @@
+//! Whole drains on a virtual clock, against an Envoy that is a script.
+
+use super::*;
+
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// What Envoy answers from a moment on.
+#[derive(Clone, Copy, Debug)]
+enum Envoy {
+    Live(u64),
+    Draining(u64),
+    Starting,
+    Refuses,
+    Hangs,
+}
+
+/// A machine, its clock, and an Envoy whose state changes at set times.
+struct Scenario {
+    options: Options,
+    script: Vec<(Time, Envoy)>,
+    envoy: Envoy,
+    machine: Machine,
+    now: Time,
+    calls: Vec<(Time, Call)>,
+    /// How long Envoy takes for an answer; a hanging one takes 2 s until the call gives up.
+    takes: Duration,
+}
+
+/// Defaults, but small: 1 s between polls, a check delay of 10 s.
+fn options() -> Options {
+    Options { check_interval: s(1), check_delay: s(10), ..Options::default() }
+}
+
+/// Begins a drain at 0 s of an Envoy that is LIVE with `open` connections.
+fn drain(open: u64, options: Options) -> Scenario {
+    let mut scenario = serving(Envoy::Live(open), options);
+    assert_eq!(scenario.begin(), Begun::Started(1));
+    scenario
+}
+
+fn serving(envoy: Envoy, options: Options) -> Scenario {
+    Scenario {
+        options,
+        script: Vec::new(),
+        envoy,
+        machine: Machine::new(Time::ZERO, true),
+        now: Time::ZERO,
+        calls: Vec::new(),
+        takes: Duration::ZERO,
+    }
+}
+
+impl Scenario {
+    fn at(mut self, time: Time, envoy: Envoy) -> Self {
+        self.script.push((time, envoy));
+        self
+    }
+
+    fn begin(&mut self) -> Begun {
+        self.machine.begin(self.options.clone(), self.now)
+    }
+
+    fn answer(&mut self, call: Call) -> Answer {
+        while let Some((time, envoy)) = self.script.first().copied()
+            && time <= self.now
+        {
+            self.envoy = envoy;
+            self.script.remove(0);
+        }
+        let fault = |kind| Answer::Fault(Fault { kind, text: String::new() });
+        let (health, open) = match self.envoy {
+            Envoy::Live(open) => (Health::Live, open),
+            Envoy::Draining(open) => (Health::Draining, open),
+            Envoy::Starting => (Health::Starting, 0),
+            Envoy::Refuses => return fault(Kind::Refused),
+            Envoy::Hangs => {
+                self.now += s(2);
+                return fault(Kind::Timeout);
+            }
+        };
+        self.now += self.takes;
+        match call {
+            Call::Fail => {
+                if let Envoy::Live(open) = self.envoy {
+                    self.envoy = Envoy::Draining(open);
+                }
+                Answer::Failed
+            }
+            Call::PutBack => {
+                if let Envoy::Draining(open) = self.envoy {
+                    self.envoy = Envoy::Live(open);
+                }
+                Answer::PutBack
+            }
+            Call::Look => Answer::Seen(health),
+            Call::Poll => Answer::Polled(Poll { open, visible: Visible::Everything, health }),
+        }
+    }
+
+    /// Runs until the time, or until the machine has nothing to do any more.
+    fn run_to(&mut self, end: Time) -> &mut Self {
+        let mut event = Event::Tick;
+        while self.now <= end {
+            match self.machine.step(&std::mem::replace(&mut event, Event::Tick), self.now) {
+                Action::Sleep => break,
+                Action::SleepUntil(time) => {
+                    assert!(time > self.now, "a wake-up in the past");
+                    if time > end {
+                        break;
+                    }
+                    self.now = time;
+                }
+                Action::Call(call) => {
+                    self.calls.push((self.now, call));
+                    let drain = self.machine.number();
+                    event = Event::Answer { drain, answer: self.answer(call) };
+                }
+                Action::Finish(_) => event = Event::Finished,
+            }
+        }
+        self.now = self.now.max(end);
+        self
+    }
+
+    /// Runs the drain to its end.
+    fn ends(&mut self) -> (Time, Outcome) {
+        self.run_to(s(1000));
+        let ended = self.machine.last().expect("it did not end");
+        (ended.took, ended.outcome)
+    }
+
+    fn times(&self, wanted: Call) -> Vec<Time> {
+        self.calls.iter().filter(|(_, call)| *call == wanted).map(|(time, _)| *time).collect()
+    }
+}
+
+const DRAINED: Outcome = Outcome::Drained { open: 0 };
+
+#[test]
+fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay() {
+    let mut scenario = drain(2, options()).at(s(13), Envoy::Draining(0));
+    assert_eq!(scenario.ends(), (s(13), DRAINED));
+    assert_eq!(scenario.times(Call::Fail), [s(0)]);
+    assert_eq!(scenario.times(Call::Poll), [s(10), s(11), s(12), s(13)]);
+}
+
+#[test]
+fn the_drain_delay_comes_before_failing_and_the_check_delay_counts_from_there() {
+    let mut scenario = drain(0, Options { drain_delay: s(20), ..options() });
+    scenario.takes = ms(300);
+    let (took, outcome) = scenario.ends();
+    let failed = scenario.times(Call::Fail);
+    assert_eq!(outcome, DRAINED);
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0] >= s(20) && failed[0] < s(21), "{failed:?}");
+    // From the answer, not from the question.
+    assert_eq!(scenario.times(Call::Poll), [failed[0] + ms(300) + s(10)]);
+    assert_eq!(took, failed[0] + s(10) + ms(600));
+}
+
+#[test]
+fn the_phases_follow_each_other() {
+    let mut scenario =
+        drain(1, Options { drain_delay: s(5), ..options() }).at(s(20), Envoy::Draining(0));
+    for (time, phase) in [
+        (s(0), Phase::Delaying),
+        (s(4), Phase::Delaying),
+        (s(5), Phase::Settling),
+        (s(14), Phase::Settling),
+        (s(15), Phase::Draining),
+        (s(19), Phase::Draining),
+        (s(20), Phase::Ended),
+        (s(49), Phase::Ended),
+        (s(50), Phase::Serving),
+    ] {
+        assert_eq!(scenario.run_to(time).machine.phase(), phase, "at {time:?}");
+    }
+    let mut failing = drain(1, options()).at(s(0), Envoy::Hangs);
+    assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::Failing);
+}
+
+#[test]
+fn the_threshold_is_what_may_be_open() {
+    let options = Options { min_open_connections: 3, ..options() };
+    let mut scenario = drain(4, options).at(s(12), Envoy::Draining(3));
+    assert_eq!(scenario.ends(), (s(12), Outcome::Drained { open: 3 }));
+    assert_eq!(scenario.machine.last().map(|ended| ended.threshold), Some(3));
+}
+
+#[test]
+fn no_delays_mean_a_poll_right_behind_the_failing() {
+    let mut scenario = drain(0, Options { check_delay: s(0), ..options() });
+    assert_eq!(scenario.ends(), (s(0), DRAINED));
+    assert_eq!(scenario.calls[..2], [(s(0), Call::Fail), (s(0), Call::Poll)]);
+}
+
+#[test]
+fn an_error_is_never_zero() {
+    let mut scenario = drain(1, options())
+        .at(s(11), Envoy::Hangs)
+        .at(s(100), Envoy::Draining(1))
+        .at(s(200), Envoy::Draining(0));
+    let (took, outcome) = scenario.ends();
+    assert_eq!(outcome, DRAINED);
+    assert!(took >= s(200) && took <= s(201), "{took:?}");
+}
+
+#[test]
+fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
+    let options = Options { check_interval: s(7), ..options() };
+    let mut scenario = drain(0, options).at(s(0), Envoy::Hangs).at(s(40), Envoy::Live(0));
+    scenario.run_to(s(50));
+    // Each call hangs for 2 s; then the pause.
+    let expected =
+        [s(0), ms(2_200), ms(5_200), ms(12_200), ms(21_200), ms(30_200), ms(39_200), ms(48_200)];
+    assert_eq!(scenario.times(Call::Fail), expected);
+    assert_eq!(scenario.machine.phase(), Phase::Settling);
+}
+
+#[test]
+fn settling_starts_anew_after_a_revert() {
+    let mut scenario = drain(0, options()).at(s(6), Envoy::Live(0));
+    let (took, outcome) = scenario.ends();
+    assert_eq!(outcome, DRAINED);
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(6)]);
+    assert_eq!(took, s(16));
+}
+
+#[test]
+fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
+    // Nothing open, but LIVE: no end.
+    let mut scenario = drain(5, options()).at(s(13), Envoy::Live(0));
+    assert_eq!(scenario.ends(), (s(23), DRAINED));
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(13)]);
+}
+
+#[test]
+fn a_long_check_interval_does_not_hide_a_revert_while_settling() {
+    let options = Options { check_interval: s(60), check_delay: s(30), ..Options::default() };
+    let mut scenario = drain(0, options).at(s(5), Envoy::Live(0));
+    scenario.run_to(s(8));
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(6)]);
+}
+
+#[test]
+fn an_envoy_that_restarts_is_failed_again_once_while_it_starts() {
+    let mut scenario = drain(0, options()).at(s(4), Envoy::Starting).at(s(12), Envoy::Draining(0));
+    let (took, outcome) = scenario.ends();
+    assert_eq!(outcome, DRAINED);
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(4)]);
+    assert_eq!(took, s(14));
+    // And again if it comes up LIVE all the same.
+    let mut scenario = drain(0, options()).at(s(4), Envoy::Starting).at(s(12), Envoy::Live(0));
+    assert_eq!(scenario.ends(), (s(22), DRAINED));
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(4), s(12)]);
+}
+
+#[test]
+fn an_envoy_that_never_finishes_starting_does_not_hold_the_drain() {
+    let mut scenario = drain(0, options()).at(s(4), Envoy::Starting);
+    assert_eq!(scenario.ends(), (s(14), DRAINED));
+}
+
+#[test]
+fn envoy_is_gone_after_three_refusals_a_second_apart() {
+    for refused_at in [s(0), s(5), s(15)] {
+        let mut scenario = drain(1, options()).at(refused_at, Envoy::Refuses);
+        let (took, outcome) = scenario.ends();
+        assert_eq!(outcome, Outcome::EnvoyGone);
+        assert_eq!(took, refused_at + s(2), "refused at {refused_at:?}");
+    }
+    let delayed = Options { drain_delay: s(60), ..options() };
+    let mut scenario = drain(1, delayed).at(s(20), Envoy::Refuses);
+    assert_eq!(scenario.ends(), (s(22), Outcome::EnvoyGone), "while delaying");
+}
+
+#[test]
+fn two_refusals_are_not_gone_and_any_other_answer_breaks_the_row() {
+    for between in [Envoy::Draining(1), Envoy::Hangs, Envoy::Starting] {
+        let mut scenario = drain(1, options())
+            .at(s(12), Envoy::Refuses)
+            .at(ms(13_500), between)
+            .at(ms(14_500), Envoy::Refuses)
+            .at(ms(16_500), Envoy::Draining(1));
+        scenario.run_to(s(19));
+        assert!(scenario.machine.last().is_none(), "{between:?}");
+    }
+}
+
+#[test]
+fn refusals_keep_their_distance_when_a_stage_begins_between_them() {
+    let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
+    let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
+    assert_eq!(scenario.ends(), (s(4), Outcome::EnvoyGone));
+    let times: Vec<Time> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
+    assert_eq!(times, [s(2), s(3), s(4)]);
+}
+
+#[test]
+fn a_hung_or_slow_envoy_is_never_gone() {
+    let mut scenario = drain(1, options()).at(s(0), Envoy::Hangs);
+    scenario.run_to(s(900));
+    assert!(scenario.machine.last().is_none());
+}
+
+#[test]
+fn the_drain_timeout_counts_from_the_start() {
+    let options = |drain_timeout| Options { drain_timeout: Some(drain_timeout), ..options() };
+    for (timeout, open) in [(ms(12_300), Some(7)), (s(5), None)] {
+        let mut scenario = drain(7, options(timeout));
+        assert_eq!(scenario.ends(), (timeout, Outcome::TimedOut { open }));
+    }
+    let mut hangs = drain(7, options(s(5))).at(s(0), Envoy::Hangs);
+    let (took, _) = hangs.ends();
+    assert!(took >= s(5) && took <= s(7), "{took:?}: no longer than one call");
+    let mut delaying = drain(7, Options { drain_delay: s(60), ..options(s(5)) });
+    assert_eq!(delaying.ends(), (s(5), Outcome::TimedOut { open: None }));
+}
+
+#[test]
+fn a_drain_that_is_over_at_its_deadline_has_drained() {
+    let options = Options { drain_timeout: Some(s(10)), ..options() };
+    let mut scenario = drain(0, options);
+    scenario.takes = ms(1);
+    let (_, outcome) = scenario.ends();
+    assert_eq!(outcome, Outcome::TimedOut { open: None }, "settled a millisecond too late");
+    let options = Options { drain_timeout: Some(ms(10_002)), ..scenario.options };
+    let mut scenario = drain(0, options);
+    scenario.takes = ms(1);
+    assert_eq!(scenario.ends(), (ms(10_002), DRAINED));
+}
+
+#[test]
+fn no_time_at_all_is_enough_to_fail_health_checks_once() {
+    for envoy in [Envoy::Live(3), Envoy::Hangs] {
+        let options = Options { drain_timeout: Some(s(0)), ..options() };
+        let mut scenario = drain(3, options).at(s(0), envoy);
+        let (took, outcome) = scenario.ends();
+        assert_eq!(outcome, Outcome::TimedOut { open: None });
+        assert_eq!(scenario.calls[..1], [(s(0), Call::Fail)]);
+        assert_eq!(scenario.times(Call::Fail).len(), 1);
+        assert!(took <= s(2));
+    }
+}
+
+#[test]
+fn a_slow_poll_is_followed_by_as_long_a_pause() {
+    let mut scenario = drain(1, options());
+    scenario.takes = ms(2_600);
+    scenario.run_to(s(30));
+    let polls = scenario.times(Call::Poll);
+    assert_eq!(polls[1] - polls[0], ms(5_200));
+    let mut scenario = drain(1, options());
+    scenario.takes = ms(300);
+    scenario.run_to(s(30));
+    let polls = scenario.times(Call::Poll);
+    assert_eq!(polls[1] - polls[0], s(1), "the interval is from question to question");
+}
+
+#[test]
+fn a_second_hook_joins() {
+    let mut scenario = drain(1, options());
+    scenario.run_to(s(5));
+    assert_eq!(scenario.begin(), Begun::Joined(1));
+    scenario.run_to(s(6));
+    assert_eq!(scenario.machine.phase(), Phase::Settling, "and disturbs nothing");
+    assert_eq!(scenario.times(Call::Fail), [s(0)]);
+}
+
+#[test]
+fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
+    let mut scenario = drain(0, options());
+    scenario.run_to(s(39));
+    assert_eq!(scenario.begin(), Begun::Joined(1));
+    assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Serving);
+    assert_eq!(scenario.times(Call::Look).last(), Some(&s(40)), "one look at what it left behind");
+    assert_eq!(scenario.times(Call::PutBack), [], "which changes nothing");
+    assert_eq!(scenario.begin(), Begun::Started(2));
+    let (took, outcome) = scenario.ends();
+    assert_eq!((took, outcome), (s(10), DRAINED));
+    assert_eq!(scenario.machine.last().map(|ended| ended.number), Some(2));
+}
+
+#[test]
+fn who_waits_awaits_this_drain_or_the_next() {
+    let mut scenario = serving(Envoy::Live(0), options());
+    assert_eq!(scenario.machine.awaits(), 1);
+    scenario.begin();
+    assert_eq!(scenario.machine.awaits(), 1);
+    scenario.run_to(s(9));
+    assert_eq!(scenario.machine.end_of(1), None);
+    scenario.run_to(s(10));
+    assert_eq!(scenario.machine.awaits(), 1, "it has just ended");
+    assert_eq!(scenario.machine.end_of(1).map(|ended| ended.outcome), Some(DRAINED));
+    assert_eq!(scenario.machine.end_of(2), None);
+    scenario.run_to(s(41));
+    assert_eq!(scenario.machine.awaits(), 2);
+    assert!(scenario.machine.end_of(1).is_some(), "a slow waiter still finds its end");
+}
+
+#[test]
+fn an_answer_to_an_earlier_call_is_dropped() {
+    let mut machine = Machine::new(Time::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
+    machine.begin(options(), s(2));
+    let stale = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
+    assert_eq!(machine.step(&stale, s(2)), Action::Call(Call::Fail));
+    let stale = Event::Answer { drain: 0, answer: Answer::Failed };
+    machine.step(&stale, s(2));
+    assert_eq!(machine.phase(), Phase::Failing);
+}
+
+#[test]
+fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
+    let mut scenario = serving(Envoy::Draining(4), options());
+    scenario.run_to(s(100));
+    assert_eq!(
+        scenario.calls,
+        [(s(2), Call::Look), (s(2), Call::PutBack), (s(2), Call::Poll)],
+        "and then there is nothing to do"
+    );
+    assert_eq!(scenario.machine.step(&Event::Tick, s(101)), Action::Sleep);
+}
+
+#[test]
+fn an_envoy_in_service_is_only_looked_at() {
+    let mut scenario = serving(Envoy::Live(4), options());
+    scenario.run_to(s(100));
+    assert_eq!(scenario.calls, [(s(2), Call::Look), (s(2), Call::Poll)]);
+}
+
+#[test]
+fn nothing_is_put_back_when_that_is_turned_off() {
+    let mut scenario = serving(Envoy::Draining(4), options());
+    scenario.machine = Machine::new(Time::ZERO, false);
+    scenario.run_to(s(100));
+    assert_eq!(scenario.calls, [(s(2), Call::Look), (s(2), Call::Poll)]);
+}
+
+#[test]
+fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
+    let mut scenario = serving(Envoy::Draining(4), options());
+    scenario.run_to(s(1)).machine.set_awaited(true, s(1));
+    scenario.run_to(s(30));
+    assert_eq!(scenario.calls, []);
+    scenario.machine.set_awaited(false, s(30));
+    scenario.run_to(s(100));
+    assert_eq!(scenario.times(Call::PutBack), [s(32)]);
+
+    // Somebody comes between the look and what follows from it.
+    let mut machine = Machine::new(Time::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
+    machine.set_awaited(true, s(2));
+    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
+    assert_eq!(machine.step(&answer, s(2)), Action::Sleep);
+    machine.set_awaited(false, s(9));
+    assert_eq!(machine.step(&Event::Tick, s(9)), Action::SleepUntil(s(11)));
+    assert_eq!(machine.step(&Event::Tick, s(11)), Action::Call(Call::Look), "it looks anew");
+}
+
+#[test]
+fn nothing_is_put_back_once_a_drain_has_begun() {
+    let mut scenario = serving(Envoy::Draining(0), options());
+    scenario.run_to(ms(1_999));
+    scenario.begin();
+    scenario.run_to(s(200));
+    assert_eq!(scenario.times(Call::PutBack), []);
+}
+
+#[test]
+fn an_envoy_that_comes_later_is_not_put_back() {
+    for first in [Envoy::Refuses, Envoy::Starting] {
+        let mut scenario = serving(first, options()).at(s(5), Envoy::Draining(0));
+        scenario.run_to(s(100));
+        assert_eq!(scenario.times(Call::PutBack), [], "{first:?}");
+        assert_eq!(scenario.times(Call::Poll), [s(7)], "{first:?}");
+    }
+    // A hung one may be stranded.
+    let mut scenario = serving(Envoy::Hangs, options()).at(s(5), Envoy::Draining(0));
+    scenario.run_to(s(100));
+    assert_eq!(scenario.times(Call::PutBack), [s(9)]);
+}
+
+#[test]
+fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
+    for never in [Envoy::Refuses, Envoy::Starting, Envoy::Hangs] {
+        let mut scenario = serving(never, options());
+        scenario.run_to(s(1000));
+        assert_eq!(scenario.calls.len(), 12, "{never:?}");
+        assert_eq!(scenario.machine.step(&Event::Tick, s(1000)), Action::Sleep);
+    }
+}
+
+#[test]
+fn putting_back_is_tried_again_when_it_fails() {
+    let mut machine = Machine::new(Time::ZERO, true);
+    let answer = |answer| Event::Answer { drain: 0, answer };
+    let timeout = Fault { kind: Kind::Timeout, text: String::new() };
+    machine.step(&Event::Tick, s(2));
+    assert_eq!(
+        machine.step(&answer(Answer::Seen(Health::Draining)), s(2)),
+        Action::Call(Call::PutBack)
+    );
+    assert_eq!(
+        machine.step(&answer(Answer::Fault(timeout.clone())), s(4)),
+        Action::SleepUntil(s(9))
+    );
+    assert_eq!(machine.step(&Event::Tick, s(9)), Action::Call(Call::Look));
+    machine.step(&answer(Answer::Seen(Health::Draining)), s(9));
+    assert_eq!(machine.step(&answer(Answer::PutBack), s(9)), Action::Call(Call::Poll));
+    assert_eq!(machine.step(&answer(Answer::Fault(timeout)), s(9)), Action::Sleep);
+}
+
+#[test]
+fn outcomes_explain_themselves() {
+    for (outcome, name, words) in [
+        (DRAINED, "drained", "no connection is open"),
+        (Outcome::Drained { open: 2 }, "drained", "2 open, within the threshold"),
+        (Outcome::TimedOut { open: Some(3) }, "timed_out", "3 open at the last poll"),
+        (Outcome::TimedOut { open: None }, "timed_out", "before the open connections"),
+        (Outcome::EnvoyGone, "envoy_gone", "nobody listens"),
+    ] {
+        assert_eq!(outcome.name(), name);
+        assert!(outcome.explain().contains(words), "{}", outcome.explain());
+        assert_eq!(outcome.gave_up(), name == "timed_out");
+    }
+}
