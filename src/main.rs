@@ -1,3 +1,111 @@
 //! The life of the process.
 
-fn main() {}
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use envoy_shutdown_manager::cli::{self, Command, ManagerArgs};
+use envoy_shutdown_manager::control::Service;
+use envoy_shutdown_manager::envoy::Client;
+use envoy_shutdown_manager::hook::{self, Exit};
+use envoy_shutdown_manager::logger::{self, Line};
+use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
+use envoy_shutdown_manager::options::Options;
+use envoy_shutdown_manager::socket::{self, Bound};
+use envoy_shutdown_manager::supervisor::supervise;
+use nix::sys::signal::{SigSet, Signal};
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Manager(args)) => match sidecar(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(sentence) => {
+                Line::error(sentence).emit();
+                ExitCode::FAILURE
+            }
+        },
+        Ok(Command::Shutdown(args)) => ExitCode::from(hook::shutdown(&args) as u8),
+        Ok(Command::Status(args)) => ExitCode::from(hook::status(&args) as u8),
+        Ok(Command::Print(text)) => {
+            // Nobody reads any more: a pager was left, say.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(sentence) => {
+            eprintln!("envoy-shutdown-manager: {sentence}");
+            ExitCode::from(Exit::Usage as u8)
+        }
+    }
+}
+
+/// The sidecar's life, to its end by a signal.
+fn sidecar(args: &ManagerArgs) -> Result<(), String> {
+    logger::install(args.log_format);
+    // Before any thread or socket: every thread inherits that they are blocked, and a thread of
+    // their own takes them one by one. So they interrupt nobody's system call, and PID 1, for
+    // which the kernel drops a signal that has neither a handler nor is blocked, gets them too.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().map_err(|error| format!("signals cannot be waited for: {error}"))?;
+    let options = Options::default().with(&args.overrides);
+    let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
+    let bound = Arc::new(socket::bind(&places)?);
+    let listener = bound
+        .listener
+        .try_clone()
+        .map_err(|error| format!("the control socket cannot be shared: {error}"))?;
+
+    let manager = Manager::new(options.clone(), !args.no_restore);
+    let thread_failed = |error| format!("a thread cannot be started: {error}");
+    let worker = manager.clone();
+    supervise("worker", Box::new(move || worker.work(&mut Client))).map_err(thread_failed)?;
+    let mut service = Service::new(listener, manager.control(), manager.watch());
+    supervise("control", Box::new(move || service.serve())).map_err(thread_failed)?;
+    let (stopping, leaving) = (manager.clone(), Arc::clone(&bound));
+    let signals = move || obey(&signals, &stopping, &leaving);
+    supervise("signals", Box::new(signals)).map_err(thread_failed)?;
+
+    // Past this point the process ends by a signal alone; what goes wrong is logged.
+    let mut started = Line::info("started")
+        .with("version", env!("CARGO_PKG_VERSION"))
+        .with("control-socket", bound.path.display().to_string())
+        .with("restore", if args.no_restore { "off" } else { "on" });
+    for (name, value) in options.settings() {
+        started = started.with(name, value);
+    }
+    started.emit();
+    for name in &args.ignored {
+        Line::warn("an option is ignored, as Contour does; use --admin-address")
+            .with("option", format!("--{name}"))
+            .emit();
+    }
+    if let Some(path) = &options.ready_file {
+        remove_ready_file(path);
+    }
+    manager.wait_until_over();
+    bound.remove();
+    Line::info("stopped").emit();
+    Ok(())
+}
+
+/// Stops at the first signal when the drain has ended, and at the second at once.
+fn obey(signals: &SigSet, manager: &Manager, bound: &Bound) {
+    let mut stopping = false;
+    loop {
+        // It fails on a signal that does not exist alone.
+        let Ok(signal) = signals.wait() else { return };
+        if stopping {
+            let line = Line::warn("stopped at once, by a second signal");
+            line.with("signal", signal.as_str()).emit();
+            bound.remove();
+            // As a shell reports a process that a signal has ended.
+            std::process::exit(128 + signal as i32);
+        }
+        stopping = true;
+        let phase = manager.watch().snapshot().phase.name();
+        Line::info("stopping, when no drain goes on")
+            .with("signal", signal.as_str())
+            .with("phase", phase)
+            .emit();
+        manager.stop();
+    }
+}

@@ -1,0 +1,181 @@
+use std::time::Duration;
+
+use super::*;
+
+fn parse_line(line: &str) -> Result<Command, String> {
+    parse(line.split_whitespace().map(OsString::from))
+}
+
+fn manager(line: &str) -> ManagerArgs {
+    match parse_line(line) {
+        Ok(Command::Manager(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn hook(line: &str) -> ShutdownArgs {
+    match parse_line(line) {
+        Ok(Command::Shutdown(args)) => args,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn printed(line: &str) -> String {
+    match parse_line(line) {
+        Ok(Command::Print(text)) => text,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+const ALL: [On; 3] = [On::Manager, On::Shutdown, On::Status];
+
+#[test]
+fn contours_own_lines_are_taken() {
+    assert_eq!(manager("envoy shutdown-manager"), ManagerArgs::default());
+    assert_eq!(hook("envoy shutdown"), ShutdownArgs::default());
+    let args = hook(
+        "envoy shutdown --check-interval=10s --check-delay 30s --drain-delay=1m \
+         --min-open-connections=2 --admin-port=9001 --admin-address=/admin/admin.sock \
+         --ready-file=/admin/ok",
+    );
+    assert_eq!(args.overrides.check_interval, Some(Duration::from_secs(10)));
+    assert_eq!(args.overrides.check_delay, Some(Duration::from_secs(30)));
+    assert_eq!(args.overrides.drain_delay, Some(Duration::from_secs(60)));
+    assert_eq!(args.overrides.min_open_connections, Some(2));
+    assert_eq!(args.overrides.ready_file, Some("/admin/ok".into()));
+    assert_eq!(args.ignored, ["admin-port"]);
+    assert_eq!(manager("--log-format=json envoy shutdown-manager").log_format, Format::Json);
+    assert_eq!(manager("envoy --log-format json shutdown-manager").log_format, Format::Json);
+    hook("--log-format=json envoy shutdown");
+}
+
+#[test]
+fn the_word_envoy_may_be_left_out() {
+    assert_eq!(manager("shutdown-manager"), ManagerArgs::default());
+    assert_eq!(hook("shutdown"), ShutdownArgs::default());
+    assert!(parse_line("envoy envoy shutdown").is_err());
+}
+
+#[test]
+fn our_own_options_are_taken() {
+    let args = manager("shutdown-manager --no-restore --control-socket=/x --exclude a --exclude=b");
+    assert!(args.no_restore);
+    assert_eq!(args.control_socket, Some("/x".into()));
+    assert_eq!(args.overrides.exclude, ["a", "b"]);
+    assert_eq!(
+        parse_line("status --watch --json --control-socket /x"),
+        Ok(Command::Status(StatusArgs {
+            control_socket: Some("/x".into()),
+            watch: true,
+            json: true
+        }))
+    );
+}
+
+#[test]
+fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
+    for (line, sentence) in [
+        ("", "a command is missing; see envoy-shutdown-manager --help"),
+        ("envoy", "a command is missing"),
+        ("drain", "there is no command \"drain\""),
+        ("--quick shutdown", "invalid option '--quick', before any command"),
+        (
+            "shutdown --quick",
+            "shutdown has no option --quick; see envoy-shutdown-manager shutdown --help",
+        ),
+        ("shutdown --watch", "shutdown has no option --watch"),
+        ("shutdown --no-restore", "shutdown has no option --no-restore"),
+        ("status --check-delay=1s", "status has no option --check-delay"),
+        ("shutdown -q", "invalid option '-q'"),
+        ("shutdown now", "unexpected argument \"now\""),
+        ("shutdown --check-delay", "--check-delay needs a value: --check-delay=DURATION"),
+        ("shutdown --check-delay --exclude a", "--check-delay needs a value"),
+        ("shutdown --check-delay=", "--check-delay: \"\" is not a duration"),
+        ("shutdown --check-delay=5", "--check-delay: \"5\" is without a unit"),
+        ("shutdown --check-delay=1s --check-delay=1s", "--check-delay: is given twice"),
+        ("shutdown --check-interval 0s", "--check-interval: \"0s\" is shorter than 10ms"),
+        ("shutdown --min-open-connections=-1", "--min-open-connections: \"-1\" is not a number"),
+        ("shutdown --admin-address=9001", "--admin-address: \"9001\" is neither a path"),
+        ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
+        ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
+        (
+            "shutdown-manager --control-socket=/a --control-socket=/b",
+            "--control-socket: is given twice",
+        ),
+        ("status --json=yes", "unexpected argument for option '--json': \"yes\""),
+        ("bootstrap /config/envoy.json", "this image is for the container shutdown-manager only"),
+    ] {
+        let error = parse_line(line).unwrap_err();
+        assert!(error.starts_with(sentence), "{line}: {error}");
+        assert!(!error.contains('\n'), "{line}: {error}");
+    }
+    let latin = std::os::unix::ffi::OsStringExt::from_vec(b"--exclude=\xff".to_vec());
+    let error = parse(["shutdown".into(), latin]).unwrap_err();
+    assert_eq!(error, "--exclude: the value is not UTF-8");
+}
+
+#[test]
+fn a_value_that_looks_like_a_flag_is_taken_when_it_is_attached() {
+    assert_eq!(hook("shutdown --exclude=--odd").overrides.exclude, ["--odd"]);
+}
+
+#[test]
+fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
+    for on in ALL {
+        let text = help(on);
+        let flags: Vec<&Flag> = FLAGS.iter().filter(|flag| flag.on.contains(&on)).collect();
+        for (index, flag) in flags.iter().enumerate() {
+            assert!(flags[..index].iter().all(|other| other.name != flag.name), "{}", flag.name);
+            assert!(text.contains(&format!("  --{}", flag.name)), "{}", flag.name);
+            assert!(text.contains(flag.help), "{}", flag.name);
+        }
+        for line in ["--help", "-h", "--check-delay=1s --help"] {
+            if on != On::Status || !line.contains("delay") {
+                assert_eq!(printed(&format!("{} {line}", on.name())), text);
+            }
+        }
+        assert!(overview().contains(on.name()));
+    }
+}
+
+#[test]
+fn every_option_of_a_drain_is_a_flag_of_both() {
+    for option in DrainOption::ALL {
+        for on in [On::Manager, On::Shutdown] {
+            assert!(flag(option.name(), Some(on)).is_some(), "{}", option.name());
+        }
+    }
+}
+
+#[test]
+fn help_shows_the_defaults_that_hold() {
+    use crate::options::Options;
+    let text = help(On::Manager);
+    let Options {
+        check_interval,
+        check_delay,
+        min_open_connections,
+        drain_delay,
+        admin_address,
+        ..
+    } = Options::default();
+    let seconds = |duration: Duration| format!("[{}s]", duration.as_secs());
+    for (option, shown) in [
+        (DrainOption::CheckInterval, seconds(check_interval)),
+        (DrainOption::CheckDelay, seconds(check_delay)),
+        (DrainOption::MinOpenConnections, format!("[{min_open_connections}]")),
+        (DrainOption::DrainDelay, seconds(drain_delay)),
+        (DrainOption::AdminAddress, format!("[{admin_address}]")),
+    ] {
+        let flag = flag(option.name(), None).unwrap();
+        assert!(text.contains(flag.help) && flag.help.ends_with(&shown), "{}", option.name());
+    }
+}
+
+#[test]
+fn help_and_version_need_no_command() {
+    assert_eq!(printed("--help"), overview());
+    assert_eq!(printed("envoy --help"), overview());
+    let version = printed("--version");
+    assert_eq!(version, format!("envoy-shutdown-manager {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -1,0 +1,154 @@
+//! The client of Envoy's admin interface.
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use crate::address::AdminAddress;
+use crate::count::{self, Tally};
+use crate::drain::{Answer, Call, Health, Poll};
+use crate::duration;
+use crate::fault::{Fault, Kind};
+use crate::options::Options;
+use crate::transport::{Error, request};
+
+/// Whoever can ask Envoy, for the worker.
+pub trait Admin: Send {
+    /// Asks, and answers within the time that [`call_timeout`] gives.
+    fn call(&mut self, call: Call, options: &Options) -> Answer;
+}
+
+/// The longest that a call takes: the check interval, but at least 2 s and at most 10 s.
+#[must_use]
+pub fn call_timeout(options: &Options) -> Duration {
+    options.check_interval.clamp(Duration::from_secs(2), Duration::from_secs(10))
+}
+
+/// Connects anew for each call, to whichever address the options name.
+#[derive(Debug, Default)]
+pub struct Client;
+
+impl Admin for Client {
+    fn call(&mut self, call: Call, options: &Options) -> Answer {
+        let request = Request {
+            address: &options.admin_address,
+            timeout: call_timeout(options),
+            deadline: Instant::now() + call_timeout(options),
+        };
+        let answer = match call {
+            Call::Fail => request.post("/healthcheck/fail").map(|()| Answer::Failed),
+            Call::PutBack => request.post("/healthcheck/ok").map(|()| Answer::PutBack),
+            Call::Look => request.look().map(Answer::Seen),
+            Call::Poll => request.poll(&options.exclude).map(Answer::Polled),
+        };
+        answer.unwrap_or_else(Answer::Fault)
+    }
+}
+
+struct Request<'a> {
+    address: &'a AdminAddress,
+    timeout: Duration,
+    deadline: Instant,
+}
+
+impl Request<'_> {
+    fn post(&self, path: &str) -> Result<(), Fault> {
+        match self.send("POST", path, &mut |_, _| true)? {
+            200 => Ok(()),
+            status => Err(self.unexpected("POST", path, status)),
+        }
+    }
+
+    fn look(&self) -> Result<Health, Fault> {
+        const PATH: &str = "/ready";
+        let mut text = Vec::new();
+        let status = self.send("GET", PATH, &mut |_, piece| {
+            text.extend_from_slice(piece);
+            text.len() <= 1024
+        })?;
+        if status != 200 && status != 503 {
+            return Err(self.unexpected("GET", PATH, status));
+        }
+        match text.trim_ascii() {
+            b"LIVE" => Ok(Health::Live),
+            b"DRAINING" => Ok(Health::Draining),
+            b"PRE_INITIALIZING" | b"INITIALIZING" => Ok(Health::Starting),
+            other => {
+                let shown = String::from_utf8_lossy(&other[..other.len().min(80)]);
+                let what = format!("answered {shown:?}, which is no state of Envoy's");
+                Err(self.fault(Kind::Content, "GET", PATH, &what))
+            }
+        }
+    }
+
+    fn poll(&self, excluded: &[String]) -> Result<Poll, Fault> {
+        const PATH: &str = "/stats";
+        let mut tally = Tally::new(excluded);
+        let mut length = 0;
+        let status = self.send("GET", count::POLL, &mut |status, piece| {
+            length += piece.len();
+            if status == 200 {
+                tally.push(piece);
+            }
+            length <= count::MAX_BODY
+        })?;
+        if status != 200 {
+            return Err(self.unexpected("GET", PATH, status));
+        }
+        let seen = tally
+            .finish()
+            .map_err(|reason| self.fault(Kind::Content, "GET", PATH, &reason.to_string()))?;
+        let health = match seen.live {
+            Some(true) => Health::Live,
+            Some(false) => Health::Draining,
+            // stats_config may hide it; the poll's time holds for this too.
+            None => self.look()?,
+        };
+        Ok(Poll { open: seen.open, visible: seen.visible, health })
+    }
+
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        take: &mut dyn FnMut(u16, &[u8]) -> bool,
+    ) -> Result<u16, Fault> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        request(self.address, method, path, Some(left.max(Duration::from_millis(1))), take).map_err(
+            |error| {
+                let (kind, what) = explain(&error, self.timeout);
+                self.fault(kind, method, path.split('?').next().unwrap_or(path), &what)
+            },
+        )
+    }
+
+    fn unexpected(&self, method: &str, path: &str, status: u16) -> Fault {
+        self.fault(Kind::Status, method, path, &format!("answered with status {status}"))
+    }
+
+    fn fault(&self, kind: Kind, method: &str, path: &str, what: &str) -> Fault {
+        Fault { kind, text: format!("{method} {path} on {}: {what}", self.address) }
+    }
+}
+
+fn explain(error: &Error, timeout: Duration) -> (Kind, String) {
+    let said = |kind, text: &str| (kind, text.to_owned());
+    match error {
+        Error::Timeout => {
+            (Kind::Timeout, format!("no whole answer within {}", duration::format(timeout)))
+        }
+        Error::Io(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => said(Kind::Refused, "connection refused"),
+            ErrorKind::NotFound => said(Kind::Refused, "there is no such socket"),
+            ErrorKind::PermissionDenied => said(
+                Kind::Other,
+                "permission denied; the sidecar must run as the user that owns the socket",
+            ),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                said(Kind::Protocol, "the connection was closed before the answer was whole")
+            }
+            _ => (Kind::Other, error.to_string()),
+        },
+        Error::Protocol(_) => (Kind::Protocol, error.to_string()),
+        Error::TooLong => said(Kind::TooLong, "answered with more than Envoy ever does"),
+    }
+}

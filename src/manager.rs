@@ -1,0 +1,424 @@
+//! The drain's state, shared: one worker performs what the machine asks for; a [`Control`] can
+//! begin a drain, a [`Watch`] can only look and wait.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock;
+use crate::count::Visible;
+use crate::drain::{Action, Answer, Begun, Call, Ended, Event, Machine, Outline, Phase, Time};
+use crate::envoy::Admin;
+use crate::logger::Line;
+use crate::options::{Options, Request};
+use crate::page::{Counters, Snapshot};
+use crate::story::Story;
+
+/// A hook is answered when nobody else waits any more, but not later than this.
+const HOOK_GIVES_WAY: Duration = Duration::from_secs(1);
+
+/// Answering waiters takes microseconds; one that cannot be answered must not keep the process.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// The state of the sidecar and whoever works on it.
+#[derive(Clone, Debug)]
+pub struct Manager(Arc<Shared>);
+
+/// The right to begin a drain.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Shared>);
+
+/// The right to look and to wait.
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Notified at every change that somebody may wait for.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    machine: Machine,
+    story: Story,
+    /// The sidecar's own options, which a hook's override.
+    options: Options,
+    counters: Counters,
+    last_error: Option<String>,
+    visible: Visible,
+    /// Who waits for the end of a drain: Envoy's hooks, and exec hooks.
+    waiters: usize,
+    hooks: usize,
+    stopping: bool,
+    working: bool,
+}
+
+/// What somebody who waited is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The drain has ended.
+    Ended(Ended),
+    /// The sidecar stops, and no drain goes on.
+    Stopping,
+    /// There was no drain of that number in this life of the sidecar.
+    Unknown,
+}
+
+/// Why a drain was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody waits for it any more.
+    Expired,
+    /// The sidecar stops.
+    Stopping,
+}
+
+impl Manager {
+    /// A manager with the sidecar's own options. `put_back`: see [`Machine::new`].
+    #[must_use]
+    pub fn new(options: Options, put_back: bool) -> Self {
+        let state = State {
+            machine: Machine::new(clock::now(), put_back),
+            story: Story::default(),
+            options,
+            counters: Counters::default(),
+            last_error: None,
+            visible: Visible::Everything,
+            waiters: 0,
+            hooks: 0,
+            stopping: false,
+            working: false,
+        };
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
+    }
+
+    /// The right to begin a drain.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control(Arc::clone(&self.0))
+    }
+
+    /// The right to look and to wait.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.0))
+    }
+
+    /// Does the work, until the manager was stopped and no drain goes on.
+    pub fn work(&self, admin: &mut dyn Admin) {
+        let _working = Working::begin(&self.0);
+        let mut event = Event::Tick;
+        loop {
+            event = match self.0.advance(&event) {
+                Task::Again => Event::Tick,
+                Task::Tell(lines) => {
+                    lines.iter().for_each(Line::emit);
+                    Event::Tick
+                }
+                Task::Ask { call, drain, options } => {
+                    Event::Answer { drain, answer: admin.call(call, &options) }
+                }
+                Task::Finish(ready_file) => {
+                    if let Some(path) = ready_file {
+                        create_ready_file(&path);
+                    }
+                    Event::Finished
+                }
+                Task::Stop => return,
+            };
+        }
+    }
+
+    /// From now on no drain begins, and when none goes on the work is over.
+    pub fn stop(&self) {
+        self.0.lock().stopping = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until the manager was stopped, its last drain has ended, and all who waited for that
+    /// have been answered.
+    pub fn wait_until_over(&self) {
+        let shared = &self.0;
+        let mut state = shared.lock();
+        while !state.is_over() {
+            state = shared.wait(state, None);
+        }
+        let deadline = clock::now() + LAST_ANSWERS;
+        while state.waiters + state.hooks > 0 && clock::now() < deadline {
+            state = shared.wait(state, Some(deadline));
+        }
+    }
+}
+
+impl Control {
+    /// Begins a drain with the sidecar's options and the request's in their place, or joins the
+    /// one that goes on.
+    ///
+    /// # Errors
+    /// When the request has expired, or the sidecar stops.
+    pub fn begin(&self, request: &Request) -> Result<Begun, Refusal> {
+        let (begun, lines) = {
+            let mut state = self.0.lock();
+            let now = clock::now();
+            if request.expires.is_some_and(|expires| now > expires) {
+                return Err(Refusal::Expired);
+            }
+            if state.is_over() {
+                return Err(Refusal::Stopping);
+            }
+            let State { machine, story, options, .. } = &mut *state;
+            let options = options.with(&request.overrides);
+            if let (Phase::Serving, Some(path)) = (machine.phase(), &options.ready_file) {
+                remove_ready_file(path);
+            }
+            let begun = machine.begin(options, now);
+            let lines = story.begun(begun, &request.overrides, machine, now);
+            if let Begun::Started(_) = begun {
+                state.last_error = None;
+            }
+            (begun, lines)
+        };
+        self.0.changed.notify_all();
+        lines.iter().for_each(Line::emit);
+        Ok(begun)
+    }
+}
+
+impl Watch {
+    /// How things stand.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.0.lock();
+        let machine = &state.machine;
+        let drain = machine.drain();
+        let options = drain.map_or(&state.options, |drain| drain.options());
+        Snapshot {
+            phase: machine.phase(),
+            drain: machine.number(),
+            open: drain.and_then(|drain| drain.last_poll()).map(|poll| poll.open),
+            threshold: options.min_open_connections,
+            elapsed: drain.map(|drain| clock::now().saturating_sub(drain.started())),
+            last: machine.last().cloned(),
+            last_error: state.last_error.clone(),
+            visible: state.visible,
+            waiters: state.waiters,
+            counters: state.counters,
+            admin_address: options.admin_address.to_string(),
+            working: state.working,
+        }
+    }
+
+    /// Whether the worker is at work.
+    #[must_use]
+    pub fn is_working(&self) -> bool {
+        self.0.lock().working
+    }
+
+    /// Waits as Envoy's hook does, for the end of the drain that goes on or comes next, and
+    /// passes it to `answer`. Whoever waits counts until `answer` has returned.
+    pub fn wait_as_waiter(&self, answer: impl FnOnce(Verdict)) {
+        let mut state = self.0.lock();
+        let awaited = state.machine.awaits();
+        let _waiting = Waiting::as_waiter(&self.0, &mut state);
+        let verdict = loop {
+            if let Some(ended) = state.machine.end_of(awaited) {
+                break Verdict::Ended(ended.clone());
+            }
+            if state.is_over() {
+                break Verdict::Stopping;
+            }
+            state = self.0.wait(state, None);
+        };
+        drop(state);
+        answer(verdict);
+    }
+
+    /// Waits as the exec hook does, for the end of the drain of this number and until everybody
+    /// else has been answered, since the kubelet stops the sidecar when its hook returns.
+    pub fn wait_as_hook(&self, number: u64, answer: impl FnOnce(Verdict)) {
+        let mut state = self.0.lock();
+        let _waiting = Waiting::as_hook(&self.0, &mut state);
+        let verdict = loop {
+            if let Some(ended) = state.machine.end_of(number) {
+                break Verdict::Ended(ended.clone());
+            }
+            if number > state.machine.number() {
+                break Verdict::Unknown;
+            }
+            state = self.0.wait(state, None);
+        };
+        let deadline = clock::now() + HOOK_GIVES_WAY;
+        while state.waiters > 0 && clock::now() < deadline {
+            state = self.0.wait(state, Some(deadline));
+        }
+        drop(state);
+        answer(verdict);
+    }
+}
+
+/// What the worker does next.
+enum Task {
+    Again,
+    Tell(Vec<Line>),
+    Ask { call: Call, drain: u64, options: Options },
+    Finish(Option<std::path::PathBuf>),
+    Stop,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere is no reason to stop: every change leaves the state whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, until: Option<Time>) -> MutexGuard<'a, State> {
+        match until {
+            None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(time) => {
+                let left = time.saturating_sub(clock::now());
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+
+    /// Takes one step, or sleeps until there is one to take.
+    fn advance(&self, event: &Event) -> Task {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let now = clock::now();
+        let before = state.machine.outline();
+        let action = state.machine.step(event, now);
+        if *event != Event::Tick {
+            state.note(before, event);
+            self.changed.notify_all();
+        }
+        let lines = state.story.heard(before, event, &state.machine, now);
+        if !lines.is_empty() {
+            return Task::Tell(lines);
+        }
+        let drain = state.machine.number();
+        let options = state.machine.drain().map_or(&state.options, |drain| drain.options());
+        let until = match action {
+            Action::Call(call) => return Task::Ask { call, drain, options: options.clone() },
+            Action::Finish(outcome) => {
+                return Task::Finish(options.ready_file.clone().filter(|_| !outcome.gave_up()));
+            }
+            Action::Sleep => None,
+            Action::SleepUntil(time) => Some(time),
+        };
+        if state.is_over() {
+            return Task::Stop;
+        }
+        let until = [until, state.story.reminder(&state.machine)].into_iter().flatten().min();
+        drop(self.wait(guard, until));
+        Task::Again
+    }
+}
+
+impl State {
+    /// Whether the sidecar was stopped and no drain goes on.
+    fn is_over(&self) -> bool {
+        self.stopping && self.machine.drain().is_none()
+    }
+
+    /// Keeps what status and metrics show of an event.
+    fn note(&mut self, before: Outline, event: &Event) {
+        match event {
+            Event::Answer { drain, answer } if *drain == before.number => match answer {
+                Answer::Polled(poll) => {
+                    self.visible = poll.visible;
+                    self.counters.polls += 1;
+                    self.last_error = None;
+                }
+                Answer::Fault(fault) => {
+                    if before.polls {
+                        self.counters.polls += 1;
+                        self.counters.poll_errors[fault.kind as usize] += 1;
+                    }
+                    self.last_error = Some(fault.text.clone());
+                }
+                Answer::Failed | Answer::Seen(_) | Answer::PutBack => self.last_error = None,
+            },
+            Event::Finished => {
+                if let Some(ended) = self.machine.last() {
+                    self.counters.drains[ended.outcome.index()] += 1;
+                }
+            }
+            Event::Answer { .. } | Event::Tick => {}
+        }
+    }
+}
+
+fn create_ready_file(path: &Path) {
+    if let Err(error) = std::fs::File::create(path) {
+        could_not("create", path, &error);
+    }
+}
+
+/// Removes a file that an earlier life of the sidecar created.
+pub fn remove_ready_file(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => could_not("remove", path, &error),
+        _ => {}
+    }
+}
+
+fn could_not(verb: &str, path: &Path, error: &io::Error) {
+    Line::error(format!("could not {verb} the ready file"))
+        .with("path", path.display().to_string())
+        .with("error", error.to_string())
+        .emit();
+}
+
+/// Somebody who waits, counted while this lives.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    is_hook: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn as_waiter(shared: &'a Shared, state: &mut State) -> Self {
+        state.waiters += 1;
+        state.machine.set_awaited(true, clock::now());
+        Self { shared, is_hook: false }
+    }
+
+    fn as_hook(shared: &'a Shared, state: &mut State) -> Self {
+        state.hooks += 1;
+        Self { shared, is_hook: true }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if self.is_hook {
+            state.hooks -= 1;
+        } else {
+            state.waiters -= 1;
+            let awaited = state.waiters > 0;
+            state.machine.set_awaited(awaited, clock::now());
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
+/// The worker at work, said so while this lives.
+struct Working<'a>(&'a Shared);
+
+impl<'a> Working<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.lock().working = true;
+        Self(shared)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.lock().working = false;
+    }
+}

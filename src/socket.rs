@@ -1,0 +1,261 @@
+//! The control socket between the hook and the sidecar: where it is, and how each side finds it
+//! without a word from the user.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{Mode, umask};
+
+use crate::address::AdminAddress;
+use crate::options::Options;
+use crate::transport::connect_unix;
+
+const NAME: &str = "shutdown-manager.sock";
+
+/// In every container, also with a read-only root, and shared by no other pod.
+const LAST_PLACE: &str = "/dev/shm";
+
+/// A process that listens but is stopped lets connections in until its backlog is full.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Where a sidecar listens: the first place that can be written.
+#[must_use]
+pub fn sidecar_places(told: Option<&Path>, admin: &AdminAddress) -> Vec<PathBuf> {
+    match told {
+        Some(path) => vec![path.to_owned()],
+        None => unique(&[beside(admin), Some(Path::new(LAST_PLACE).join(NAME))]),
+    }
+}
+
+/// Where a hook looks: its own options first, and then the places of a sidecar without options,
+/// since people give the admin address to one of the two.
+#[must_use]
+pub fn hook_places(told: Option<&Path>, admin: Option<&AdminAddress>) -> Vec<PathBuf> {
+    match told {
+        Some(path) => vec![path.to_owned()],
+        None => unique(&[
+            admin.and_then(beside),
+            beside(&Options::default().admin_address),
+            Some(Path::new(LAST_PLACE).join(NAME)),
+        ]),
+    }
+}
+
+fn beside(admin: &AdminAddress) -> Option<PathBuf> {
+    match admin {
+        AdminAddress::Unix(path) => Some(path.with_file_name(NAME)),
+        AdminAddress::Tcp(..) => None,
+    }
+}
+
+fn unique(places: &[Option<PathBuf>]) -> Vec<PathBuf> {
+    let mut list: Vec<PathBuf> = Vec::new();
+    for place in places.iter().flatten() {
+        if !list.contains(place) {
+            list.push(place.clone());
+        }
+    }
+    list
+}
+
+/// The control socket, bound. Its file goes when this is dropped.
+#[derive(Debug)]
+pub struct Bound {
+    /// The socket.
+    pub listener: UnixListener,
+    /// Its file.
+    pub path: PathBuf,
+    inode: u64,
+}
+
+impl Bound {
+    /// Removes the socket's file.
+    pub fn remove(&self) {
+        // A successor may have put its own socket there.
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Binds the control socket at the first of the places that can be written, for its own user
+/// alone (0600). A stale socket is replaced. It sets the process's umask for a moment, so no
+/// other thread should be creating files.
+///
+/// # Errors
+/// A sentence, when another sidecar answers at a place, or none of them can be written.
+pub fn bind(places: &[PathBuf]) -> Result<Bound, String> {
+    let mut reasons = Vec::new();
+    for path in places {
+        match bind_at(path) {
+            Ok(bound) => return Ok(bound),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                return Err(format!(
+                    "another shutdown-manager answers at {}; stop it, or give each its own \
+                     --control-socket",
+                    path.display()
+                ));
+            }
+            Err(error) => reasons.push(format!("{}: {error}", path.display())),
+        }
+    }
+    Err(format!(
+        "there is no place for the control socket ({}); set --control-socket to a path that can \
+         be written",
+        reasons.join("; ")
+    ))
+}
+
+fn bind_at(path: &Path) -> io::Result<Bound> {
+    if let Ok(file) = fs::symlink_metadata(path) {
+        if !file.file_type().is_socket() {
+            return Err(io::Error::other("there is a file that is not a socket"));
+        }
+        match connect_unix(path, CONNECT) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            // Somebody listens, even if they are too busy to answer.
+            Ok(_) => return Err(ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(ErrorKind::AddrInUse.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    let listener = listener?;
+    let inode = fs::symlink_metadata(path)?.ino();
+    Ok(Bound { listener, path: path.to_owned(), inode })
+}
+
+/// The first of the places where a sidecar listens. With `only_seen`, only one whose process this
+/// one can see: a socket that two pods share must not drain the neighbour's Envoy.
+///
+/// # Errors
+/// A clause that says for each place why it is not one.
+pub fn find(places: &[PathBuf], only_seen: bool) -> Result<PathBuf, String> {
+    let mut reasons = Vec::new();
+    for path in places {
+        let reason = match connect_unix(path, CONNECT) {
+            Ok(stream) if only_seen && !is_seen(&stream) => {
+                "its sidecar is in another container or pod; name it with --control-socket if it \
+                 is the right one"
+                    .to_owned()
+            }
+            Ok(_) => return Ok(path.clone()),
+            Err(error) if error.kind() == ErrorKind::NotFound => "no such socket".to_owned(),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                "nobody listens".to_owned()
+            }
+            Err(error) => error.to_string(),
+        };
+        reasons.push(format!("{}: {reason}", path.display()));
+    }
+    Err(reasons.join("; "))
+}
+
+/// The kernel shows a process outside this PID namespace as 0.
+fn is_seen(stream: &OwnedFd) -> bool {
+    getsockopt(stream, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid() != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn paths(places: &[PathBuf]) -> Vec<&str> {
+        places.iter().map(|path| path.to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn both_sides_find_each_other_when_one_of_them_is_told_the_admin_address() {
+        let unix = AdminAddress::parse("/run/envoy/admin.sock").unwrap();
+        let tcp = AdminAddress::parse("localhost:19000").unwrap();
+        let default = Options::default().admin_address;
+        let shm = "/dev/shm/shutdown-manager.sock";
+        assert_eq!(paths(&sidecar_places(None, &default)), ["/admin/shutdown-manager.sock", shm]);
+        assert_eq!(paths(&sidecar_places(None, &unix)), ["/run/envoy/shutdown-manager.sock", shm]);
+        assert_eq!(paths(&sidecar_places(None, &tcp)), [shm]);
+        assert_eq!(paths(&hook_places(None, None)), ["/admin/shutdown-manager.sock", shm]);
+        assert_eq!(
+            paths(&hook_places(None, Some(&unix))),
+            ["/run/envoy/shutdown-manager.sock", "/admin/shutdown-manager.sock", shm]
+        );
+        assert_eq!(paths(&hook_places(None, Some(&tcp))), ["/admin/shutdown-manager.sock", shm]);
+        let told = Path::new("/x.sock");
+        assert_eq!(paths(&sidecar_places(Some(told), &unix)), ["/x.sock"]);
+        assert_eq!(paths(&hook_places(Some(told), Some(&unix))), ["/x.sock"]);
+    }
+
+    #[test]
+    fn a_socket_is_its_owners_alone_and_goes_with_its_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let bound = bind(std::slice::from_ref(&path)).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(find(std::slice::from_ref(&path), true), Ok(path.clone()));
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "what a killed process leaves behind");
+        let error = find(std::slice::from_ref(&path), false).unwrap_err();
+        assert!(error.ends_with("nobody listens"), "{error}");
+        let bound = bind(std::slice::from_ref(&path)).unwrap();
+        let error = bind(std::slice::from_ref(&path)).unwrap_err();
+        assert!(error.starts_with("another shutdown-manager answers at "), "{error}");
+        assert!(find(&[path], false).is_ok(), "it is still there");
+        drop(bound);
+    }
+
+    #[test]
+    fn a_successors_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let old = bind(std::slice::from_ref(&path)).unwrap();
+        fs::rename(&path, folder.path().join("moved")).unwrap();
+        let new = bind(std::slice::from_ref(&path)).unwrap();
+        drop(old);
+        assert!(path.exists());
+        drop(new);
+    }
+
+    #[test]
+    fn the_next_place_is_taken_where_the_first_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let too_long = folder.path().join("a".repeat(120));
+        let last = folder.path().join("s");
+        let bad = [folder.path().join("none/s"), file.join("s"), file.clone(), too_long];
+        let places: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
+        assert_eq!(bind(&places).unwrap().path, last);
+        assert_eq!(fs::read(&file).unwrap(), b"x", "a file is never removed");
+        let error = bind(&bad).unwrap_err();
+        assert!(error.contains("set --control-socket"), "{error}");
+        for place in &bad {
+            assert!(error.contains(place.to_str().unwrap()), "{error}");
+        }
+    }
+}
