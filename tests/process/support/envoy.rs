@@ -1,0 +1,372 @@
+//! A real Envoy, with the listeners that a scenario names.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::net::{self, Address, Response, Server};
+use super::{PATIENCE, envoy_binary, temp_dir, wait_for};
+
+/// What an Envoy is to be, before it is started.
+#[derive(Debug)]
+pub struct Builder {
+    dir: TempDir,
+    admin: Address,
+    listeners: String,
+    stats_config: String,
+    flags: Vec<String>,
+}
+
+/// A running Envoy; dropping it kills it and removes all that it has left.
+#[derive(Debug)]
+pub struct Envoy {
+    setup: Builder,
+    child: Child,
+    upstream: Server,
+}
+
+// JSON, which is YAML too. Without `stat_prefix`, all listeners would share the gauges of
+// `listener.127.0.0.1_0`.
+const LISTENER: &str = r#"
+  - name: $NAME
+    stat_prefix: $NAME
+    drain_type: $DRAIN
+    address: { socket_address: { address: 127.0.0.1, port_value: 0 } }
+    listener_filters_timeout: 600s
+    listener_filters: [$INSPECTOR]
+    filter_chains: [{ filters: [$FILTER] }]"#;
+
+const INSPECTOR: &str = r#"{
+  name: envoy.filters.listener.tls_inspector,
+  typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector }
+}"#;
+
+// By default Envoy waits 5 s and then 1 s more before it closes a connection that it has announced
+// to close, or that has been idle.
+const HTTP: &str = r#"{
+  name: envoy.filters.network.http_connection_manager,
+  typed_config: {
+    "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+    stat_prefix: $NAME,
+    codec_type: AUTO,
+    drain_timeout: 0.1s,
+    delayed_close_timeout: 0.1s,
+    common_http_protocol_options: { idle_timeout: $IDLE },
+    route_config: { virtual_hosts: [{ name: all, domains: ["*"], routes: [
+      { match: { path: /hold }, route: { cluster: upstream, timeout: 0s } },
+      { match: { prefix: / }, direct_response: { status: 200, body: { inline_string: served } } }
+    ] }] },
+    http_filters: [{
+      name: envoy.filters.http.router,
+      typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
+    }]
+  }
+}"#;
+
+const TCP: &str = r#"{
+  name: envoy.filters.network.tcp_proxy,
+  typed_config: {
+    "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy,
+    stat_prefix: $NAME,
+    cluster: upstream
+  }
+}"#;
+
+const CONFIG: &str = r#"
+admin: { address: $ADMIN }
+stats_config: { $STATS }
+static_resources:
+  clusters:
+  - name: upstream
+    type: STATIC
+    load_assignment: { cluster_name: upstream, endpoints: [{ lb_endpoints: [{ endpoint: { address: $UPSTREAM } }] }] }
+  listeners: [] # replaced when there are any
+"#;
+
+impl Builder {
+    /// The admin interface on a Unix socket, as it is if nothing else is said.
+    pub fn admin_unix(mut self) -> Self {
+        self.admin = Address::Unix(self.dir.path().join("admin.sock"));
+        self
+    }
+
+    /// The admin interface on a free port of 127.0.0.1.
+    pub fn admin_tcp_v4(mut self) -> Self {
+        self.admin = Address::loopback();
+        self
+    }
+
+    /// The admin interface on a free port of `[::1]`.
+    pub fn admin_tcp_v6(mut self) -> Self {
+        self.admin = Address::Tcp((Ipv6Addr::LOCALHOST, 0).into());
+        self
+    }
+
+    /// A listener of HTTP/1.1 and HTTP/2. `/hold` is a request that stays in flight until its
+    /// client leaves; any other path is answered at once.
+    pub fn http(self, name: &str) -> Self {
+        self.listener(name, HTTP, "", "DEFAULT", Duration::from_secs(3600))
+    }
+
+    /// The same; it closes connections that have been idle for so long.
+    pub fn http_idle(self, name: &str, idle: Duration) -> Self {
+        self.listener(name, HTTP, "", "DEFAULT", idle)
+    }
+
+    /// The same; it takes no notice of failed health checks, as Envoy Gateway has it for QUIC.
+    pub fn http_modify_only(self, name: &str) -> Self {
+        self.listener(name, HTTP, "", "MODIFY_ONLY", Duration::from_secs(3600))
+    }
+
+    /// The same behind a TLS inspector: a client that says nothing stays in `pre_cx`.
+    pub fn tls_inspector(self, name: &str) -> Self {
+        self.listener(name, HTTP, INSPECTOR, "DEFAULT", Duration::from_secs(3600))
+    }
+
+    /// The listener to scrape, whose HTTP connections must not count.
+    pub fn stats_listener(self) -> Self {
+        self.http("stats")
+    }
+
+    /// A TCP proxy before a server that echoes.
+    pub fn tcp(self, name: &str) -> Self {
+        self.listener(name, TCP, "", "DEFAULT", Duration::ZERO)
+    }
+
+    /// What goes into `stats_config`, such as `stats_matcher: { inclusion_list: … }`.
+    pub fn stats_config(mut self, yaml: &str) -> Self {
+        self.stats_config = yaml.to_owned();
+        self
+    }
+
+    /// One more flag of Envoy's command line.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    fn listener(
+        mut self,
+        name: &str,
+        filter: &str,
+        inspector: &str,
+        drain: &str,
+        idle: Duration,
+    ) -> Self {
+        self.listeners += &LISTENER
+            .replace("$FILTER", filter)
+            .replace("$INSPECTOR", inspector)
+            .replace("$NAME", name)
+            .replace("$DRAIN", drain)
+            .replace("$IDLE", &format!("{}s", idle.as_secs_f64()));
+        self
+    }
+
+    /// Starts it and waits until it is live.
+    pub fn start(self) -> Envoy {
+        // Holds what it takes for an HTTP request and echoes everything else.
+        let upstream = Server::start(&Address::loopback(), |mut socket| {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = socket.read(&mut buffer) {
+                if !buffer[..n].starts_with(b"GET ") && socket.write_all(&buffer[..n]).is_err() {
+                    break;
+                }
+            }
+        });
+        let upstream = upstream.expect("a port for the upstream server");
+        let child = self.spawn(upstream.address());
+        let mut envoy = Envoy { setup: self, child, upstream };
+        envoy.wait_until_live();
+        envoy
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn spawn(&self, upstream: &Address) -> Child {
+        let mut config = CONFIG
+            .replace("$ADMIN", &yaml(&self.admin))
+            .replace("$STATS", &self.stats_config)
+            .replace("$UPSTREAM", &yaml(upstream));
+        if !self.listeners.is_empty() {
+            config = config.replace("[] # replaced when there are any", &self.listeners);
+        }
+        fs::write(self.path("envoy.yaml"), config).expect("write the configuration");
+        let log = File::options().create(true).append(true).open(self.path("log"));
+        let log = log.expect("open the log");
+        Command::new(envoy_binary::envoy())
+            .args(["-l", "error", "--concurrency", "1", "--drain-time-s", "600"])
+            // Hot restart would leave shared memory behind for each Envoy that is killed.
+            .args(["--disable-hot-restart", "-c", "envoy.yaml"])
+            .args(["--admin-address-path", "admin-address"])
+            .args(&self.flags)
+            .current_dir(&self.dir)
+            .stdout(log.try_clone().expect("share the log"))
+            .stderr(log)
+            .spawn()
+            .expect("start Envoy")
+    }
+}
+
+fn yaml(address: &Address) -> String {
+    match address {
+        Address::Unix(path) => format!("{{ pipe: {{ path: {path:?} }} }}"),
+        Address::Tcp(tcp) => format!(
+            "{{ socket_address: {{ address: \"{}\", port_value: {} }} }}",
+            tcp.ip(),
+            tcp.port()
+        ),
+    }
+}
+
+impl Envoy {
+    /// An Envoy that is yet without listeners.
+    pub fn builder() -> Builder {
+        Builder {
+            dir: temp_dir("envoy"),
+            admin: Address::loopback(),
+            listeners: String::new(),
+            stats_config: String::new(),
+            flags: Vec::new(),
+        }
+        .admin_unix()
+    }
+
+    fn wait_until_live(&mut self) {
+        wait_for("Envoy to be live", PATIENCE, || {
+            if let Some(status) = self.child.try_wait().expect("wait for Envoy") {
+                panic!("Envoy ended with {status}");
+            }
+            if let Address::Tcp(address) = &mut self.setup.admin
+                && address.port() == 0
+            {
+                // Kept, so that it comes back here after a restart.
+                *address = fs::read_to_string(self.setup.dir.path().join("admin-address"))
+                    .ok()?
+                    .parse()
+                    .ok()?;
+            }
+            let answer = self.request("GET", "/ready").ok()?;
+            (answer.body == "LIVE\n").then_some(())
+        });
+    }
+
+    /// The admin interface's address, as `--admin-address` takes it.
+    pub fn admin_address(&self) -> String {
+        self.setup.admin.to_string()
+    }
+
+    /// The admin interface's address.
+    pub fn admin(&self) -> &Address {
+        &self.setup.admin
+    }
+
+    /// One request to the admin interface.
+    pub fn request(&self, method: &str, path: &str) -> io::Result<Response> {
+        net::request(&self.setup.admin, method, path, PATIENCE)
+    }
+
+    /// The status and body of a GET.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.request("GET", path).expect(path);
+        (answer.status, answer.body)
+    }
+
+    /// The status and body of a POST.
+    #[track_caller]
+    pub fn post(&self, path: &str) -> (u16, String) {
+        let answer = self.request("POST", path).expect(path);
+        (answer.status, answer.body)
+    }
+
+    /// `LIVE`, `DRAINING`, …
+    #[track_caller]
+    pub fn ready(&self) -> String {
+        self.get("/ready").1.trim_end().to_owned()
+    }
+
+    /// A counter or gauge; `None` if it has none of that name.
+    #[track_caller]
+    pub fn stat(&self, name: &str) -> Option<u64> {
+        let (_, body) = self.get(&format!("/stats?filter={name}"));
+        let mut lines = body.lines().filter_map(|line| line.split_once(": "));
+        let (_, value) = lines.find(|(key, _)| *key == name)?;
+        Some(value.parse().expect("a number"))
+    }
+
+    /// Waits until a gauge has this value.
+    #[track_caller]
+    pub fn wait_stat(&self, name: &str, value: u64) {
+        wait_for(&format!("{name} to be {value}"), PATIENCE, || {
+            (self.stat(name) == Some(value)).then_some(())
+        });
+    }
+
+    /// The port of a listener.
+    #[track_caller]
+    pub fn port(&self, name: &str) -> u16 {
+        let (_, listeners) = self.get("/listeners");
+        let start = format!("{name}::{}:", Ipv4Addr::LOCALHOST);
+        let port = listeners.lines().find_map(|line| line.strip_prefix(&start));
+        port.and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("no listener {name} in {listeners:?}"))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
+        kill(pid, signal).expect("signal Envoy");
+    }
+
+    /// Freezes it.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Thaws it.
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Ends it at once. A Unix socket's file stays behind.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill Envoy");
+        self.child.wait().expect("wait for Envoy");
+    }
+
+    /// Kills it and starts it again: the same admin address, new ports for the listeners.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = self.setup.spawn(self.upstream.address());
+        self.wait_until_live();
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        // First, since the upstream server's connections are Envoy's.
+        let _killed_before = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("Envoy's log:\n{}", self.setup.log());
+        }
+    }
+}

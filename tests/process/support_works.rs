@@ -1,0 +1,341 @@
+//! Whether the support code does what the scenarios take for granted.
+
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use crate::support::admin::{FakeAdmin, Fault, Route, State};
+use crate::support::clients::{Http2, KeptAlive, Plain};
+use crate::support::envoy::Envoy;
+use crate::support::net::{self, Address, Response, ipv6_available};
+use crate::support::tap::Tap;
+use crate::support::{PATIENCE, Record, shared, sidecar, wait_for};
+
+const SHORT: Duration = Duration::from_millis(300);
+
+fn get(admin: &Address, path: &str, timeout: Duration) -> io::Result<Response> {
+    net::request(admin, "GET", path, timeout)
+}
+
+/// How a `GET /ready` fails.
+#[track_caller]
+fn failure(admin: &Address, timeout: Duration) -> ErrorKind {
+    match get(admin, "/ready", timeout) {
+        Ok(answer) => panic!("answered with {answer:?}"),
+        Err(error) => error.kind(),
+    }
+}
+
+#[test]
+fn envoy_has_each_kind_of_admin_address() {
+    let _turn = shared();
+    let mut kinds = vec![(Envoy::builder(), "/"), (Envoy::builder().admin_tcp_v4(), "127.0.0.1:")];
+    if ipv6_available() {
+        kinds.push((Envoy::builder().admin_tcp_v6(), "[::1]:"));
+    }
+    for (builder, start) in kinds {
+        let mut envoy = builder.http("ingress_http").start();
+        let address = envoy.admin_address();
+        assert!(address.starts_with(start) && !address.ends_with(":0"), "{address}");
+        assert_eq!(envoy.ready(), "LIVE");
+        assert_eq!(envoy.stat("server.live"), Some(1));
+        assert_eq!(envoy.post("/healthcheck/fail"), (200, "OK\n".to_owned()));
+        assert_eq!(envoy.get("/ready"), (503, "DRAINING\n".to_owned()));
+        assert_eq!(envoy.stat("server.live"), Some(0));
+        envoy.restart();
+        assert_eq!((envoy.ready(), envoy.admin_address()), ("LIVE".to_owned(), address));
+        KeptAlive::open(envoy.port("ingress_http"));
+    }
+}
+
+#[test]
+fn each_client_is_seen_by_its_own_gauges() {
+    let _turn = shared();
+    let envoy = Envoy::builder()
+        .http("ingress_http")
+        .http("ingress_h2")
+        .tcp("tcp")
+        .tls_inspector("tls")
+        .stats_listener()
+        .start();
+    let http = KeptAlive::open(envoy.port("ingress_http"));
+    let http2 = Http2::open(envoy.port("ingress_h2"));
+    let tcp = Plain::open(envoy.port("tcp"));
+    assert!(tcp.echoes());
+    let silent = Plain::open(envoy.port("tls"));
+    let scrape = KeptAlive::open(envoy.port("stats"));
+    let gauges = [
+        ("listener.ingress_http.downstream_cx_active", 1),
+        ("http.ingress_http.downstream_cx_http1_active", 1),
+        ("listener.ingress_h2.downstream_cx_active", 1),
+        ("http.ingress_h2.downstream_cx_http2_active", 1),
+        ("listener.tcp.downstream_cx_active", 1),
+        ("listener.tls.downstream_cx_active", 0),
+        ("listener.tls.downstream_pre_cx_active", 1),
+        ("listener.stats.downstream_cx_active", 1),
+        ("http.stats.downstream_cx_active", 1),
+    ];
+    for (name, value) in gauges {
+        envoy.wait_stat(name, value);
+    }
+    drop((http, http2, tcp, silent, scrape));
+    for (name, _) in gauges {
+        envoy.wait_stat(name, 0);
+    }
+}
+
+#[test]
+fn envoy_tells_its_clients_that_its_health_checks_fail() {
+    let _turn = shared();
+    let envoy = Envoy::builder().http("http").http_modify_only("stubborn").start();
+    let http = KeptAlive::open(envoy.port("http"));
+    let stubborn = KeptAlive::open(envoy.port("stubborn"));
+    let mut http2 = Http2::open(envoy.port("http"));
+    assert!(!http2.request());
+    envoy.post("/healthcheck/fail");
+    assert!(!http.peer_closed_within(SHORT), "idle, and closed all the same");
+    assert_eq!(stubborn.request("/").header("connection"), None);
+    assert_eq!(http.request("/").header("connection"), Some("close"));
+    assert!(http.peer_closed_within(PATIENCE));
+    assert!(http2.request(), "no GOAWAY");
+}
+
+#[test]
+fn a_request_is_held_in_flight_and_an_idle_client_is_not_kept() {
+    let _turn = shared();
+    let envoy = Envoy::builder().http_idle("http", Duration::from_millis(100)).start();
+    let busy = KeptAlive::open(envoy.port("http"));
+    busy.begin("/hold");
+    envoy.wait_stat("http.http.downstream_rq_active", 1);
+    let idle = KeptAlive::open(envoy.port("http"));
+    assert!(idle.peer_closed_within(PATIENCE));
+    assert!(!busy.peer_closed_within(SHORT));
+    drop(busy);
+    envoy.wait_stat("http.http.downstream_rq_active", 0);
+}
+
+#[test]
+fn envoy_hides_what_its_stats_config_does_not_include() {
+    let _turn = shared();
+    let list = "stats_matcher: { inclusion_list: { patterns: [{ prefix: http. }] } }";
+    let envoy = Envoy::builder().http("http").stats_config(list).start();
+    let _client = KeptAlive::open(envoy.port("http"));
+    envoy.wait_stat("http.http.downstream_cx_active", 1);
+    assert_eq!(envoy.stat("listener.http.downstream_cx_active"), None);
+}
+
+#[test]
+fn envoy_can_be_frozen_and_killed() {
+    let _turn = shared();
+    let mut envoy = Envoy::builder().admin_tcp_v4().start();
+    envoy.pause();
+    assert_eq!(failure(envoy.admin(), SHORT), ErrorKind::TimedOut);
+    envoy.resume();
+    assert_eq!(envoy.ready(), "LIVE");
+    envoy.kill();
+    assert_eq!(failure(envoy.admin(), PATIENCE), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn the_fake_answers_as_envoy_does() {
+    let _turn = shared();
+    let envoy = Envoy::builder().start();
+    for fake in [FakeAdmin::unix(), FakeAdmin::tcp()] {
+        fake.hide_stats("listener.0.0.0.0_8080");
+        let stats = "/stats?type=Gauges&usedonly&filter=downstream_(pre_)?cx_active|server.live";
+        for (method, path) in [
+            ("GET", "/ready"),
+            ("GET", stats),
+            ("GET", "/healthcheck/fail"),
+            ("POST", "/healthcheck/fail"),
+            ("GET", "/ready"),
+            ("GET", stats),
+            ("POST", "/healthcheck/ok"),
+            ("GET", "/ready"),
+        ] {
+            let answers = [envoy.admin(), fake.admin()].map(|admin| {
+                let answer = net::request(admin, method, path, PATIENCE).expect(path);
+                let head = answer.head.lines().filter(|line| !line.starts_with("date:"));
+                let mut head: Vec<_> = head.map(str::to_owned).collect();
+                head.sort();
+                (answer.status, head, answer.body)
+            });
+            assert_eq!(answers[0], answers[1], "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn the_fake_follows_its_script() {
+    let _turn = shared();
+    let fake = FakeAdmin::unix();
+    fake.set_open(3);
+    let stats = |fake: &FakeAdmin| get(fake.admin(), "/stats", PATIENCE).expect("stats").body;
+    assert!(stats(&fake).contains("listener.0.0.0.0_8080.downstream_cx_active: 3\n"));
+    fake.set_state(State::Draining);
+    assert!(stats(&fake).contains("server.live: 0\n"));
+    fake.hide_stats("server.");
+    fake.set_state(State::Live);
+    assert!(!stats(&fake).contains("server.live"));
+
+    fake.fault_times(Route::Ready, 2, Fault::Status(500));
+    let statuses = [(); 3].map(|()| get(fake.admin(), "/ready", PATIENCE).expect("ready").status);
+    assert_eq!(statuses, [500, 500, 200]);
+    fake.fault(Route::Fail, Fault::Status(500));
+    net::request(fake.admin(), "POST", "/healthcheck/fail", PATIENCE).expect("fail");
+    assert_eq!(fake.state(), State::Live);
+
+    assert_eq!((fake.count(Route::Ready), fake.count(Route::Fail)), (3, 1));
+    assert!(fake.wait_for(Route::Ready, 2, SHORT) < fake.wait_for(Route::Ready, 3, SHORT));
+    assert_eq!(fake.requests()[3].1, "GET /ready HTTP/1.1");
+}
+
+#[test]
+fn the_fake_keeps_a_connection_alive() {
+    let _turn = shared();
+    let fake = FakeAdmin::tcp();
+    let client = Plain::open_at(fake.admin());
+    for _ in 0..2 {
+        client.send(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n");
+        let answer = client.receive_response();
+        assert_eq!((answer.status, answer.header("connection")), (200, None));
+    }
+}
+
+#[test]
+fn each_fault_is_what_it_says() {
+    let _turn = shared();
+    for fake in [FakeAdmin::unix(), FakeAdmin::tcp()] {
+        let meets = |fault: Fault| {
+            fake.fault(Route::Ready, fault);
+            get(fake.admin(), "/ready", PATIENCE).expect("an answer")
+        };
+        let kind = |fault: Fault| {
+            fake.fault(Route::Ready, fault);
+            failure(fake.admin(), SHORT)
+        };
+        assert_eq!(kind(Fault::Silent), ErrorKind::TimedOut);
+        assert_eq!(kind(Fault::Close), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(Fault::ResetMidBody), ErrorKind::ConnectionReset);
+        assert_eq!(kind(Fault::Garbage), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(Fault::NotHttp), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(Fault::Truncated), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(Fault::TruncatedChunk), ErrorKind::UnexpectedEof);
+        assert_eq!(kind(Fault::Raw(b"HTTP/1.1 OK\r\n\r\n".to_vec())), ErrorKind::InvalidData);
+        let every = Duration::from_millis(20);
+        assert_eq!(kind(Fault::Slow { every }), ErrorKind::TimedOut);
+        let client = Plain::open_at(fake.admin());
+        client.send(b"GET /ready HTTP/1.1\r\n\r\n");
+        let start = Instant::now();
+        assert_eq!(client.receive(9), b"HTTP/1.1 ");
+        assert!(start.elapsed() > 7 * every);
+        let redirect = meets(Fault::Redirect);
+        assert_eq!((redirect.status, redirect.header("location")), (302, Some("/elsewhere")));
+        assert_eq!(meets(Fault::Body("other".to_owned())).body, "other");
+        for (endless, head) in [(Fault::Endless, true), (Fault::EndlessHead, false)] {
+            fake.fault(Route::Ready, endless);
+            let client = Plain::open_at(fake.admin());
+            client.send(b"GET /ready HTTP/1.1\r\n\r\n");
+            let bytes = client.receive(256 << 10);
+            assert_eq!(net::find(&bytes, b"\r\n\r\n").is_some(), head);
+        }
+        fake.clear(Route::Ready);
+        assert_eq!(get(fake.admin(), "/ready", PATIENCE).expect("ready").status, 200);
+    }
+}
+
+#[test]
+fn the_fake_goes_and_comes_back() {
+    let _turn = shared();
+    for (mut fake, gone, full) in [
+        (FakeAdmin::unix(), ErrorKind::NotFound, ErrorKind::WouldBlock),
+        (FakeAdmin::tcp(), ErrorKind::ConnectionRefused, ErrorKind::TimedOut),
+    ] {
+        let address = fake.address();
+        let client = Plain::open_at(fake.admin());
+        fake.refuse();
+        assert!(client.peer_closed_within(PATIENCE));
+        assert_eq!(failure(fake.admin(), SHORT), ErrorKind::ConnectionRefused);
+        fake.vanish();
+        assert_eq!(failure(fake.admin(), SHORT), gone);
+        fake.come_back();
+        assert_eq!(get(fake.admin(), "/ready", PATIENCE).expect("ready").status, 200);
+        fake.full_backlog();
+        assert_eq!(failure(fake.admin(), SHORT), full);
+        fake.come_back();
+        assert_eq!(get(fake.admin(), "/ready", PATIENCE).expect("ready").status, 200);
+        assert_eq!(fake.address(), address);
+    }
+}
+
+#[test]
+fn the_fake_ends_while_clients_hang_on_its_faults() {
+    let _turn = shared();
+    for fault in [Fault::Silent, Fault::Endless, Fault::Slow { every: PATIENCE }] {
+        let fake = FakeAdmin::unix();
+        fake.fault(Route::Ready, fault);
+        let client = Plain::open_at(fake.admin());
+        client.send(b"GET /ready HTTP/1.1\r\n\r\n");
+        fake.wait_for(Route::Ready, 1, PATIENCE);
+        let start = Instant::now();
+        drop(fake);
+        assert!(start.elapsed() < PATIENCE / 2);
+        assert!(client.peer_closed_within(PATIENCE));
+    }
+}
+
+#[test]
+fn a_tap_tells_when_a_request_was_complete() {
+    let _turn = shared();
+    for kind in [Tap::unix, Tap::tcp] {
+        let fake = FakeAdmin::tcp();
+        let tap = kind(fake.admin());
+        let client = Plain::open_at(tap.admin());
+        client.send(b"GET /ready HTTP/1.1\r\nhost: x\r\n");
+        assert!(!client.peer_closed_within(SHORT));
+        assert_eq!(tap.requests(), []);
+        let before = Instant::now();
+        client.send(b"\r\nPOST /healthcheck/fail HTTP/1.1\r\n\r\n");
+        let at = tap.wait_for(|line| line.starts_with("POST "), PATIENCE);
+        assert!(before < at && at <= fake.wait_for(Route::Fail, 1, PATIENCE));
+        let lines: Vec<_> = tap.requests().into_iter().map(|(_, line)| line).collect();
+        assert_eq!(lines, ["GET /ready HTTP/1.1", "POST /healthcheck/fail HTTP/1.1"]);
+    }
+}
+
+#[test]
+fn a_tap_before_a_frozen_envoy_ends() {
+    let _turn = shared();
+    let envoy = Envoy::builder().start();
+    let tap = Tap::tcp(envoy.admin());
+    assert_eq!(get(tap.admin(), "/ready", PATIENCE).expect("ready").body, "LIVE\n");
+    envoy.pause();
+    assert_eq!(failure(tap.admin(), SHORT), ErrorKind::TimedOut);
+    let client = Plain::open_at(tap.admin());
+    drop(tap);
+    assert!(client.peer_closed_within(PATIENCE));
+}
+
+#[test]
+fn a_run_of_the_program_is_seen_to_end() {
+    let _turn = shared();
+    let mut run = sidecar::run(&["--version"]);
+    let exit = run.wait(PATIENCE);
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    assert!(!run.running() && exit.at <= Instant::now() && exit.took < PATIENCE);
+}
+
+#[test]
+fn waiting_ends_at_the_condition_or_the_deadline() {
+    let mut looks = 0;
+    let third = wait_for("the third look", PATIENCE, || {
+        looks += 1;
+        (looks == 3).then_some(looks)
+    });
+    assert_eq!(third, 3);
+    let record = Record::default();
+    record.push("a");
+    record.push("b");
+    let entries = record.all();
+    assert_eq!(record.nth(1, SHORT, |&entry| entry == "b"), Some(entries[1].0));
+    assert_eq!(record.nth(2, SHORT, |&entry| entry == "b"), None);
+}
