@@ -1,6 +1,6 @@
 //! The life of the process.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(Command::Status(args)) => ExitCode::from(hook::status(&args) as u8),
         Ok(Command::Print(text)) => {
             // Nobody reads any more: a pager was left, say.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            let _ = io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(sentence) => {
@@ -45,7 +45,9 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     // their own takes them one by one. So they interrupt nobody's system call, and PID 1, for
     // which the kernel drops a signal that has neither a handler nor is blocked, gets them too.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().map_err(|error| format!("signals cannot be waited for: {error}"))?;
+    signals
+        .thread_block()
+        .map_err(|error| format!("signals cannot be waited for: {}", io::Error::from(error)))?;
     let options = Options::default().with(&args.overrides);
     let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
     let bound = Arc::new(socket::bind(&places)?);
@@ -93,9 +95,10 @@ fn obey(signals: &SigSet, manager: &Manager, bound: &Bound) {
     loop {
         // It fails on a signal that does not exist alone.
         let Ok(signal) = signals.wait() else { return };
+        let name = if signal == Signal::SIGTERM { "SIGTERM" } else { "SIGINT" };
         if stopping {
             let line = Line::warn("stopped at once, by a second signal");
-            line.with("signal", signal.as_str()).emit();
+            line.with("signal", name).emit();
             bound.remove();
             // As a shell reports a process that a signal has ended.
             std::process::exit(128 + signal as i32);
@@ -103,7 +106,7 @@ fn obey(signals: &SigSet, manager: &Manager, bound: &Bound) {
         stopping = true;
         let phase = manager.watch().snapshot().phase.name();
         Line::info("stopping, when no drain goes on")
-            .with("signal", signal.as_str())
+            .with("signal", name)
             .with("phase", phase)
             .emit();
         manager.stop();
