@@ -39,8 +39,9 @@ const MOST_LOSSES: u32 = 10;
 const AFTER_LOSS: Duration = Duration::from_millis(200);
 
 /// The sidecar answers a request to drain at once. One that is frozen must not keep the hook, nor
-/// drain when it thaws: the request expires at the moment when the hook stops waiting for it.
+/// drain when it thaws: the request expires a little before the hook stops waiting for its answer.
 const DRAIN_ANSWERED: Duration = Duration::from_secs(10);
+const DRAIN_EXPIRES: Duration = Duration::from_secs(9);
 
 /// How often the sidecar is asked how the drain goes.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -219,7 +220,7 @@ impl Sidecar {
     /// The number of the drain that was started or joined.
     fn begin(&self, overrides: &Overrides) -> Result<u64, Trouble> {
         let request =
-            Request { overrides: overrides.clone(), expires: Some(clock::now() + DRAIN_ANSWERED) };
+            Request { overrides: overrides.clone(), expires: Some(clock::now() + DRAIN_EXPIRES) };
         let path = format!("/drain?{}", request.to_query());
         let (status, body) =
             self.request("POST", &path, Some(DRAIN_ANSWERED)).map_err(|error| match error {

@@ -109,7 +109,7 @@ impl Story {
     ) {
         let number = after.number();
         if let Answer::Fault(fault) = answer {
-            self.fault(fault, after, lines);
+            self.fault(before, fault, after, lines);
         } else if let Some(fault) = self.error.take() {
             let line = Line::info("Envoy answers again").with("after", fault.text);
             let repeats = std::mem::take(&mut self.repeats);
@@ -156,10 +156,8 @@ impl Story {
             )),
             Answer::Seen(_) => {}
         }
-        if before.looks
-            && !after.outline().looks
-            && !matches!(answer, Answer::Seen(_) | Answer::Polled(_))
-        {
+        let gave_up_looking = before.looks && !after.outline().looks && !before.polls;
+        if gave_up_looking && number == 0 {
             lines.push(Line::warn(
                 "Envoy was not seen in service; that is looked for no more, and a drain will try \
                  again. Is --admin-address right?",
@@ -167,7 +165,7 @@ impl Story {
         }
     }
 
-    fn fault(&mut self, fault: &Fault, after: &Machine, lines: &mut Vec<Line>) {
+    fn fault(&mut self, before: Outline, fault: &Fault, after: &Machine, lines: &mut Vec<Line>) {
         if self.error.as_ref() == Some(fault) {
             self.repeats += 1;
             return;
@@ -175,6 +173,9 @@ impl Story {
         let mut line = match after.drain() {
             Some(_) => Line::warn("Envoy did not answer as it should; trying again")
                 .with("drain", after.number()),
+            None if before.polls => {
+                Line::warn("Envoy's open connections cannot be counted, so no drain would end")
+            }
             None => Line::info("Envoy does not answer yet"),
         };
         line = line.with("error", fault.text.as_str());

@@ -145,7 +145,7 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
 fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> {
     let deadline = Instant::now() + timeout.min(LONGEST_CONNECT);
     let addresses = addresses(host, port, time_left(deadline)?)?;
-    let mut refused = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    let mut failure = io::Error::other(format!("the name {host} has no address"));
     for (index, address) in addresses.iter().enumerate() {
         // Each gets its share of what is left, so that a silent one does not use up all of it.
         let share = time_left(deadline)? / u32::try_from(addresses.len() - index).unwrap_or(1);
@@ -154,10 +154,12 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> 
                 stream.set_nodelay(true)?;
                 return Ok(stream.into());
             }
-            Err(error) => refused = error,
+            // A refusal elsewhere must not make a silent Envoy look like a dead one.
+            Err(error) if failure.kind() != ErrorKind::TimedOut => failure = error,
+            Err(_) => {}
         }
     }
-    Err(refused)
+    Err(failure)
 }
 
 fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {

@@ -267,6 +267,17 @@ fn an_envoy_that_does_not_come_is_told_at_the_first_look_and_at_the_last() {
 }
 
 #[test]
+fn an_envoy_whose_connections_cannot_be_counted_is_told_before_a_drain_needs_it() {
+    let mut told = Told::new();
+    told.at(s(2)).step(Event::Tick);
+    told.answer(Answer::Seen(Health::Live));
+    told.fault("nothing is visible");
+    let line = told.only();
+    assert!(line.text.contains("cannot be counted"), "{line:?}");
+    assert_eq!(line.level, Level::Warn);
+}
+
+#[test]
 fn an_envoy_left_out_of_service_after_a_drain_is_told() {
     let mut told = Told::draining(&[(DrainOption::CheckDelay, "0")]);
     told.answer(Answer::Failed);

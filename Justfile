@@ -1,0 +1,35 @@
+# What a developer runs. `.ci/run` runs the same, on a machine that may lack everything.
+
+target := "x86_64-unknown-linux-musl"
+
+default: test
+
+# The whole suite, against a real Envoy (fetched once)
+test:
+    cargo test
+
+# Formatting, clippy on everything, the documentation's links
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets -- --deny warnings
+    RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
+
+# The binary that ships
+static:
+    rustup target add {{target}}
+    cargo build --release --locked --target {{target}}
+    @ls -l target/{{target}}/release/envoy-shutdown-manager
+
+# The suite on the binary that ships, with its size, memory and timing
+test-static:
+    rustup target add {{target}}
+    cargo test --release --locked --target {{target}}
+
+# Which changes of the pure modules no test notices (needs `cargo install cargo-mutants`)
+mutants:
+    cargo mutants --file src/address.rs --file src/cli.rs --file src/count.rs --file src/drain.rs \
+        --file src/duration.rs --file src/json.rs --file src/options.rs --file src/page.rs \
+        --file src/story.rs --timeout 60 -- --lib
+
+fmt:
+    cargo fmt
