@@ -159,6 +159,21 @@ fn names_that_look_like_others_are_counted() {
 }
 
 #[test]
+fn a_name_that_only_resembles_a_threads_share_adds_to_the_listeners_own() {
+    for name in ["l.worker_", "l.worker_a", "l.worker_0x", "l.main_threads"] {
+        let lines = format!(
+            "listener.l.downstream_cx_active: 1\nlistener.{name}.downstream_cx_active: 1\n"
+        );
+        assert_eq!(open(&lines), 2, "{name}");
+    }
+}
+
+#[test]
+fn an_answer_may_be_a_mebibyte_long() {
+    assert_eq!(MAX_BODY, 1_048_576);
+}
+
+#[test]
 fn excluded_names_are_exact() {
     let lines = "listener.metrics.downstream_cx_active: 1\n\
         listener.metrics2.downstream_cx_active: 2\n\

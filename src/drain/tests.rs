@@ -381,7 +381,8 @@ fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
     assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Serving);
     assert_eq!(scenario.times(Call::Look).last(), Some(&s(40)), "one look at what it left behind");
     assert_eq!(scenario.times(Call::PutBack), [], "which changes nothing");
-    assert_eq!(scenario.begin(), Begun::Started(2));
+    let begun = scenario.begin();
+    assert_eq!((begun, begun.number()), (Begun::Started(2), 2));
     let (took, outcome) = scenario.ends();
     assert_eq!((took, outcome), (s(10), DRAINED));
     assert_eq!(scenario.machine.last().map(|ended| ended.number), Some(2));
