@@ -43,20 +43,22 @@ const AFTER_LOSS: Duration = Duration::from_millis(200);
 const DRAIN_ANSWERED: Duration = Duration::from_secs(10);
 const DRAIN_EXPIRES: Duration = Duration::from_secs(9);
 
+/// It is asked three times in that time, over connections of their own: tiny_http may queue a
+/// connection behind one that says nothing, and goes on with it when the next one comes.
+const DRAIN_TRIES: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(7)];
+
 /// How often the sidecar is asked how the drain goes.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// The metrics, which are the longest answer of a sidecar, have a tenth of this.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// A sidecar that says nothing for this long is frozen, and the drain with it.
-const FROZEN: Duration = Duration::from_secs(30);
-
 /// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
 #[must_use]
 pub fn shutdown(args: &ShutdownArgs) -> Exit {
     for name in &args.ignored {
-        eprintln!("--{name} is ignored, as Contour does; use --admin-address");
+        say(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
     let overrides = absolute(&args.overrides);
     let told = args.control_socket.as_deref();
@@ -116,7 +118,7 @@ pub fn status(args: &StatusArgs) -> Exit {
         let page = match page {
             Ok(page) => page,
             Err(reason) => {
-                eprintln!("no sidecar could be reached: {reason}");
+                say(&format!("no sidecar could be reached: {reason}\n"));
                 return Exit::NoSidecar;
             }
         };
@@ -188,7 +190,6 @@ impl Sidecar {
         let wait = move || its_end.put(waiting.get(&format!("/shutdown?drain={number}"), None));
         spawn("waiter", Box::new(wait))
             .map_err(|error| Trouble::Silent(format!("no thread can be started: {error}")))?;
-        let mut heard = Instant::now();
         loop {
             match end.take_within(PROGRESS) {
                 Some(Ok((200, body))) => return ended(&body),
@@ -201,18 +202,10 @@ impl Sidecar {
                 Some(Err(error)) => return Err(Trouble::Lost(error.to_string())),
                 None => {}
             }
+            // The drain is waited for in any case: to end before it would have the pod stopped.
             match self.get("/status?as=line", Some(PROGRESS)) {
-                Ok((200, line)) => {
-                    heard = Instant::now();
-                    progress.show(line.trim_end());
-                }
-                _ if heard.elapsed() > FROZEN => {
-                    return Err(Trouble::Silent(format!(
-                        "the sidecar has not answered for {}; the drain is not waited for any more",
-                        whole(FROZEN)
-                    )));
-                }
-                _ => {}
+                Ok((_, line)) => progress.show(line.trim_end()),
+                Err(_) => progress.show("the sidecar does not answer at the moment"),
             }
         }
     }
@@ -222,15 +215,21 @@ impl Sidecar {
         let request =
             Request { overrides: overrides.clone(), expires: Some(clock::now() + DRAIN_EXPIRES) };
         let path = format!("/drain?{}", request.to_query());
-        let (status, body) =
-            self.request("POST", &path, Some(DRAIN_ANSWERED)).map_err(|error| match error {
-                Error::Timeout => Trouble::Silent(format!(
-                    "the sidecar at {} did not answer within {}; no drain was started",
+        let mut tries = DRAIN_TRIES.into_iter();
+        let (status, body) = loop {
+            let Some(timeout) = tries.next() else {
+                return Err(Trouble::Silent(format!(
+                    "the sidecar at {} did not answer within {}; it starts no drain when it wakes",
                     self.path.display(),
                     whole(DRAIN_ANSWERED)
-                )),
-                error => Trouble::Lost(error.to_string()),
-            })?;
+                )));
+            };
+            match self.request("POST", &path, Some(timeout)) {
+                Ok(answer) => break answer,
+                Err(Error::Timeout) => {}
+                Err(error) => return Err(Trouble::Lost(error.to_string())),
+            }
+        };
         let text = body.trim_end();
         let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
         match (status, number) {
@@ -273,6 +272,11 @@ fn ended(body: &str) -> Result<Ended, Trouble> {
     }
 }
 
+/// Says something on stderr. The hook's work does not depend on who reads it.
+pub fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// How the drain goes: one line in place on a terminal, else a line a change.
 struct Progress {
     began: Instant,
@@ -293,20 +297,15 @@ impl Progress {
         if self.in_place {
             let line = format!("{} {text}", whole(self.began.elapsed()));
             let line: String = line.chars().take(Self::COLUMNS).collect();
-            self.write(&format!("\r\x1b[K{line}"));
+            say(&format!("\r\x1b[K{line}"));
         } else if text != self.shown {
-            self.write(&format!("{} {text}\n", whole(self.began.elapsed())));
+            say(&format!("{} {text}\n", whole(self.began.elapsed())));
         }
         text.clone_into(&mut self.shown);
     }
 
     fn end(&mut self, text: &str) {
         let start = if self.in_place && !self.shown.is_empty() { "\r\x1b[K" } else { "" };
-        self.write(&format!("{start}{text} (after {})\n", whole(self.began.elapsed())));
-    }
-
-    fn write(&self, text: &str) {
-        // The hook's work does not depend on who reads of it.
-        let _ = io::stderr().write_all(text.as_bytes());
+        say(&format!("{start}{text} (after {})\n", whole(self.began.elapsed())));
     }
 }

@@ -3,8 +3,11 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::json::{Object, quote};
 
@@ -100,14 +103,24 @@ impl Line {
         self
     }
 
-    /// Writes the line to stderr. What cannot be written is lost: there is nowhere to say so.
+    /// Writes the line to stderr, if it takes it: a reader that has stopped must not stop a drain.
+    /// How many lines were lost is told with the next one.
     pub fn emit(&self) {
+        let stderr = std::io::stderr();
+        let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut writable, PollTimeout::ZERO) == Ok(0) {
+            LOST.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let json = JSON.load(Ordering::Relaxed);
-        let mut rendered =
-            self.render(if json { Format::Json } else { Format::Text }, SystemTime::now());
+        let format = if json { Format::Json } else { Format::Text };
+        let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
+            0 => self.render(format, SystemTime::now()),
+            lost => self.clone().with("lines-lost-before", lost).render(format, SystemTime::now()),
+        };
         rendered.push('\n');
-        // In one piece, so that threads do not mix theirs.
-        let _ = std::io::stderr().write_all(rendered.as_bytes());
+        // In one piece, so that threads do not mix theirs. There is nowhere to say that it failed.
+        let _ = stderr.lock().write_all(rendered.as_bytes());
     }
 
     fn render(&self, format: Format, time: SystemTime) -> String {
@@ -152,6 +165,7 @@ fn is_plain(text: &str) -> bool {
 }
 
 static JSON: AtomicBool = AtomicBool::new(false);
+static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Takes the log of this process into hand: its format, the libraries' warnings, and panics,
 /// which are one line like everything else.

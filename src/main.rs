@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(sentence) => {
-            eprintln!("envoy-shutdown-manager: {sentence}");
+            hook::say(&format!("envoy-shutdown-manager: {sentence}\n"));
             ExitCode::from(Exit::Usage as u8)
         }
     }
@@ -56,6 +56,9 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
         .try_clone()
         .map_err(|error| format!("the control socket cannot be shared: {error}"))?;
 
+    if let Some(path) = &options.ready_file {
+        remove_ready_file(path);
+    }
     let manager = Manager::new(options.clone(), !args.no_restore);
     let thread_failed = |error| format!("a thread cannot be started: {error}");
     let worker = manager.clone();
@@ -79,9 +82,6 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
         Line::warn("an option is ignored, as Contour does; use --admin-address")
             .with("option", format!("--{name}"))
             .emit();
-    }
-    if let Some(path) = &options.ready_file {
-        remove_ready_file(path);
     }
     manager.wait_until_over();
     bound.remove();

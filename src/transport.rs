@@ -83,6 +83,8 @@ pub fn request(
         .proxy(None)
         .input_buffer_size(8 * 1024)
         .output_buffer_size(4 * 1024)
+        // It must be less than the buffer, or a longer head looks like a closed connection.
+        .max_response_header_size(4 * 1024)
         .timeout_global(timeout)
         .build();
     let host = match address {
