@@ -27,7 +27,7 @@ test-static:
 
 # Which changes of the pure modules no test notices (needs `cargo install cargo-mutants`)
 mutants:
-    cargo mutants --file src/address.rs --file src/cli.rs --file src/count.rs --file src/drain.rs \
+    cargo mutants --output target --file src/address.rs --file src/cli.rs --file src/count.rs --file src/drain.rs \
         --file src/duration.rs --file src/json.rs --file src/options.rs --file src/page.rs \
         --file src/story.rs --timeout 60 -- --lib
 

@@ -9,7 +9,7 @@ use lexopt::{Arg, Parser};
 
 use crate::address;
 use crate::logger::Format;
-use crate::options::{DrainOption, Overrides};
+use crate::options::{DrainOption, Overrides, once};
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +101,14 @@ const fn drain(option: DrainOption, value: &'static str, help: &'static str) -> 
     }
 }
 
+const LOG_FORMAT: Flag = Flag {
+    name: "log-format",
+    value: Some("FORMAT"),
+    on: DRAINS,
+    effect: Effect::LogFormat,
+    help: "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook [text]",
+};
+
 const FLAGS: &[Flag] = &[
     drain(
         DrainOption::CheckInterval,
@@ -160,13 +168,7 @@ const FLAGS: &[Flag] = &[
         effect: Effect::NoRestore,
         help: "do not put back in service an Envoy that is found out of service at the start",
     },
-    Flag {
-        name: "log-format",
-        value: Some("FORMAT"),
-        on: DRAINS,
-        effect: Effect::LogFormat,
-        help: "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook [text]",
-    },
+    LOG_FORMAT,
     Flag {
         name: "watch",
         value: None,
@@ -217,7 +219,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             None => break,
             Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Print(help(on))),
             Some(Arg::Long(name)) => {
-                let flag = flag(name, Some(on))
+                let flag = flag(name, on)
                     .ok_or_else(|| format!("{} has no option --{name}; {see}", on.name()))?;
                 apply(flag, &mut parser, &mut given)?;
             }
@@ -255,11 +257,7 @@ fn command(parser: &mut Parser, given: &mut Given) -> Result<Option<First>, Stri
                 let version = concat!("envoy-shutdown-manager ", env!("CARGO_PKG_VERSION"), "\n");
                 return Ok(Some(First::Print(version.to_owned())));
             }
-            Some(Arg::Long("log-format")) => {
-                if let Some(flag) = flag("log-format", None) {
-                    apply(flag, parser, given)?;
-                }
-            }
+            Some(Arg::Long(name)) if name == LOG_FORMAT.name => apply(&LOG_FORMAT, parser, given)?,
             Some(Arg::Value(word)) => match word.to_str() {
                 Some("envoy") if !envoy => envoy = true,
                 Some("shutdown-manager") => return Ok(Some(First::Command(On::Manager))),
@@ -281,13 +279,13 @@ fn command(parser: &mut Parser, given: &mut Given) -> Result<Option<First>, Stri
     }
 }
 
-fn flag(name: &str, on: Option<On>) -> Option<&'static Flag> {
-    FLAGS.iter().find(|flag| flag.name == name && on.is_none_or(|on| flag.on.contains(&on)))
+fn flag(name: &str, on: On) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name && flag.on.contains(&on))
 }
 
 /// Takes a flag's value and puts it where it belongs. The flag's name is added to an error here
 /// and nowhere else.
-fn apply(flag: &'static Flag, parser: &mut Parser, given: &mut Given) -> Result<(), String> {
+fn apply(flag: &Flag, parser: &mut Parser, given: &mut Given) -> Result<(), String> {
     let name = flag.name;
     let value = match flag.value {
         None => String::new(),
@@ -327,13 +325,6 @@ fn apply(flag: &'static Flag, parser: &mut Parser, given: &mut Given) -> Result<
         Effect::Json => set(&mut given.json),
     };
     result.map_err(|reason| format!("--{name}: {reason}"))
-}
-
-fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
-    match place.replace(value) {
-        None => Ok(()),
-        Some(_) => Err("is given twice".to_owned()),
-    }
 }
 
 fn set(switch: &mut bool) -> Result<(), String> {

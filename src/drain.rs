@@ -266,6 +266,8 @@ pub struct Machine {
     /// The number of the latest drain; 0 before the first.
     number: u64,
     last: Option<Ended>,
+    /// What the latest drain was told, for as long as it matters.
+    last_options: Option<Options>,
     /// Whether somebody waits for a drain.
     awaited: bool,
 }
@@ -317,7 +319,13 @@ impl Machine {
     pub fn new(now: Time, put_back: bool) -> Self {
         let purpose = Purpose::Arrival { put_back };
         let look = Look { next: now + ARRIVAL, call: Call::Look, tries: LOOKS, purpose };
-        Self { state: State::Serving(Some(look)), number: 0, last: None, awaited: false }
+        Self {
+            state: State::Serving(Some(look)),
+            number: 0,
+            last: None,
+            last_options: None,
+            awaited: false,
+        }
     }
 
     /// Begins a drain, or joins the one that goes on or has just ended (its options then hold).
@@ -374,6 +382,7 @@ impl Machine {
                 threshold: drain.options.min_open_connections,
                 took: now.saturating_sub(drain.started),
             });
+            self.last_options = Some(drain.options.clone());
             self.state = State::Ended { until: now + LINGER };
         }
     }
@@ -449,6 +458,20 @@ impl Machine {
         self.last.as_ref()
     }
 
+    /// What holds for the drain that goes on or was the latest one, until nothing of it is left to
+    /// be done.
+    #[must_use]
+    pub fn options(&self) -> Option<&Options> {
+        match &self.state {
+            State::Drain(drain) => Some(&drain.options),
+            State::Ended { .. } => self.last_options.as_ref(),
+            State::Serving(Some(Look { purpose: Purpose::Aftermath, .. })) => {
+                self.last_options.as_ref()
+            }
+            State::Serving(_) => None,
+        }
+    }
+
     /// The number of the drain whose end somebody awaits who begins to wait now: the one that
     /// goes on or has just ended, else the next.
     #[must_use]
@@ -481,7 +504,8 @@ impl Look {
             {
                 self.call = Call::Poll;
             }
-            Answer::Seen(Health::Starting) => self.comes_later(now),
+            // It may have been put out of service before it had started.
+            Answer::Seen(Health::Starting) => self.again(now),
             Answer::Fault(Fault { kind: Kind::Refused, .. }) => self.comes_later(now),
             Answer::Fault(_) if self.call != Call::Poll => self.again(now),
             _ => return None,
@@ -560,7 +584,7 @@ impl Drain {
             }
             _ => {}
         }
-        // Even with no time at all, it is tried once to fail health checks.
+        // Once the drain delay is over, it is tried at least once to fail health checks.
         let may_end = self.tried || self.stage == Stage::Delaying;
         if deadline.is_some_and(|deadline| now >= deadline) && may_end && !self.is_ending() {
             let open = self.last_poll.map(|poll| poll.open);
@@ -574,7 +598,6 @@ impl Drain {
         };
         if now >= self.next {
             self.asked = now;
-            self.tried |= call == Call::Fail;
             return Action::Call(call);
         }
         let end_of_stage = match self.stage {
@@ -587,6 +610,7 @@ impl Drain {
     }
 
     fn answered(&mut self, answer: &Answer, now: Time) {
+        self.tried |= self.stage == Stage::Failing;
         if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
             self.refusals += 1;
             self.next = now + REFUSED_AGAIN;

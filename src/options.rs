@@ -304,8 +304,12 @@ impl Request {
     }
 }
 
-/// Contour refuses an option that is given twice, and a silent "last one wins" hides a mistake.
-fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
+/// Puts a value where none was: Contour refuses an option that is given twice, and a silent "last
+/// one wins" hides a mistake.
+///
+/// # Errors
+/// A clause that fits behind the option's name, when there was one before.
+pub fn once<T>(place: &mut Option<T>, value: T) -> Result<(), String> {
     match place.replace(value) {
         None => Ok(()),
         Some(_) => Err("is given twice".to_owned()),

@@ -50,16 +50,18 @@ impl Story {
         }
         let mut lines = vec![line];
         let options = drain.options();
-        let waits = options.drain_delay.saturating_add(options.check_delay);
-        if options.drain_timeout.is_some_and(|timeout| timeout <= waits) {
-            lines.push(
-                Line::warn(
-                    "the drain timeout is over before the first poll, which comes after the drain \
-                     delay and the check delay: connections will not be waited for",
-                )
-                .with("drain", number),
-            );
-        }
+        let polls = options.drain_delay.saturating_add(options.check_delay);
+        let warning = match options.drain_timeout {
+            Some(timeout) if timeout <= options.drain_delay && !timeout.is_zero() => {
+                "the drain timeout is over before the drain delay: health checks will not be failed"
+            }
+            Some(timeout) if timeout <= polls => {
+                "the drain timeout is over before the first poll, which comes after the drain \
+                 delay and the check delay: connections will not be waited for"
+            }
+            _ => return lines,
+        };
+        lines.push(Line::warn(warning).with("drain", number));
         lines
     }
 

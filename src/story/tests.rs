@@ -129,10 +129,18 @@ fn giving_up_is_a_warning() {
 
 #[test]
 fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
-    for (timeout, warned) in [("60s", true), ("61s", false)] {
-        let mut told = Told::draining(&[(DrainOption::DrainTimeout, timeout)]);
-        assert_eq!(told.texts().len(), 1 + usize::from(warned), "{timeout}");
+    for (timeout, warning) in [
+        ("0s", "connections will not be waited for"),
+        ("10s", "health checks will not be failed"),
+        ("11s", "connections will not be waited for"),
+        ("70s", "connections will not be waited for"),
+    ] {
+        let options = [(DrainOption::DrainTimeout, timeout), (DrainOption::DrainDelay, "10s")];
+        let texts = Told::draining(&options).texts();
+        assert!(texts[1].contains(warning), "{timeout}: {texts:?}");
     }
+    let options = [(DrainOption::DrainTimeout, "71s"), (DrainOption::DrainDelay, "10s")];
+    assert_eq!(Told::draining(&options).texts().len(), 1);
 }
 
 #[test]
