@@ -19,15 +19,18 @@ use crate::supervisor;
 /// runs two hooks, and each again when it was restarted.
 const MOST_WAITERS: usize = 64;
 
-/// A server whose accept thread has ended is replaced after this.
-const REBUILD: Duration = Duration::from_millis(100);
+/// A server whose accept thread has ended is replaced after this: each leaves threads behind.
+const REBUILD: Duration = Duration::from_secs(1);
 
 /// The server of the control socket.
 pub struct Service {
     listener: UnixListener,
     control: Control,
     watch: Watch,
+    /// Requests that have a thread: of Envoy's hooks and others, and of exec hooks, which others
+    /// must not keep out.
     waiters: Arc<AtomicUsize>,
+    hooks: Arc<AtomicUsize>,
     /// Never dropped, since that would remove the socket's file; and kept over a panic, since its
     /// accept thread lives on.
     server: Option<&'static Server>,
@@ -66,7 +69,14 @@ impl Service {
     /// A service for a bound socket.
     #[must_use]
     pub fn new(listener: UnixListener, control: Control, watch: Watch) -> Self {
-        Self { listener, control, watch, waiters: Arc::default(), server: None }
+        Self {
+            listener,
+            control,
+            watch,
+            waiters: Arc::default(),
+            hooks: Arc::default(),
+            server: None,
+        }
     }
 
     /// Serves for as long as the process lives.
@@ -108,7 +118,7 @@ impl Service {
         if has_body {
             // Dropping the request reads its body to the end, which may never come.
             let refuse = |request| respond(request, Reply::text(413, "a body is not taken here\n"));
-            return self.in_a_thread(request, Box::new(refuse));
+            return in_a_thread(&self.waiters, request, Box::new(refuse));
         }
         let route = match route(request.method(), request.url()) {
             Ok(route) => route,
@@ -120,13 +130,13 @@ impl Service {
                 let wait = move |request| {
                     watch.wait_as_waiter(|verdict| respond(request, for_envoy(&verdict)));
                 };
-                self.in_a_thread(request, Box::new(wait));
+                in_a_thread(&self.waiters, request, Box::new(wait));
             }
             Route::Hook(number) => {
                 let wait = move |request| {
                     watch.wait_as_hook(number, |verdict| respond(request, for_the_hook(&verdict)));
                 };
-                self.in_a_thread(request, Box::new(wait));
+                in_a_thread(&self.hooks, request, Box::new(wait));
             }
             Route::Healthz if watch.is_working() => respond(request, Reply::text(200, "OK")),
             Route::Healthz => respond(request, Reply::text(503, "the worker is down\n")),
@@ -159,27 +169,30 @@ impl Service {
             Err(Refusal::Stopping) => Reply::text(503, "the sidecar stops\n"),
         }
     }
+}
 
-    fn in_a_thread(
-        &self,
-        request: tiny_http::Request,
-        work: Box<dyn FnOnce(tiny_http::Request) + Send>,
-    ) {
-        let place = Place::take(&self.waiters);
-        if place.number > MOST_WAITERS {
-            let text = format!("{MOST_WAITERS} requests wait already\n");
-            return respond(request, Reply::text(503, text));
-        }
-        let waiter = move || {
-            let _place = place;
-            work(request);
-        };
-        if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
-            // The request went with the thread, which tiny_http answers with a 500.
-            Line::error("there is no thread for a request that waits")
-                .with("error", error.to_string())
-                .emit();
-        }
+/// Does the work in a thread of its own, if there is a place for it.
+fn in_a_thread(
+    taken: &Arc<AtomicUsize>,
+    request: tiny_http::Request,
+    work: Box<dyn FnOnce(tiny_http::Request) + Send>,
+) {
+    let place = Place::take(taken);
+    if place.number > MOST_WAITERS {
+        return respond(
+            request,
+            Reply::text(503, format!("{MOST_WAITERS} requests wait already\n")),
+        );
+    }
+    let waiter = move || {
+        let _place = place;
+        work(request);
+    };
+    if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
+        // The request went with the thread, which tiny_http answers with a 500.
+        Line::error("there is no thread for a request that waits")
+            .with("error", error.to_string())
+            .emit();
     }
 }
 
@@ -209,8 +222,8 @@ fn route(method: &Method, url: &str) -> Result<Route, Reply> {
         ("/shutdown" | "/shutdown/ready", _) => match query.strip_prefix("drain=") {
             None => Route::Shutdown,
             Some(number) => match number.parse() {
-                Ok(number) => Route::Hook(number),
-                Err(_) => return Err(Reply::text(400, "drain= takes the number of a drain\n")),
+                Ok(number) if number > 0 => Route::Hook(number),
+                _ => return Err(Reply::text(400, "drain= takes the number of a drain\n")),
             },
         },
         ("/status", "as=line") => Route::StatusLine,
@@ -292,6 +305,7 @@ mod tests {
             (Method::Post, "/DRAIN", 404),
             (Method::Post, "http://x/drain", 404),
             (Method::Get, "/shutdown?drain=", 400),
+            (Method::Get, "/shutdown?drain=0", 400),
             (Method::Get, "/shutdown?drain=-1", 400),
         ] {
             let status_found = route(&method, url).err().map(|reply| reply.status);

@@ -18,6 +18,9 @@ use crate::story::Story;
 /// A hook is answered when nobody else waits any more, but not later than this.
 const HOOK_GIVES_WAY: Duration = Duration::from_secs(1);
 
+/// A hook that has begun a drain comes to wait within milliseconds, or was no hook.
+const HOOK_COMES: Duration = Duration::from_secs(1);
+
 /// Answering waiters takes microseconds; one that cannot be answered must not keep the process.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -52,6 +55,10 @@ struct State {
     /// Who waits for the end of a drain: Envoy's hooks, and exec hooks.
     waiters: usize,
     hooks: usize,
+    /// Exec hooks that have begun or joined a drain and are yet to come to wait, and when the
+    /// latest of them was here.
+    expected: usize,
+    expected_at: Time,
     stopping: bool,
     working: bool,
 }
@@ -89,6 +96,8 @@ impl Manager {
             visible: Visible::Everything,
             waiters: 0,
             hooks: 0,
+            expected: 0,
+            expected_at: Time::ZERO,
             stopping: false,
             working: false,
         };
@@ -147,8 +156,19 @@ impl Manager {
             state = shared.wait(state, None);
         }
         let deadline = clock::now() + LAST_ANSWERS;
-        while state.waiters + state.hooks > 0 && clock::now() < deadline {
-            state = shared.wait(state, Some(deadline));
+        // The worker has the outcome to log.
+        loop {
+            let comes =
+                if state.expected > 0 { state.expected_at + HOOK_COMES } else { Time::ZERO };
+            let until = if state.waiters + state.hooks > 0 || state.working {
+                deadline
+            } else {
+                comes.min(deadline)
+            };
+            if clock::now() >= until {
+                return;
+            }
+            state = shared.wait(state, Some(until));
         }
     }
 }
@@ -179,10 +199,13 @@ impl Control {
             if let Begun::Started(_) = begun {
                 state.last_error = None;
             }
+            state.expected += 1;
+            state.expected_at = now;
             (begun, lines)
         };
-        self.0.changed.notify_all();
+        // Before the worker has more to tell.
         lines.iter().for_each(Line::emit);
+        self.0.changed.notify_all();
         Ok(begun)
     }
 }
@@ -194,7 +217,7 @@ impl Watch {
         let state = self.0.lock();
         let machine = &state.machine;
         let drain = machine.drain();
-        let options = drain.map_or(&state.options, |drain| drain.options());
+        let options = machine.options().unwrap_or(&state.options);
         Snapshot {
             phase: machine.phase(),
             drain: machine.number(),
@@ -300,7 +323,10 @@ impl Shared {
             return Task::Tell(lines);
         }
         let drain = state.machine.number();
-        let options = state.machine.drain().map_or(&state.options, |drain| drain.options());
+        if state.is_over() {
+            return Task::Stop;
+        }
+        let options = state.machine.options().unwrap_or(&state.options);
         let until = match action {
             Action::Call(call) => return Task::Ask { call, drain, options: options.clone() },
             Action::Finish(outcome) => {
@@ -309,9 +335,6 @@ impl Shared {
             Action::Sleep => None,
             Action::SleepUntil(time) => Some(time),
         };
-        if state.is_over() {
-            return Task::Stop;
-        }
         let until = [until, state.story.reminder(&state.machine)].into_iter().flatten().min();
         drop(self.wait(guard, until));
         Task::Again
@@ -388,6 +411,7 @@ impl<'a> Waiting<'a> {
 
     fn as_hook(shared: &'a Shared, state: &mut State) -> Self {
         state.hooks += 1;
+        state.expected = state.expected.saturating_sub(1);
         Self { shared, is_hook: true }
     }
 }
@@ -420,5 +444,9 @@ impl<'a> Working<'a> {
 impl Drop for Working<'_> {
     fn drop(&mut self) {
         self.0.lock().working = false;
+        self.0.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,6 +125,8 @@ fn bind_at(path: &Path) -> io::Result<Bound> {
         }
         match connect_unix(path, CONNECT) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            // Its owner has just left.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             // Somebody listens, even if they are too busy to answer.
             Ok(_) => return Err(ErrorKind::AddrInUse.into()),
             Err(error) if error.kind() == ErrorKind::TimedOut => {
