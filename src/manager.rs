@@ -61,6 +61,8 @@ struct State {
     expected_at: Time,
     stopping: bool,
     working: bool,
+    /// The worker has lines to log of what has already happened.
+    telling: bool,
 }
 
 /// What somebody who waited is told.
@@ -100,6 +102,7 @@ impl Manager {
             expected_at: Time::ZERO,
             stopping: false,
             working: false,
+            telling: false,
         };
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
@@ -125,6 +128,9 @@ impl Manager {
                 Task::Again => Event::Tick,
                 Task::Tell(lines) => {
                     lines.iter().for_each(Line::emit);
+                    self.0.lock().telling = false;
+                    // Whoever is told the end finds it in the log.
+                    self.0.changed.notify_all();
                     Event::Tick
                 }
                 Task::Ask { call, drain, options } => {
@@ -156,11 +162,10 @@ impl Manager {
             state = shared.wait(state, None);
         }
         let deadline = clock::now() + LAST_ANSWERS;
-        // The worker has the outcome to log.
         loop {
             let comes =
                 if state.expected > 0 { state.expected_at + HOOK_COMES } else { Time::ZERO };
-            let until = if state.waiters + state.hooks > 0 || state.working {
+            let until = if state.waiters + state.hooks > 0 || state.telling {
                 deadline
             } else {
                 comes.min(deadline)
@@ -316,11 +321,14 @@ impl Shared {
         let action = state.machine.step(event, now);
         if *event != Event::Tick {
             state.note(before, event);
-            self.changed.notify_all();
         }
         let lines = state.story.heard(before, event, &state.machine, now);
         if !lines.is_empty() {
+            state.telling = true;
             return Task::Tell(lines);
+        }
+        if *event != Event::Tick {
+            self.changed.notify_all();
         }
         let drain = state.machine.number();
         if state.is_over() {
@@ -443,7 +451,10 @@ impl<'a> Working<'a> {
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        self.0.lock().working = false;
+        let mut state = self.0.lock();
+        state.working = false;
+        state.telling = false;
+        drop(state);
         self.0.changed.notify_all();
     }
 }

@@ -57,6 +57,10 @@ impl From<ureq::Error> for Error {
         match error {
             ureq::Error::Timeout(_) => Self::Timeout,
             ureq::Error::Io(error) => Self::Io(error),
+            // Without its length, which differs each time.
+            ureq::Error::LargeResponseHeader(..) => {
+                Self::Protocol("its head is too long".to_owned())
+            }
             other => Self::Protocol(other.to_string()),
         }
     }

@@ -128,7 +128,11 @@ fn a_waiter_that_is_never_done_does_not_keep_the_hook() {
     let (manager, _calls) = at_work(0);
     let (_never, released) = mpsc::channel::<()>();
     let watch = manager.watch();
-    thread::spawn(move || watch.wait_as_waiter(|_| drop(released.recv_timeout(PATIENCE * 3))));
+    thread::spawn(move || {
+        watch.wait_as_waiter(|_| {
+            let _ = released.recv_timeout(PATIENCE * 3);
+        });
+    });
     until(&manager, |state| state.waiters == 1);
     manager.control().begin(&Request::default()).unwrap();
     let watch = manager.watch();
@@ -170,7 +174,7 @@ fn a_stopped_manager_is_over_when_its_drain_has_ended_and_its_worker_has_told_it
     until(&manager, |state| state.hooks == 1);
     manager.stop();
     manager.wait_until_over();
-    assert!(!manager.watch().is_working());
+    assert!(!manager.0.lock().telling);
     let verdict = hook.recv_timeout(PATIENCE).unwrap();
     assert_eq!(outcome(&verdict), Outcome::TimedOut { open: Some(7) });
 }

@@ -1,4 +1,13 @@
 //! Process-level tests: the built program against a real Envoy and against a scripted one.
 
+mod command_line;
+mod faults;
+mod lives;
+mod real_envoy;
+mod signals;
+mod socket;
 mod support;
 mod support_works;
+#[cfg(all(target_env = "musl", not(debug_assertions)))]
+mod timing;
+mod told;

@@ -12,7 +12,7 @@ use socket2::Socket;
 use tempfile::TempDir;
 
 use super::net::{Address, Server, read_before};
-use super::{PATIENCE, Record, lock, temp_dir};
+use super::{PATIENCE, Record, lock, temp_dir, wait_for};
 
 /// The gauge that [`FakeAdmin::set_open`] sets.
 pub const OPEN: &str = "listener.0.0.0.0_8080.downstream_cx_active";
@@ -198,7 +198,8 @@ impl FakeAdmin {
     pub fn refuse(&mut self) {
         self.listening = Listening::Refusing(None);
         if matches!(self.address, Address::Tcp(_)) {
-            let kept = self.address.bind().expect("keep the port");
+            // Somebody's connection may have got it in this moment, for its own end.
+            let kept = wait_for("the port to be free", PATIENCE, || self.address.bind().ok());
             self.listening = Listening::Refusing(Some(kept));
         }
     }

@@ -355,8 +355,13 @@ impl Envoy {
     /// Kills it and starts it again: the same admin address, new ports for the listeners.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = self.setup.spawn(self.upstream.address());
+        self.start_again();
         self.wait_until_live();
+    }
+
+    /// Starts it again after a kill, and does not wait until it is live.
+    pub fn start_again(&mut self) {
+        self.child = self.setup.spawn(self.upstream.address());
     }
 }
 

@@ -13,6 +13,7 @@ pub mod clients;
 pub mod envoy;
 pub mod envoy_binary;
 pub mod net;
+pub mod scene;
 pub mod sidecar;
 pub mod tap;
 

@@ -39,6 +39,15 @@ pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Process {
     Process::spawn(command)
 }
 
+/// Starts `wrapper` with the program and these arguments behind it: `unshare …`, say, or
+/// `sh -c 'exec "$@"' sh`.
+pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
+    let program = command(Path::new(PROGRAM));
+    let mut command = Command::new(wrapper[0]);
+    command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args()).args(args);
+    Process::spawn(command)
+}
+
 /// How a process ended.
 #[derive(Clone, Debug)]
 pub struct Exit {

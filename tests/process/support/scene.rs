@@ -1,0 +1,140 @@
+//! Steps that scenarios share: a quick sidecar, what it says of itself, and `/shutdown`s that wait.
+
+use std::io::Write as _;
+use std::mem::MaybeUninit;
+
+use socket2::Socket;
+
+use super::envoy::{Builder, Envoy};
+use super::net::{self, Address, ipv6_available};
+use super::sidecar::{Process, Sidecar};
+use super::{PATIENCE, try_wait_for};
+
+/// What keeps a scenario short, where it says nothing else.
+const QUICK: [&str; 2] = ["--check-interval=100ms", "--check-delay=0s"];
+
+/// A sidecar beside this Envoy, with these options and quick ones.
+#[track_caller]
+pub fn beside(envoy: &Envoy, args: &[&str]) -> Sidecar {
+    before(&envoy.admin_address(), args)
+}
+
+/// The same at any admin address.
+#[track_caller]
+pub fn before(admin: &str, args: &[&str]) -> Sidecar {
+    Sidecar::start(&arguments(admin, args).iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// The arguments of such a sidecar.
+pub fn arguments(admin: &str, args: &[&str]) -> Vec<String> {
+    let name = |arg: &str| arg.split('=').next().map(str::to_owned);
+    let said = |quick: &&str| args.iter().any(|arg| name(arg) == name(quick));
+    let quick = QUICK.into_iter().filter(|quick| !said(quick));
+    let all = quick.chain(args.iter().copied()).map(str::to_owned);
+    all.chain([format!("--admin-address={admin}")]).collect()
+}
+
+/// An Envoy to be, at each kind of admin address that this machine has.
+pub fn admin_kinds() -> Vec<Builder> {
+    let mut kinds = vec![Envoy::builder(), Envoy::builder().admin_tcp_v4()];
+    if ipv6_available() {
+        kinds.push(Envoy::builder().admin_tcp_v6());
+    }
+    kinds
+}
+
+/// Waits until the JSON of `/status` has all of these in it, and gives it.
+#[track_caller]
+pub fn wait_status(sidecar: &Sidecar, parts: &[&str]) -> String {
+    let mut last = String::new();
+    let found = try_wait_for(PATIENCE, || {
+        last = sidecar.status();
+        parts.iter().all(|part| last.contains(part)).then(|| last.clone())
+    });
+    match found {
+        Some(status) => status,
+        None => panic!("no {parts:?} in {last}"),
+    }
+}
+
+/// Waits until the drain counts just so many open connections.
+#[track_caller]
+pub fn wait_open(sidecar: &Sidecar, open: u64) {
+    let open = format!("\"open_connections\":{open},");
+    wait_status(sidecar, &["\"phase\":\"draining\"", &open]);
+}
+
+/// Asserts that a hook still waits while this Envoy is out of service, and so many connections are
+/// counted.
+#[track_caller]
+pub fn assert_held(sidecar: &Sidecar, hook: &mut Process, envoy: &Envoy, open: u64) {
+    wait_open(sidecar, open);
+    assert_eq!(envoy.get("/ready"), (503, "DRAINING\n".to_owned()));
+    assert!(hook.running(), "the hook ended with {open} open: {:?}", hook.try_wait());
+}
+
+/// Waits for the hook's end, and asserts how it ended: its code, and a part of what it wrote.
+#[track_caller]
+pub fn assert_ends(hook: &mut Process, code: i32, part: &str) {
+    let exit = hook.wait(PATIENCE);
+    assert!(exit.code == Some(code) && exit.output.contains(part), "no {code}, {part:?}: {exit:?}");
+}
+
+/// Waits for the last of these, and asserts that the log has a line with each, in this order.
+#[track_caller]
+pub fn assert_told(sidecar: &Process, parts: &[&str]) {
+    if let Some(last) = parts.last() {
+        sidecar.wait_log(last, PATIENCE);
+    }
+    let log = sidecar.log();
+    let mut lines = log.iter();
+    for part in parts {
+        assert!(lines.any(|line| line.contains(part)), "no {part:?} in its place in {log:#?}");
+    }
+}
+
+/// The value of a series.
+#[track_caller]
+pub fn metric(metrics: &str, series: &str) -> u64 {
+    let start = format!("envoy_shutdown_{series} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {series} in {metrics}"))
+}
+
+/// A GET on the control socket whose answer is yet to come.
+#[derive(Debug)]
+pub struct Waiter(Socket);
+
+impl Waiter {
+    /// Waits as Envoy's hook does.
+    #[track_caller]
+    pub fn new(sidecar: &Sidecar) -> Self {
+        Self::at(sidecar, "/shutdown")
+    }
+
+    /// Asks for any path.
+    #[track_caller]
+    pub fn at(sidecar: &Sidecar, path: &str) -> Self {
+        let control = Address::Unix(sidecar.control_socket().to_owned());
+        let mut socket = control.connect(PATIENCE).expect("connect");
+        let head = "host: localhost\r\nconnection: close";
+        let request = format!("GET {path} HTTP/1.1\r\n{head}\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("send");
+        Self(socket)
+    }
+
+    /// Whether the answer has begun to come.
+    pub fn is_answered(&self) -> bool {
+        self.0.set_nonblocking(true).expect("set a mode");
+        let n = self.0.peek(&mut [MaybeUninit::uninit()]).unwrap_or(0);
+        self.0.set_nonblocking(false).expect("set a mode");
+        n > 0
+    }
+
+    /// The answer's status and body.
+    #[track_caller]
+    pub fn answer(&self) -> (u16, String) {
+        let answer = net::read_response(&self.0, PATIENCE).expect("an answer");
+        (answer.status, answer.body)
+    }
+}
