@@ -100,8 +100,11 @@ fn last_error(sidecar: &Sidecar) -> String {
 }
 
 /// How often the log has told this error as a new one.
+#[track_caller]
 fn told(sidecar: &Sidecar, error: &str) -> usize {
     let error = format!("error=\"{error}\"");
+    // The status knows of it a moment before the log does.
+    sidecar.wait_log(&error, PATIENCE);
     sidecar.log().iter().filter(|line| line.contains(&error)).count()
 }
 
