@@ -148,6 +148,8 @@ fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay
     assert_eq!(scenario.ends(), (s(13), DRAINED));
     assert_eq!(scenario.times(Call::Fail), [s(0)]);
     assert_eq!(scenario.times(Call::Poll), [s(10), s(11), s(12), s(13)]);
+    let looks: Vec<Time> = (1..10).map(s).collect();
+    assert_eq!(scenario.times(Call::Look)[..9], looks, "it is looked at while it settles");
 }
 
 #[test]
@@ -183,6 +185,22 @@ fn the_phases_follow_each_other() {
     }
     let mut failing = drain(1, options()).at(s(0), Envoy::Hangs);
     assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::Failing);
+}
+
+#[test]
+fn the_outline_tells_a_poll_from_other_calls() {
+    let polls = |scenario: &Scenario| scenario.machine.outline().polls;
+    let mut scenario = drain(1, options());
+    assert!(!polls(&scenario));
+    assert!(!polls(scenario.run_to(s(9))), "settling");
+    assert!(polls(scenario.run_to(s(10))), "draining");
+
+    let mut machine = Machine::new(Time::ZERO, true);
+    machine.step(&Event::Tick, s(2));
+    assert!(machine.outline().looks && !machine.outline().polls);
+    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Live) };
+    machine.step(&answer, s(2));
+    assert!(machine.outline().looks && machine.outline().polls);
 }
 
 #[test]
