@@ -2,6 +2,8 @@
 
 target := "x86_64-unknown-linux-musl"
 
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := `.ci/remap`
+
 default: test
 
 # The whole suite, against a real Envoy (fetched once)
