@@ -74,6 +74,21 @@ fn stop(process: &mut Process, socket: &Path) {
     assert!(!socket.exists(), "{} is left", socket.display());
 }
 
+/// Stops it, and waits until each of its threads has stopped: the first one to take the signal stops
+/// the others.
+#[track_caller]
+fn freeze(process: &Process) {
+    process.signal(Signal::SIGSTOP);
+    wait_for("all threads to stop", PATIENCE, || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("its threads");
+        let stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+        };
+        tasks.map(|task| task.expect("a thread")).all(stopped).then_some(())
+    });
+}
+
 /// Everything that comes back, to the end of the connection.
 #[track_caller]
 fn exchange(sidecar: &Sidecar, request: &str) -> String {
@@ -578,7 +593,7 @@ fn a_frozen_sidecar_neither_keeps_its_hook_nor_drains_when_it_thaws() {
     let _turn = shared();
     let admin = FakeAdmin::unix();
     let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
-    sidecar.signal(Signal::SIGSTOP);
+    freeze(&sidecar);
     let mut hook = sidecar.hook(&[]);
     let exit = hook.wait(PATIENCE);
     assert_eq!(exit.code, Some(3), "{exit:?}");
