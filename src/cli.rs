@@ -4,12 +4,15 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
 use crate::address;
+use crate::duration;
 use crate::logger::Format;
-use crate::options::{DrainOption, Overrides, once};
+use crate::options::{DrainOption, ON, Overrides, once};
+use crate::port::ServeAt;
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +28,14 @@ pub enum Command {
 }
 
 /// The sidecar's arguments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagerArgs {
     /// Options of a drain, which a hook's override.
     pub overrides: Overrides,
+    /// `--serve-address` and `--serve-port`
+    pub serve: ServeAt,
+    /// `--start-timeout`
+    pub start_timeout: Duration,
     /// `--control-socket`
     pub control_socket: Option<PathBuf>,
     /// `--no-restore`
@@ -71,6 +78,9 @@ enum On {
 #[derive(Clone, Copy)]
 enum Effect {
     Drain(DrainOption),
+    ServePort,
+    ServeAddress,
+    StartTimeout,
     ControlSocket,
     NoRestore,
     LogFormat,
@@ -131,6 +141,14 @@ const FLAGS: &[Flag] = &[
         "DURATION",
         "give up waiting this long after the start [none]",
     ),
+    Flag {
+        name: DrainOption::RequireEnvoyHook.name(),
+        value: None,
+        on: DRAINS,
+        effect: Effect::Drain(DrainOption::RequireEnvoyHook),
+        help: "drain only if Envoy's own hook comes to /shutdown within 3s of this one; else end \
+               with 0 and leave Envoy alone",
+    },
     drain(
         DrainOption::Exclude,
         "NAME",
@@ -153,6 +171,28 @@ const FLAGS: &[Flag] = &[
         "PATH",
         "also create this file when drained; a stale one is removed at the start [none]",
     ),
+    Flag {
+        name: "serve-port",
+        value: Some("PORT"),
+        on: DRAINS,
+        effect: Effect::ServePort,
+        help: "the public port; 0 is any that is free; no effect on a hook [8090]",
+    },
+    Flag {
+        name: "serve-address",
+        value: Some("IP"),
+        on: &[On::Manager],
+        effect: Effect::ServeAddress,
+        help: "the address of the public port; 127.0.0.1 for a pod on the host's network [all of \
+               IPv6 and IPv4]",
+    },
+    Flag {
+        name: "start-timeout",
+        value: Some("DURATION"),
+        on: &[On::Manager],
+        effect: Effect::StartTimeout,
+        help: "let a waiting /shutdown go with 503 when no drain has begun within this time [15s]",
+    },
     Flag {
         name: "control-socket",
         value: Some("PATH"),
@@ -187,10 +227,18 @@ const FLAGS: &[Flag] = &[
 
 const NAME: &str = "envoy-shutdown-manager";
 
+const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The kubelet starts both hooks at about the same time, either first.
+const SHORTEST_START_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Everything that any command can be given.
 #[derive(Default)]
 struct Given {
     overrides: Overrides,
+    serve_port: Option<u16>,
+    serve_address: Option<String>,
+    start_timeout: Option<Duration>,
     control_socket: Option<PathBuf>,
     log_format: Option<Format>,
     no_restore: bool,
@@ -226,17 +274,24 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             Some(other) => return Err(format!("{}; {see}", other.unexpected())),
         }
     }
-    let Given { overrides, control_socket, log_format, no_restore, watch, json, ignored } = given;
+    let Given { overrides, control_socket, ignored, .. } = given;
     Ok(match on {
         On::Manager => Command::Manager(ManagerArgs {
             overrides,
+            serve: ServeAt {
+                address: given.serve_address,
+                port: given.serve_port.unwrap_or(ServeAt::default().port),
+            },
+            start_timeout: given.start_timeout.unwrap_or(START_TIMEOUT),
             control_socket,
-            no_restore,
-            log_format: log_format.unwrap_or_default(),
+            no_restore: given.no_restore,
+            log_format: given.log_format.unwrap_or_default(),
             ignored,
         }),
         On::Shutdown => Command::Shutdown(ShutdownArgs { overrides, control_socket, ignored }),
-        On::Status => Command::Status(StatusArgs { control_socket, watch, json }),
+        On::Status => {
+            Command::Status(StatusArgs { control_socket, watch: given.watch, json: given.json })
+        }
     })
 }
 
@@ -288,7 +343,7 @@ fn flag(name: &str, on: On) -> Option<&'static Flag> {
 fn apply(flag: &Flag, parser: &mut Parser, given: &mut Given) -> Result<(), String> {
     let name = flag.name;
     let value = match flag.value {
-        None => String::new(),
+        None => ON.to_owned(),
         Some(placeholder) => {
             let missing = || format!("--{name} needs a value: --{name}={placeholder}");
             let attached = parser.optional_value();
@@ -306,24 +361,38 @@ fn apply(flag: &Flag, parser: &mut Parser, given: &mut Given) -> Result<(), Stri
             value
         }
     };
-    let result = match flag.effect {
-        Effect::Drain(option) => given.overrides.set(option, &value),
-        Effect::ControlSocket => address::socket_path(&value)
-            .map_err(|reason| format!("{value:?} is {reason}"))
-            .and_then(|path| once(&mut given.control_socket, path)),
-        Effect::LogFormat => match value.as_str() {
-            "text" => once(&mut given.log_format, Format::Text),
-            "json" => once(&mut given.log_format, Format::Json),
-            _ => Err(format!("{value:?} is neither text nor json")),
-        },
-        Effect::AdminPort => {
-            given.ignored.push(name);
-            Ok(())
-        }
-        Effect::NoRestore => set(&mut given.no_restore),
-        Effect::Watch => set(&mut given.watch),
-        Effect::Json => set(&mut given.json),
-    };
+    let result =
+        match flag.effect {
+            Effect::Drain(option) => given.overrides.set(option, &value),
+            Effect::ServePort => value
+                .parse()
+                .map_err(|_| format!("{value:?} is not a port, 0 to 65535"))
+                .and_then(|port| once(&mut given.serve_port, port)),
+            Effect::ServeAddress => ServeAt::parse(&value)
+                .map_err(|reason| format!("{value:?} is {reason}"))
+                .and_then(|_| once(&mut given.serve_address, value)),
+            Effect::StartTimeout => duration::parse(&value)
+                .and_then(|time| {
+                    if time < SHORTEST_START_TIMEOUT { Err("shorter than 1s") } else { Ok(time) }
+                })
+                .map_err(|reason| format!("{value:?} is {reason}"))
+                .and_then(|time| once(&mut given.start_timeout, time)),
+            Effect::ControlSocket => address::socket_path(&value)
+                .map_err(|reason| format!("{value:?} is {reason}"))
+                .and_then(|path| once(&mut given.control_socket, path)),
+            Effect::LogFormat => match value.as_str() {
+                "text" => once(&mut given.log_format, Format::Text),
+                "json" => once(&mut given.log_format, Format::Json),
+                _ => Err(format!("{value:?} is neither text nor json")),
+            },
+            Effect::AdminPort => {
+                given.ignored.push(name);
+                Ok(())
+            }
+            Effect::NoRestore => set(&mut given.no_restore),
+            Effect::Watch => set(&mut given.watch),
+            Effect::Json => set(&mut given.json),
+        };
     result.map_err(|reason| format!("--{name}: {reason}"))
 }
 
@@ -351,7 +420,7 @@ impl On {
                 "The preStop hook: starts the drain, or joins the one that goes on, and blocks \
                  until it ends.\n\
                  Options given here override the sidecar's own.\n\n\
-                 Exit codes: 0 drained, or Envoy is gone; 1 gave up with connections open;\n\
+                 Exit codes: 0 drained, or Envoy is gone or left alone; 1 gave up with connections open;\n\
                  2 wrong usage; 3 no sidecar could be reached.\n"
             }
             Self::Status => {

@@ -22,15 +22,19 @@ const MOST_WAITERS: usize = 64;
 /// A server whose accept thread has ended is replaced after this: each leaves threads behind.
 const REBUILD: Duration = Duration::from_secs(1);
 
+/// What Envoy's hook is told when it was let go.
+pub const NO_DRAIN: &str = "no drain has begun within the start timeout\n";
+
 /// The server of the control socket.
 pub struct Service {
     listener: UnixListener,
     control: Control,
     watch: Watch,
-    /// Requests that have a thread: of Envoy's hooks and others, and of exec hooks, which others
-    /// must not keep out.
+    /// Requests that have a thread: of Envoy's hooks and others, of exec hooks, and of the public
+    /// port, which others must not keep out.
     waiters: Arc<AtomicUsize>,
     hooks: Arc<AtomicUsize>,
+    outside: Arc<AtomicUsize>,
     /// Never dropped, since that would remove the socket's file; and kept over a panic, since its
     /// accept thread lives on.
     server: Option<&'static Server>,
@@ -44,6 +48,8 @@ enum Route {
     Shutdown,
     /// The exec hook: wait for the end of this drain.
     Hook(u64),
+    /// The public port: wait in the place of all who wait there.
+    Outside,
     StatusJson,
     StatusLine,
     StatusPage,
@@ -65,6 +71,19 @@ impl Reply {
     }
 }
 
+/// Answers a request.
+type Answer = Box<dyn FnOnce(Reply)>;
+
+/// Waits for what a request is to be answered with, and answers it.
+type Wait = Box<dyn FnOnce(Answer) + Send>;
+
+/// What comes of a request.
+enum Next<'a> {
+    Reply(Reply),
+    /// One of these places is taken meanwhile.
+    Wait(&'a Arc<AtomicUsize>, Wait),
+}
+
 impl Service {
     /// A service for a bound socket.
     #[must_use]
@@ -75,6 +94,7 @@ impl Service {
             watch,
             waiters: Arc::default(),
             hooks: Arc::default(),
+            outside: Arc::default(),
             server: None,
         }
     }
@@ -113,45 +133,60 @@ impl Service {
     }
 
     fn answer(&self, request: tiny_http::Request) {
+        match self.next(&request) {
+            Next::Reply(reply) => respond(request, reply),
+            Next::Wait(taken, wait) => in_a_thread(taken, request, wait),
+        }
+    }
+
+    fn next(&self, request: &tiny_http::Request) -> Next<'_> {
         let has_body = request.body_length().is_some_and(|length| length > 0)
             || request.headers().iter().any(|header| header.field.equiv("Transfer-Encoding"));
         if has_body {
             // Dropping the request reads its body to the end, which may never come.
-            let refuse = |request| respond(request, Reply::text(413, "a body is not taken here\n"));
-            return in_a_thread(&self.waiters, request, Box::new(refuse));
+            let refuse = |answer: Answer| answer(Reply::text(413, "a body is not taken here\n"));
+            return Next::Wait(&self.waiters, Box::new(refuse));
         }
         let route = match route(request.method(), request.url()) {
             Ok(route) => route,
-            Err(reply) => return respond(request, reply),
+            Err(reply) => return Next::Reply(reply),
         };
-        let watch = self.watch.clone();
-        match route {
+        let watch = &self.watch;
+        Next::Reply(match route {
             Route::Shutdown => {
-                let wait = move |request| {
-                    watch.wait_as_waiter(|verdict| respond(request, for_envoy(&verdict)));
+                let watch = watch.clone();
+                let wait = move |answer: Answer| {
+                    watch.wait_as_waiter(|verdict| answer(for_envoy(&verdict)));
                 };
-                in_a_thread(&self.waiters, request, Box::new(wait));
+                return Next::Wait(&self.waiters, Box::new(wait));
+            }
+            Route::Outside => {
+                let watch = watch.clone();
+                let wait = move |answer: Answer| {
+                    watch.wait_for_those_outside(|verdict| answer(for_envoy(&verdict)));
+                };
+                return Next::Wait(&self.outside, Box::new(wait));
             }
             Route::Hook(number) => {
-                let wait = move |request| {
-                    watch.wait_as_hook(number, |verdict| respond(request, for_the_hook(&verdict)));
+                let watch = watch.clone();
+                let wait = move |answer: Answer| {
+                    watch.wait_as_hook(number, |verdict| answer(for_the_hook(&verdict)));
                 };
-                in_a_thread(&self.hooks, request, Box::new(wait));
+                return Next::Wait(&self.hooks, Box::new(wait));
             }
-            Route::Healthz if watch.is_working() => respond(request, Reply::text(200, "OK")),
-            Route::Healthz => respond(request, Reply::text(503, "the worker is down\n")),
+            Route::Healthz if watch.is_working() => Reply::text(200, "OK"),
+            Route::Healthz => Reply::text(503, "the worker is down\n"),
             Route::StatusJson => {
-                let body = watch.snapshot().json();
-                respond(request, Reply { status: 200, kind: "application/json", body });
+                Reply { kind: "application/json", ..Reply::text(200, watch.snapshot().json()) }
             }
-            Route::StatusLine => respond(request, Reply::text(200, watch.snapshot().line())),
-            Route::StatusPage => respond(request, Reply::text(200, watch.snapshot().page())),
-            Route::Metrics => {
-                let body = watch.snapshot().metrics();
-                respond(request, Reply { status: 200, kind: "text/plain; version=0.0.4", body });
-            }
-            Route::Drain(query) => respond(request, self.drain(&query)),
-        }
+            Route::StatusLine => Reply::text(200, watch.snapshot().line()),
+            Route::StatusPage => Reply::text(200, watch.snapshot().page()),
+            Route::Metrics => Reply {
+                kind: "text/plain; version=0.0.4",
+                ..Reply::text(200, watch.snapshot().metrics())
+            },
+            Route::Drain(query) => self.drain(&query),
+        })
     }
 
     fn drain(&self, query: &str) -> Reply {
@@ -171,12 +206,8 @@ impl Service {
     }
 }
 
-/// Does the work in a thread of its own, if there is a place for it.
-fn in_a_thread(
-    taken: &Arc<AtomicUsize>,
-    request: tiny_http::Request,
-    work: Box<dyn FnOnce(tiny_http::Request) + Send>,
-) {
+/// Waits in a thread of its own, if there is a place for it.
+fn in_a_thread(taken: &Arc<AtomicUsize>, request: tiny_http::Request, wait: Wait) {
     let place = Place::take(taken);
     if place.number > MOST_WAITERS {
         return respond(
@@ -186,7 +217,7 @@ fn in_a_thread(
     }
     let waiter = move || {
         let _place = place;
-        work(request);
+        wait(Box::new(move |reply| respond(request, reply)));
     };
     if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
         // The request went with the thread, which tiny_http answers with a 500.
@@ -219,6 +250,7 @@ fn route(method: &Method, url: &str) -> Result<Route, Reply> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let route = match (path, query) {
         ("/healthz", _) => Route::Healthz,
+        ("/shutdown", "outside") => Route::Outside,
         ("/shutdown" | "/shutdown/ready", _) => match query.strip_prefix("drain=") {
             None => Route::Shutdown,
             Some(number) => match number.parse() {
@@ -245,7 +277,9 @@ fn for_envoy(verdict: &Verdict) -> Reply {
     match verdict {
         Verdict::Ended(ended) if ended.outcome.name() == "drained" => Reply::text(200, "OK"),
         Verdict::Ended(ended) => Reply::text(200, ended.outcome.explain() + "\n"),
-        Verdict::Stopping | Verdict::Unknown => Reply::text(503, "the sidecar stops\n"),
+        Verdict::NoDrain => Reply::text(503, NO_DRAIN),
+        Verdict::Nobody | Verdict::Unknown => Reply::text(410, "nobody waits any more\n"),
+        Verdict::Stopping => Reply::text(503, "the sidecar stops\n"),
     }
 }
 
@@ -256,7 +290,9 @@ fn for_the_hook(verdict: &Verdict) -> Reply {
             let outcome = ended.outcome;
             Reply::text(200, format!("{}\n{}\n", outcome.name(), outcome.explain()))
         }
-        Verdict::Unknown => Reply::text(410, "there is no such drain\n"),
+        Verdict::Unknown | Verdict::Nobody | Verdict::NoDrain => {
+            Reply::text(410, "there is no such drain\n")
+        }
         Verdict::Stopping => Reply::text(503, "the sidecar stops\n"),
     }
 }
@@ -283,6 +319,7 @@ mod tests {
             (Method::Get, "/shutdown", Route::Shutdown),
             (Method::Get, "/shutdown/ready", Route::Shutdown),
             (Method::Get, "/shutdown?drain=12", Route::Hook(12)),
+            (Method::Get, "/shutdown?outside", Route::Outside),
             (Method::Get, "/status", Route::StatusJson),
             (Method::Get, "/status?as=line", Route::StatusLine),
             (Method::Get, "/status?as=page", Route::StatusPage),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! From Delaying on, three refused calls in a row end the drain (Envoy is gone), and so does its
-//! time-out. Somebody else performs what [`Machine::step`] asks for, one call at a time, and
+//! time-out. Where Envoy's own hook is required, Delaying lasts until that has come, and ends the
+//! drain when it has not within 3 s. Somebody else performs what [`Machine::step`] asks for, one call at a time, and
 //! feeds back what came of it; an answer that belongs to an earlier drain is dropped.
 //!
 //! While Serving the machine asks for nothing, but for one look at Envoy after the start, which
@@ -28,6 +29,9 @@ pub type Time = Duration;
 /// An ended drain answers late waiters and repeated hooks for this long: a kubelet that restarts
 /// in the middle runs both hooks again.
 pub const LINGER: Duration = Duration::from_secs(30);
+
+/// The kubelet starts both hooks within 80 ms (measured); on a busy node they may be further apart.
+pub const TOGETHER: Duration = Duration::from_secs(3);
 
 /// Nothing is put back in service before this, since hooks begin up to 355 ms after a sidecar
 /// that was being restarted when its pod was deleted.
@@ -142,11 +146,13 @@ pub enum Outcome {
     },
     /// Nobody listens at the admin address any more.
     EnvoyGone,
+    /// Envoy's own hook did not come, so Envoy was left alone.
+    NoEnvoyHook,
 }
 
 impl Outcome {
     /// The names of all outcomes, for a series each.
-    pub const NAMES: [&'static str; 3] = ["drained", "timed_out", "envoy_gone"];
+    pub const NAMES: [&'static str; 4] = ["drained", "timed_out", "envoy_gone", "no_envoy_hook"];
 
     /// The outcome's position in [`Outcome::NAMES`].
     #[must_use]
@@ -155,6 +161,7 @@ impl Outcome {
             Self::Drained { .. } => 0,
             Self::TimedOut { .. } => 1,
             Self::EnvoyGone => 2,
+            Self::NoEnvoyHook => 3,
         }
     }
 
@@ -168,6 +175,12 @@ impl Outcome {
     #[must_use]
     pub const fn gave_up(self) -> bool {
         matches!(self, Self::TimedOut { .. })
+    }
+
+    /// Whether nothing is left that the drain would have waited for.
+    #[must_use]
+    pub const fn is_drained(self) -> bool {
+        matches!(self, Self::Drained { .. } | Self::EnvoyGone)
     }
 
     /// The outcome as a clause for an operator.
@@ -185,6 +198,11 @@ impl Outcome {
             }
             Self::EnvoyGone => {
                 "Envoy is gone: nobody listens at its admin address, so nothing is left to drain"
+                    .to_owned()
+            }
+            Self::NoEnvoyHook => {
+                "Envoy is left alone: its own hook did not come to /shutdown within \
+                 3s, so only the sidecar is being restarted"
                     .to_owned()
             }
         }
@@ -268,8 +286,11 @@ pub struct Machine {
     last: Option<Ended>,
     /// What the latest drain was told, for as long as it matters.
     last_options: Option<Options>,
-    /// Whether somebody waits for a drain.
+    /// Whether somebody waits for a drain, and when the latest of them came.
     awaited: bool,
+    arrived: Option<Time>,
+    /// The look that was still to be done when the drain began.
+    put_off: Option<Look>,
 }
 
 /// The outline of a machine's state.
@@ -325,30 +346,46 @@ impl Machine {
             last: None,
             last_options: None,
             awaited: false,
+            arrived: None,
+            put_off: None,
         }
     }
 
     /// Begins a drain, or joins the one that goes on or has just ended (its options then hold).
     pub fn begin(&mut self, options: Options, now: Time) -> Begun {
-        if let State::Serving(_) = self.state {
+        if let State::Serving(look) = &mut self.state {
             self.number += 1;
-            self.state = State::Drain(Box::new(Drain::new(options, now)));
+            self.put_off = look.take();
+            let together = self.arrived.is_some_and(|arrived| now < arrived + TOGETHER);
+            self.state = State::Drain(Box::new(Drain::new(options, together, now)));
             Begun::Started(self.number)
         } else {
             Begun::Joined(self.number)
         }
     }
 
-    /// Says whether somebody waits for a drain now.
-    pub fn set_awaited(&mut self, awaited: bool, now: Time) {
+    /// Somebody has come to wait for a drain, as Envoy's own hook does. Whether a step is due.
+    pub fn arrived(&mut self, now: Time) -> bool {
+        self.awaited = true;
+        self.arrived = Some(now);
+        match &mut self.state {
+            State::Drain(drain) if !drain.envoy_hook && now < drain.started + TOGETHER => {
+                drain.envoy_hook = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Nobody waits for a drain any more.
+    pub fn all_left(&mut self, now: Time) {
         if let State::Serving(Some(look)) = &mut self.state
             && self.awaited
-            && !awaited
         {
             look.next = look.next.max(now + ARRIVAL);
             look.call = Call::Look;
         }
-        self.awaited = awaited;
+        self.awaited = false;
     }
 
     /// Takes what happened and says what to do next.
@@ -383,7 +420,15 @@ impl Machine {
                 took: now.saturating_sub(drain.started),
             });
             self.last_options = Some(drain.options.clone());
-            self.state = State::Ended { until: now + LINGER };
+            self.state = match outcome {
+                // Nothing has been done that a later hook could join.
+                Outcome::NoEnvoyHook => State::Serving(self.put_off.take().map(|look| Look {
+                    next: look.next.max(now + ARRIVAL),
+                    call: Call::Look,
+                    ..look
+                })),
+                _ => State::Ended { until: now + LINGER },
+            };
         }
     }
 
@@ -539,6 +584,8 @@ pub struct Drain {
     next: Time,
     /// When the latest call was asked for.
     asked: Time,
+    /// Whether Envoy's own hook came at about the same time.
+    envoy_hook: bool,
     /// Whether it was tried to fail health checks.
     tried: bool,
     /// Failures in a row to do so.
@@ -559,13 +606,14 @@ enum Stage {
 }
 
 impl Drain {
-    fn new(options: Options, now: Time) -> Self {
+    fn new(options: Options, envoy_hook: bool, now: Time) -> Self {
         Self {
             next: now + look_interval(&options),
             options,
             started: now,
             stage: Stage::Delaying,
             asked: now,
+            envoy_hook,
             tried: false,
             failures: 0,
             refusals: 0,
@@ -576,7 +624,12 @@ impl Drain {
 
     fn next(&mut self, now: Time) -> Action {
         let deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
+        let held = self.options.require_envoy_hook && !self.envoy_hook;
         match self.stage {
+            Stage::Delaying if held && now >= self.started + TOGETHER => {
+                self.stage = Stage::Ending(Outcome::NoEnvoyHook);
+            }
+            Stage::Delaying if held => {}
             Stage::Delaying if now >= self.started + self.options.drain_delay => self.fail(now),
             Stage::Settling { until } if now >= until => {
                 self.stage = Stage::Draining;
@@ -601,6 +654,7 @@ impl Drain {
             return Action::Call(call);
         }
         let end_of_stage = match self.stage {
+            Stage::Delaying if held => Some(self.started + TOGETHER),
             Stage::Delaying => Some(self.started + self.options.drain_delay),
             Stage::Settling { until } => Some(until),
             Stage::Failing | Stage::Draining | Stage::Ending(_) => None,
@@ -696,6 +750,12 @@ impl Drain {
     #[must_use]
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Whether Envoy's own hook came at about the same time.
+    #[must_use]
+    pub fn envoy_hook(&self) -> bool {
+        self.envoy_hook
     }
 
     /// When it began.

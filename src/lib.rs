@@ -7,14 +7,15 @@
 //! |---|---|
 //! | what is said | [`cli`] reads arguments; [`options`], [`address`] and [`duration`] are what they say |
 //! | the hook | [`hook`] finds the sidecar ([`socket`]) and asks it to drain |
-//! | the sidecar's door | [`control`] serves the control socket and alone holds a [`manager::Control`] |
+//! | the sidecar's private door | [`control`] serves the control socket and alone holds a [`manager::Control`] |
+//! | its public door | [`front`] serves the public port ([`port`]), reads what is asked for ([`head`]), and asks the control socket for it |
 //! | the sidecar's mind | [`manager`] shares the state of [`drain`], a pure machine, with a worker |
 //! | the sidecar's hand | [`envoy`] asks Envoy ([`transport`]: over Unix and TCP sockets), [`count`] adds up what it answers, [`fault`] is what can go wrong |
 //! | what is told | [`story`] words a step for the log ([`logger`]), [`page`] the state for status and metrics |
 //! | below | [`clock`], [`json`], [`slot`], [`supervisor`] |
 //!
-//! `address`, `cli`, `count`, `drain`, `duration`, `fault`, `json`, `options`, `page` and `story`
-//! are pure: no I/O, no clock.
+//! `address`, `cli`, `count`, `drain`, `duration`, `fault`, `head`, `json`, `options`, `page` and
+//! `story` are pure: no I/O, no clock.
 
 pub mod address;
 pub mod cli;
@@ -25,12 +26,15 @@ pub mod drain;
 pub mod duration;
 pub mod envoy;
 pub mod fault;
+pub mod front;
+pub mod head;
 pub mod hook;
 pub mod json;
 pub mod logger;
 pub mod manager;
 pub mod options;
 pub mod page;
+pub mod port;
 pub mod slot;
 pub mod socket;
 pub mod story;

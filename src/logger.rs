@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -69,9 +70,13 @@ impl From<u64> for Value {
     }
 }
 
-/// One event.
+/// One event. Boxed, since it is handed on field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct Line(Box<Event>);
+
+/// What a [`Line`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
     /// How much it matters.
     pub level: Level,
     /// What happened, without the values.
@@ -80,26 +85,43 @@ pub struct Line {
     pub fields: Vec<(&'static str, Value)>,
 }
 
+impl Deref for Line {
+    type Target = Event;
+    fn deref(&self) -> &Event {
+        &self.0
+    }
+}
+
 impl Line {
     /// A line of the course of things.
     pub fn info(text: impl Into<String>) -> Self {
-        Self { level: Level::Info, text: text.into(), fields: Vec::new() }
+        Self::new(Level::Info, text.into())
     }
 
     /// A line about something odd.
     pub fn warn(text: impl Into<String>) -> Self {
-        Self { level: Level::Warn, ..Self::info(text) }
+        Self::new(Level::Warn, text.into())
     }
 
     /// A line about something that could not be done.
     pub fn error(text: impl Into<String>) -> Self {
-        Self { level: Level::Error, ..Self::info(text) }
+        Self::new(Level::Error, text.into())
+    }
+
+    fn new(level: Level, text: String) -> Self {
+        Self(Box::new(Event { level, text, fields: Vec::new() }))
     }
 
     /// The line with one more field.
     #[must_use]
-    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
-        self.fields.push((name, value.into()));
+    pub fn with(self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.with_value(name, value.into())
+    }
+
+    // Inlined at each of its many calls, it would be 1 kB of the program.
+    #[inline(never)]
+    fn with_value(mut self, name: &'static str, value: Value) -> Self {
+        self.0.fields.push((name, value));
         self
     }
 
@@ -159,6 +181,28 @@ impl Line {
     }
 }
 
+/// Something that others can make happen very often, and that is told once a minute at most.
+#[derive(Debug, Default)]
+pub struct Seldom {
+    told: Option<Duration>,
+    untold: u64,
+}
+
+impl Seldom {
+    const PAUSE: Duration = Duration::from_secs(60);
+
+    /// It has happened; `now` is the reading of any one clock. If it is to be told, how often it
+    /// has since it was told before.
+    pub fn happened(&mut self, now: Duration) -> Option<u64> {
+        self.untold += 1;
+        if self.told.is_some_and(|told| now < told + Self::PAUSE) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
         && text.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '"' && c != '=')
@@ -204,7 +248,7 @@ impl log::Log for Libraries {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 
@@ -236,6 +280,14 @@ mod tests {
              \"open\":3,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
              \"empty\":\"\"}"
         );
+    }
+
+    #[test]
+    fn what_happens_often_is_told_once_a_minute_and_counted() {
+        let mut seldom = Seldom::default();
+        let told: Vec<_> =
+            [5, 6, 64, 65, 66, 200].map(|s| seldom.happened(Duration::from_secs(s))).into();
+        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 
     #[test]

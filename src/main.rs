@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use envoy_shutdown_manager::cli::{self, Command, ManagerArgs};
 use envoy_shutdown_manager::control::Service;
+use envoy_shutdown_manager::duration;
 use envoy_shutdown_manager::envoy::Client;
+use envoy_shutdown_manager::front::{Front, Rules};
 use envoy_shutdown_manager::hook::{self, Exit};
 use envoy_shutdown_manager::logger::{self, Line};
 use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
 use envoy_shutdown_manager::options::Options;
+use envoy_shutdown_manager::port::{self, ServeAt};
 use envoy_shutdown_manager::socket::{self, Bound};
 use envoy_shutdown_manager::supervisor::supervise;
 use nix::sys::signal::{SigSet, Signal};
@@ -48,23 +51,32 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     signals
         .thread_block()
         .map_err(|error| format!("signals cannot be waited for: {}", io::Error::from(error)))?;
+    // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
+    let listener = port::listener(&args.serve)?;
+    let port = listener.local_addr().map_err(|error| format!("no public port: {error}"))?.port();
+    let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::default().with(&args.overrides);
     let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
     let bound = Arc::new(socket::bind(&places)?);
-    let listener = bound
+    let control = bound
         .listener
         .try_clone()
         .map_err(|error| format!("the control socket cannot be shared: {error}"))?;
+    let descriptors = port::raise_descriptor_limit()
+        .map_err(|error| format!("the limit of file descriptors cannot be read: {error}"))?;
 
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
     }
-    let manager = Manager::new(options.clone(), !args.no_restore);
+    let manager = Manager::new(options.clone(), !args.no_restore, args.start_timeout);
     let thread_failed = |error| format!("a thread cannot be started: {error}");
     let worker = manager.clone();
     supervise("worker", Box::new(move || worker.work(&mut Client))).map_err(thread_failed)?;
-    let mut service = Service::new(listener, manager.control(), manager.watch());
+    let mut service = Service::new(control, manager.control(), manager.watch());
     supervise("control", Box::new(move || service.serve())).map_err(thread_failed)?;
+    let rules = Rules::new(descriptors, args.start_timeout);
+    let mut front = Front::new(listener, bound.path.clone(), manager.door(), rules);
+    supervise("front", Box::new(move || front.serve())).map_err(thread_failed)?;
     let (stopping, leaving) = (manager.clone(), Arc::clone(&bound));
     let signals = move || obey(&signals, &stopping, &leaving);
     supervise("signals", Box::new(signals)).map_err(thread_failed)?;
@@ -72,7 +84,9 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     // Past this point the process ends by a signal alone; what goes wrong is logged.
     let mut started = Line::info("started")
         .with("version", env!("CARGO_PKG_VERSION"))
+        .with("serving", serving.to_string())
         .with("control-socket", bound.path.display().to_string())
+        .with("start-timeout", duration::format(args.start_timeout))
         .with("restore", if args.no_restore { "off" } else { "on" });
     for (name, value) in options.settings() {
         started = started.with(name, value);

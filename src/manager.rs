@@ -1,7 +1,8 @@
 //! The drain's state, shared: one worker performs what the machine asks for; a [`Control`] can
-//! begin a drain, a [`Watch`] can only look and wait.
+//! begin a drain, a [`Watch`] can only look and wait, a [`Door`] only tells who waits outside.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,10 +11,11 @@ use crate::clock;
 use crate::count::Visible;
 use crate::drain::{Action, Answer, Begun, Call, Ended, Event, Machine, Outline, Phase, Time};
 use crate::envoy::Admin;
+use crate::head::{Route, Status};
 use crate::logger::Line;
 use crate::options::{Options, Request};
 use crate::page::{Counters, Snapshot};
-use crate::story::Story;
+use crate::story::{self, Story};
 
 /// A hook is answered when nobody else waits any more, but not later than this.
 const HOOK_GIVES_WAY: Duration = Duration::from_secs(1);
@@ -36,6 +38,14 @@ pub struct Control(Arc<Shared>);
 #[derive(Clone, Debug)]
 pub struct Watch(Arc<Shared>);
 
+/// The right to tell what goes on at the public port.
+#[derive(Clone, Debug)]
+pub struct Door(Arc<Shared>);
+
+/// Somebody who waits at the public port, counted while this lives.
+#[derive(Debug)]
+pub struct Outside(Arc<Shared>);
+
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
@@ -49,11 +59,14 @@ struct State {
     story: Story,
     /// The sidecar's own options, which a hook's override.
     options: Options,
+    start_timeout: Duration,
     counters: Counters,
     last_error: Option<String>,
     visible: Visible,
-    /// Who waits for the end of a drain: Envoy's hooks, and exec hooks.
+    /// Who waits for the end of a drain: Envoy's hooks at the control socket and at the public
+    /// port, and exec hooks.
     waiters: usize,
+    outside: usize,
     hooks: usize,
     /// Exec hooks that have begun or joined a drain and are yet to come to wait, and when the
     /// latest of them was here.
@@ -72,6 +85,10 @@ pub enum Verdict {
     Ended(Ended),
     /// The sidecar stops, and no drain goes on.
     Stopping,
+    /// No drain has begun within the start timeout.
+    NoDrain,
+    /// Nobody waits at the public port any more.
+    Nobody,
     /// There was no drain of that number in this life of the sidecar.
     Unknown,
 }
@@ -87,16 +104,19 @@ pub enum Refusal {
 
 impl Manager {
     /// A manager with the sidecar's own options. `put_back`: see [`Machine::new`].
+    /// `start_timeout`: how long Envoy's hook waits for a drain to begin.
     #[must_use]
-    pub fn new(options: Options, put_back: bool) -> Self {
+    pub fn new(options: Options, put_back: bool, start_timeout: Duration) -> Self {
         let state = State {
             machine: Machine::new(clock::now(), put_back),
             story: Story::default(),
             options,
+            start_timeout,
             counters: Counters::default(),
             last_error: None,
             visible: Visible::Everything,
             waiters: 0,
+            outside: 0,
             hooks: 0,
             expected: 0,
             expected_at: Time::ZERO,
@@ -117,6 +137,12 @@ impl Manager {
     #[must_use]
     pub fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.0))
+    }
+
+    /// The right to tell what goes on at the public port.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        Door(Arc::clone(&self.0))
     }
 
     /// Does the work, until the manager was stopped and no drain goes on.
@@ -165,7 +191,7 @@ impl Manager {
         loop {
             let comes =
                 if state.expected > 0 { state.expected_at + HOOK_COMES } else { Time::ZERO };
-            let until = if state.waiters + state.hooks > 0 || state.telling {
+            let until = if state.awaiting() + state.hooks > 0 || state.telling {
                 deadline
             } else {
                 comes.min(deadline)
@@ -232,7 +258,7 @@ impl Watch {
             last: machine.last().cloned(),
             last_error: state.last_error.clone(),
             visible: state.visible,
-            waiters: state.waiters,
+            waiters: state.awaiting(),
             counters: state.counters,
             admin_address: options.admin_address.to_string(),
             working: state.working,
@@ -249,19 +275,33 @@ impl Watch {
     /// passes it to `answer`. Whoever waits counts until `answer` has returned.
     pub fn wait_as_waiter(&self, answer: impl FnOnce(Verdict)) {
         let mut state = self.0.lock();
-        let awaited = state.machine.awaits();
         let _waiting = Waiting::as_waiter(&self.0, &mut state);
-        let verdict = loop {
-            if let Some(ended) = state.machine.end_of(awaited) {
-                break Verdict::Ended(ended.clone());
+        let let_go = clock::now() + state.start_timeout;
+        let verdict = self.0.wait_for_end(state, |state| {
+            if state.machine.phase() != Phase::Serving {
+                ControlFlow::Continue(None)
+            } else if clock::now() < let_go {
+                ControlFlow::Continue(Some(let_go))
+            } else {
+                ControlFlow::Break(Verdict::NoDrain)
             }
-            if state.is_over() {
-                break Verdict::Stopping;
-            }
-            state = self.0.wait(state, None);
-        };
-        drop(state);
+        });
+        if verdict == Verdict::NoDrain {
+            story::let_go(1).emit();
+        }
         answer(verdict);
+    }
+
+    /// Waits in the place of all who wait at the public port.
+    pub fn wait_for_those_outside(&self, answer: impl FnOnce(Verdict)) {
+        let state = self.0.lock();
+        answer(self.0.wait_for_end(state, |state| {
+            if state.outside > 0 {
+                ControlFlow::Continue(None)
+            } else {
+                ControlFlow::Break(Verdict::Nobody)
+            }
+        }));
     }
 
     /// Waits as the exec hook does, for the end of the drain of this number and until everybody
@@ -279,11 +319,49 @@ impl Watch {
             state = self.0.wait(state, None);
         };
         let deadline = clock::now() + HOOK_GIVES_WAY;
-        while state.waiters > 0 && clock::now() < deadline {
+        while state.awaiting() > 0 && clock::now() < deadline {
             state = self.0.wait(state, Some(deadline));
         }
         drop(state);
         answer(verdict);
+    }
+}
+
+impl Door {
+    /// A complete request of Envoy's hook has come, and waits.
+    #[must_use]
+    pub fn wait(&self) -> Outside {
+        let mut state = self.0.lock();
+        state.outside += 1;
+        self.0.arrived(&mut state);
+        drop(state);
+        Outside(Arc::clone(&self.0))
+    }
+
+    /// Whether no drain goes on or has just ended, so that whoever has waited for the start
+    /// timeout is let go.
+    #[must_use]
+    pub fn lets_go(&self) -> bool {
+        self.0.lock().machine.phase() == Phase::Serving
+    }
+
+    /// A request was answered; `route`: for what, where that could be known.
+    pub fn answered(&self, route: Option<Route>, status: Status) {
+        let row = route.map_or(Route::ALL.len(), |route| route as usize);
+        self.0.lock().counters.requests[row][status as usize] += 1;
+    }
+
+    /// Somebody had to give way to others.
+    pub fn refused(&self) {
+        self.0.lock().counters.refused += 1;
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.outside -= 1;
+        self.0.left(&mut state);
     }
 }
 
@@ -309,6 +387,44 @@ impl Shared {
                 let left = time.saturating_sub(clock::now());
                 self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
             }
+        }
+    }
+
+    /// Waits for the end of the drain that goes on or comes next. `or` may end that wait earlier,
+    /// and else says when it is to be asked again.
+    fn wait_for_end(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        or: impl Fn(&State) -> ControlFlow<Verdict, Option<Time>>,
+    ) -> Verdict {
+        let awaited = state.machine.awaits();
+        loop {
+            if let Some(ended) = state.machine.end_of(awaited) {
+                return Verdict::Ended(ended.clone());
+            }
+            if state.is_over() {
+                return Verdict::Stopping;
+            }
+            match or(&state) {
+                ControlFlow::Break(verdict) => return verdict,
+                ControlFlow::Continue(until) => state = self.wait(state, until),
+            }
+        }
+    }
+
+    /// Somebody waits as Envoy's hook does. Nobody is woken by that, nor by most who leave, since
+    /// the network can do both very often.
+    fn arrived(&self, state: &mut State) {
+        if state.machine.arrived(clock::now()) {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Somebody no longer does.
+    fn left(&self, state: &mut State) {
+        if state.awaiting() == 0 {
+            state.machine.all_left(clock::now());
+            self.changed.notify_all();
         }
     }
 
@@ -338,7 +454,7 @@ impl Shared {
         let until = match action {
             Action::Call(call) => return Task::Ask { call, drain, options: options.clone() },
             Action::Finish(outcome) => {
-                return Task::Finish(options.ready_file.clone().filter(|_| !outcome.gave_up()));
+                return Task::Finish(options.ready_file.clone().filter(|_| outcome.is_drained()));
             }
             Action::Sleep => None,
             Action::SleepUntil(time) => Some(time),
@@ -353,6 +469,11 @@ impl State {
     /// Whether the sidecar was stopped and no drain goes on.
     fn is_over(&self) -> bool {
         self.stopping && self.machine.drain().is_none()
+    }
+
+    /// How many wait as Envoy's hook does.
+    fn awaiting(&self) -> usize {
+        self.waiters + self.outside
     }
 
     /// Keeps what status and metrics show of an event.
@@ -404,7 +525,7 @@ fn could_not(verb: &str, path: &Path, error: &io::Error) {
         .emit();
 }
 
-/// Somebody who waits, counted while this lives.
+/// Somebody who waits at the control socket, counted while this lives.
 struct Waiting<'a> {
     shared: &'a Shared,
     is_hook: bool,
@@ -413,7 +534,7 @@ struct Waiting<'a> {
 impl<'a> Waiting<'a> {
     fn as_waiter(shared: &'a Shared, state: &mut State) -> Self {
         state.waiters += 1;
-        state.machine.set_awaited(true, clock::now());
+        shared.arrived(state);
         Self { shared, is_hook: false }
     }
 
@@ -429,13 +550,11 @@ impl Drop for Waiting<'_> {
         let mut state = self.shared.lock();
         if self.is_hook {
             state.hooks -= 1;
+            self.shared.changed.notify_all();
         } else {
             state.waiters -= 1;
-            let awaited = state.waiters > 0;
-            state.machine.set_awaited(awaited, clock::now());
+            self.shared.left(&mut state);
         }
-        drop(state);
-        self.shared.changed.notify_all();
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Options {
     pub drain_delay: Duration,
     /// Time from the start of the drain to giving up.
     pub drain_timeout: Option<Duration>,
+    /// Drain only if Envoy's own hook waits, too.
+    pub require_envoy_hook: bool,
     /// Listeners and HTTP stat prefixes that are not counted.
     pub exclude: Vec<String>,
     /// Envoy's admin interface.
@@ -42,6 +44,7 @@ impl Default for Options {
             min_open_connections: 0,
             drain_delay: Duration::ZERO,
             drain_timeout: None,
+            require_envoy_hook: false,
             exclude: Vec::new(),
             admin_address: AdminAddress::Unix(PathBuf::from("/admin/admin.sock")),
             ready_file: None,
@@ -59,6 +62,7 @@ impl Options {
             min_open_connections,
             drain_delay,
             drain_timeout,
+            require_envoy_hook,
             exclude,
             admin_address,
             ready_file,
@@ -69,6 +73,7 @@ impl Options {
             min_open_connections: min_open_connections.unwrap_or(self.min_open_connections),
             drain_delay: drain_delay.unwrap_or(self.drain_delay),
             drain_timeout: drain_timeout.or(self.drain_timeout),
+            require_envoy_hook: require_envoy_hook || self.require_envoy_hook,
             exclude: if exclude.is_empty() { self.exclude.clone() } else { exclude },
             admin_address: admin_address.unwrap_or_else(|| self.admin_address.clone()),
             ready_file: ready_file.or_else(|| self.ready_file.clone()),
@@ -84,14 +89,17 @@ impl Options {
             min_open_connections: Some(self.min_open_connections),
             drain_delay: Some(self.drain_delay),
             drain_timeout: self.drain_timeout,
+            require_envoy_hook: self.require_envoy_hook,
             exclude: self.exclude.clone(),
             admin_address: Some(self.admin_address.clone()),
             ready_file: self.ready_file.clone(),
         };
         let mut settings = everything.pairs();
-        for (option, none) in
-            [(DrainOption::DrainTimeout, "none"), (DrainOption::ReadyFile, "none")]
-        {
+        for (option, none) in [
+            (DrainOption::DrainTimeout, "none"),
+            (DrainOption::RequireEnvoyHook, "off"),
+            (DrainOption::ReadyFile, "none"),
+        ] {
             if !settings.iter().any(|(name, _)| *name == option.name()) {
                 settings.push((option.name(), none.to_owned()));
             }
@@ -113,6 +121,8 @@ pub enum DrainOption {
     DrainDelay,
     /// `drain-timeout`
     DrainTimeout,
+    /// `require-envoy-hook`, which is [`ON`] or not given
+    RequireEnvoyHook,
     /// `exclude`, which may be given more than once
     Exclude,
     /// `admin-address`
@@ -121,14 +131,18 @@ pub enum DrainOption {
     ReadyFile,
 }
 
+/// The value of a switch.
+pub const ON: &str = "on";
+
 impl DrainOption {
     /// All of them, in the order in which help and log show them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::CheckInterval,
         Self::CheckDelay,
         Self::MinOpenConnections,
         Self::DrainDelay,
         Self::DrainTimeout,
+        Self::RequireEnvoyHook,
         Self::Exclude,
         Self::AdminAddress,
         Self::ReadyFile,
@@ -143,6 +157,7 @@ impl DrainOption {
             Self::MinOpenConnections => "min-open-connections",
             Self::DrainDelay => "drain-delay",
             Self::DrainTimeout => "drain-timeout",
+            Self::RequireEnvoyHook => "require-envoy-hook",
             Self::Exclude => "exclude",
             Self::AdminAddress => "admin-address",
             Self::ReadyFile => "ready-file",
@@ -163,6 +178,8 @@ pub struct Overrides {
     pub drain_delay: Option<Duration>,
     /// See [`Options::drain_timeout`].
     pub drain_timeout: Option<Duration>,
+    /// See [`Options::require_envoy_hook`].
+    pub require_envoy_hook: bool,
     /// See [`Options::exclude`]; empty where none was given.
     pub exclude: Vec<String>,
     /// See [`Options::admin_address`].
@@ -200,6 +217,10 @@ impl Overrides {
                     text.parse().map_err(|_| bad("too large a number"))?,
                 )
             }
+            DrainOption::RequireEnvoyHook => {
+                self.require_envoy_hook = true;
+                if text == ON { Ok(()) } else { Err(bad("not \"on\"")) }
+            }
             DrainOption::Exclude => {
                 if text.is_empty() {
                     return Err(bad("not the name of a listener or an HTTP stat prefix"));
@@ -232,6 +253,7 @@ impl Overrides {
                 }
                 DrainOption::DrainDelay => self.drain_delay.map(duration::format),
                 DrainOption::DrainTimeout => self.drain_timeout.map(duration::format),
+                DrainOption::RequireEnvoyHook => self.require_envoy_hook.then(|| ON.to_owned()),
                 DrainOption::AdminAddress => {
                     self.admin_address.as_ref().map(AdminAddress::to_string)
                 }
@@ -336,6 +358,7 @@ mod tests {
             (DrainOption::MinOpenConnections, "3"),
             (DrainOption::DrainDelay, "4s"),
             (DrainOption::DrainTimeout, "5s"),
+            (DrainOption::RequireEnvoyHook, "on"),
             (DrainOption::Exclude, "a=1&b c%"),
             (DrainOption::Exclude, "\u{fc}.metrics"),
             (DrainOption::AdminAddress, "[::1]:9001"),
@@ -405,6 +428,7 @@ mod tests {
                 "99999999999999999999",
                 "\"99999999999999999999\" is too",
             ),
+            (DrainOption::RequireEnvoyHook, "off", "\"off\" is not \"on\""),
             (DrainOption::Exclude, "", "\"\" is not the name"),
             (DrainOption::AdminAddress, "localhost", "\"localhost\" is neither"),
             (DrainOption::ReadyFile, "", "\"\" is not a path"),

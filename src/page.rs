@@ -7,6 +7,7 @@ use crate::count::Visible;
 use crate::drain::{Ended, Outcome, Phase};
 use crate::duration;
 use crate::fault::Kind;
+use crate::head::{Route, Status};
 use crate::json::Object;
 
 /// What has happened since the sidecar's start.
@@ -18,6 +19,10 @@ pub struct Counters {
     pub poll_errors: [u64; Kind::ALL.len()],
     /// Ended drains, by [`Outcome::index`].
     pub drains: [u64; Outcome::NAMES.len()],
+    /// Answers at the public port, by [`Route`] (the last row is for no route) and [`Status`].
+    pub requests: [[u64; Status::ALL.len()]; Route::ALL.len() + 1],
+    /// Connections to the public port that had to give way to others.
+    pub refused: u64,
 }
 
 /// How things stand.
@@ -39,7 +44,7 @@ pub struct Snapshot {
     pub last_error: Option<String>,
     /// What can be counted.
     pub visible: Visible,
-    /// Envoy's hooks that wait.
+    /// Envoy's hooks that wait, at the public port and at the control socket.
     pub waiters: usize,
     /// What has happened so far.
     pub counters: Counters,
@@ -59,6 +64,7 @@ impl Snapshot {
                 Outcome::Drained { open } => Some(open),
                 Outcome::TimedOut { open } => open,
                 Outcome::EnvoyGone => Some(0),
+                Outcome::NoEnvoyHook => None,
             },
             _ => self.open,
         }
@@ -154,11 +160,10 @@ impl Snapshot {
     pub fn metrics(&self) -> String {
         let mut out = Metrics(String::new());
         out.family("build_info", "gauge", "The version of the program; always 1.");
-        out.sample("build_info", &format!("{{version=\"{VERSION}\"}}"), "1");
+        out.labelled("build_info", &[("version", VERSION)], 1);
         out.family("phase", "gauge", "Where the drain stands: 1 for the phase, 0 for the others.");
         for phase in Phase::ALL {
-            let labels = format!("{{phase=\"{}\"}}", phase.name());
-            out.sample("phase", &labels, if phase == self.phase { "1" } else { "0" });
+            out.labelled("phase", &[("phase", phase.name())], (phase == self.phase).into());
         }
         out.family(
             "open_connections",
@@ -166,35 +171,51 @@ impl Snapshot {
             "Downstream connections open at the latest poll of a drain.",
         );
         if let Some(open) = self.open_connections() {
-            out.sample("open_connections", "", &open.to_string());
+            out.sample("open_connections", open);
         }
         out.family(
             "threshold_connections",
             "gauge",
             "Downstream connections that may be open when a drain ends.",
         );
-        out.sample("threshold_connections", "", &self.threshold.to_string());
+        out.sample("threshold_connections", self.threshold);
         out.family(
             "drain_duration_seconds",
             "gauge",
             "How long the drain has been going on, or how long the latest took.",
         );
         if let Some(duration) = self.duration() {
-            out.sample("drain_duration_seconds", "", &seconds(duration));
+            out.line("drain_duration_seconds", &[], &seconds(duration));
         }
         out.family("polls_total", "counter", "Polls of Envoy's stats, failed ones included.");
-        out.sample("polls_total", "", &self.counters.polls.to_string());
+        out.sample("polls_total", self.counters.polls);
         out.family("poll_errors_total", "counter", "Failed polls of Envoy's stats.");
         for (kind, count) in Kind::ALL.iter().zip(self.counters.poll_errors) {
-            let labels = format!("{{kind=\"{}\"}}", kind.name());
-            out.sample("poll_errors_total", &labels, &count.to_string());
+            out.labelled("poll_errors_total", &[("kind", kind.name())], count);
         }
         out.family("drains_total", "counter", "Drains that have ended.");
         for (name, count) in Outcome::NAMES.iter().zip(self.counters.drains) {
-            out.sample("drains_total", &format!("{{outcome=\"{name}\"}}"), &count.to_string());
+            out.labelled("drains_total", &[("outcome", name)], count);
         }
         out.family("waiters", "gauge", "Requests that wait for the end of a drain.");
-        out.sample("waiters", "", &self.waiters.to_string());
+        out.sample("waiters", self.waiters as u64);
+        out.family("requests_total", "counter", "Requests answered at the public port.");
+        let routes = Route::ALL.map(Route::name).into_iter().chain(["none"]);
+        for (route, row) in routes.zip(self.counters.requests) {
+            for (status, count) in Status::ALL.into_iter().zip(row) {
+                // A series of what there never was would be most of the page.
+                if count > 0 || (status == Status::Ok && route != "none") {
+                    let labels = [("route", route), ("code", status.code())];
+                    out.labelled("requests_total", &labels, count);
+                }
+            }
+        }
+        out.family(
+            "refused_total",
+            "counter",
+            "Connections to the public port that had to give way to others.",
+        );
+        out.sample("refused_total", self.counters.refused);
         out.0
     }
 }
@@ -210,8 +231,22 @@ impl Metrics {
         );
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: &str) {
-        let _ = writeln!(self.0, "envoy_shutdown_{name}{labels} {value}");
+    fn sample(&mut self, name: &str, value: u64) {
+        self.labelled(name, &[], value);
+    }
+
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.line(name, labels, &value.to_string());
+    }
+
+    /// None of the labels' values has anything to be escaped.
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
+        let _ = write!(self.0, "envoy_shutdown_{name}");
+        for (index, (label, text)) in labels.iter().enumerate() {
+            let _ = write!(self.0, "{}{label}=\"{text}\"", if index == 0 { '{' } else { ',' });
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {value}");
     }
 }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use crate::count::Visible;
-use crate::drain::{Answer, Begun, Event, Health, Machine, Outline, Phase, Poll, Time};
+use crate::drain::{
+    Answer, Begun, Drain, Event, Health, Machine, Outline, Phase, Poll, TOGETHER, Time,
+};
 use crate::duration;
 use crate::fault::Fault;
 use crate::logger::Line;
@@ -22,6 +24,8 @@ pub struct Story {
     open: Option<u64>,
     visible: Visible,
     spoke: Time,
+    /// Envoy's own hook was told of, or its absence.
+    hook_told: bool,
 }
 
 impl Story {
@@ -87,7 +91,14 @@ impl Story {
                     .with("drain", after.number()),
             );
         }
-        if lines.is_empty() && self.reminder(after).is_some_and(|due| now >= due) {
+        if let Some(drain) = after.drain()
+            && !self.hook_told
+            && now >= drain.started() + TOGETHER
+        {
+            self.hook_told = true;
+            lines.extend(envoys_hook(drain, after.number()));
+        }
+        if lines.is_empty() && after.drain().is_some() && now >= self.spoke + REMINDER {
             lines.push(self.remind(after, now));
         }
         if !lines.is_empty() {
@@ -99,7 +110,11 @@ impl Story {
     /// When the log wants to speak next, if nothing happens before.
     #[must_use]
     pub fn reminder(&self, machine: &Machine) -> Option<Time> {
-        machine.drain().map(|_| self.spoke + REMINDER)
+        machine.drain().map(|drain| {
+            let reminder = self.spoke + REMINDER;
+            let hook = drain.started() + TOGETHER;
+            if self.hook_told { reminder } else { reminder.min(hook) }
+        })
     }
 
     fn answered(
@@ -148,11 +163,13 @@ impl Story {
                 "Envoy was out of service though no drain goes on, left so by an earlier life of \
                  this sidecar: put back in service",
             )),
+            // Told when it is done.
+            Answer::Seen(Health::Draining) if before.puts_back => {}
             Answer::Seen(Health::Draining) if number > 0 => lines.push(Line::warn(
                 "Envoy is still out of service; a restart of this sidecar puts it back, and so \
                  does POST /healthcheck/ok on its admin interface",
             )),
-            Answer::Seen(Health::Draining) if !before.puts_back => lines.push(Line::warn(
+            Answer::Seen(Health::Draining) => lines.push(Line::warn(
                 "Envoy is out of service though no drain goes on, and is left so; POST \
                  /healthcheck/ok on its admin interface puts it back",
             )),
@@ -249,6 +266,33 @@ impl Story {
         }
         line
     }
+}
+
+/// Whether this looks like the end of a pod, of which the sidecar itself is not told.
+fn envoys_hook(drain: &Drain, number: u64) -> Option<Line> {
+    let line = if drain.envoy_hook() {
+        Line::info("Envoy's own hook waits too: the pod is being deleted")
+    } else if drain.options().require_envoy_hook {
+        // Told as the outcome.
+        return None;
+    } else {
+        Line::warn(
+            "Envoy's own hook did not come to /shutdown within 3s: only the sidecar is being \
+             restarted, or Envoy's container has no such hook. The drain goes on; with \
+             --require-envoy-hook Envoy would be left alone",
+        )
+    };
+    Some(line.with("drain", number))
+}
+
+/// Envoy's own hook has waited for the start timeout, and no drain has begun.
+#[must_use]
+pub fn let_go(waiters: u64) -> Line {
+    Line::warn(
+        "no drain has begun within the start timeout of a request for /shutdown, which is let go: \
+         only Envoy is being restarted, or the sidecar has no preStop hook",
+    )
+    .with("requests", waiters)
 }
 
 fn reverted(health: Health, number: u64) -> Line {

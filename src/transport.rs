@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 use ureq::Agent;
-use ureq::http::{self, header};
+use ureq::http::{self, HeaderValue, Method, header};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
@@ -95,15 +95,16 @@ pub fn request(
         AdminAddress::Unix(_) => "localhost".to_owned(),
         AdminAddress::Tcp(..) => address.to_string(),
     };
-    let mut request = http::Request::builder()
-        .method(method)
-        .uri(format!("http://{host}{path}"))
-        .header(header::CONNECTION, "close");
+    let mut request = http::Request::new(());
+    let uri = format!("http://{host}{path}").try_into();
+    *request.uri_mut() = uri.map_err(|_| Error::Protocol(format!("{path} is no path")))?;
+    let fields = request.headers_mut();
+    fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     if method == "POST" {
         // Without it an empty body is sent in chunks, of which there are none.
-        request = request.header(header::CONTENT_LENGTH, 0);
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        *request.method_mut() = Method::POST;
     }
-    let request = request.body(()).map_err(ureq::Error::from)?;
     let response = Agent::with_parts(config, Socket(address.clone()), Nowhere).run(request)?;
     let status = response.status().as_u16();
     let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]

@@ -27,11 +27,23 @@ fn printed(line: &str) -> String {
     }
 }
 
+fn manager_defaults() -> ManagerArgs {
+    ManagerArgs {
+        overrides: Overrides::default(),
+        serve: ServeAt { address: None, port: 8090 },
+        start_timeout: Duration::from_secs(15),
+        control_socket: None,
+        no_restore: false,
+        log_format: Format::Text,
+        ignored: Vec::new(),
+    }
+}
+
 const ALL: [On; 3] = [On::Manager, On::Shutdown, On::Status];
 
 #[test]
 fn contours_own_lines_are_taken() {
-    assert_eq!(manager("envoy shutdown-manager"), ManagerArgs::default());
+    assert_eq!(manager("envoy shutdown-manager"), manager_defaults());
     assert_eq!(hook("envoy shutdown"), ShutdownArgs::default());
     let args = hook(
         "envoy shutdown --check-interval=10s --check-delay 30s --drain-delay=1m \
@@ -51,14 +63,25 @@ fn contours_own_lines_are_taken() {
 
 #[test]
 fn the_word_envoy_may_be_left_out() {
-    assert_eq!(manager("shutdown-manager"), ManagerArgs::default());
+    assert_eq!(manager("shutdown-manager"), manager_defaults());
     assert_eq!(hook("shutdown"), ShutdownArgs::default());
     assert!(parse_line("envoy envoy shutdown").is_err());
 }
 
 #[test]
 fn our_own_options_are_taken() {
-    let args = manager("shutdown-manager --no-restore --control-socket=/x --exclude a --exclude=b");
+    let args = manager(
+        "shutdown-manager --no-restore --control-socket=/x --exclude a --exclude=b \
+         --serve-port=19002 --serve-address 127.0.0.1 --start-timeout=1m --require-envoy-hook",
+    );
+    assert_eq!(args.serve, ServeAt { address: Some("127.0.0.1".to_owned()), port: 19002 });
+    assert_eq!(args.start_timeout, Duration::from_secs(60));
+    assert!(args.overrides.require_envoy_hook);
+    for any in ["[::]", "::"] {
+        let args = manager(&format!("shutdown-manager --serve-address={any}"));
+        assert_eq!(args.serve.address.as_deref(), Some(any));
+    }
+    assert_eq!(hook("shutdown --serve-port=1"), ShutdownArgs::default(), "it has no use for it");
     assert!(args.no_restore);
     assert_eq!(args.control_socket, Some("/x".into()));
     assert_eq!(args.overrides.exclude, ["a", "b"]);
@@ -96,6 +119,13 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown --check-interval 0s", "--check-interval: \"0s\" is shorter than 10ms"),
         ("shutdown --min-open-connections=-1", "--min-open-connections: \"-1\" is not a number"),
         ("shutdown --admin-address=9001", "--admin-address: \"9001\" is neither a path"),
+        ("shutdown-manager --serve-port=65536", "--serve-port: \"65536\" is not a port"),
+        ("shutdown-manager --serve-port=-1", "--serve-port: \"-1\" is not a port"),
+        ("shutdown --serve-port=x", "--serve-port: \"x\" is not a port"),
+        ("shutdown-manager --serve-address=localhost", "--serve-address: \"localhost\" is not an"),
+        ("shutdown --serve-address=::1", "shutdown has no option --serve-address"),
+        ("shutdown-manager --start-timeout=999ms", "--start-timeout: \"999ms\" is shorter than 1s"),
+        ("shutdown-manager --require-envoy-hook=on", "unexpected argument for option"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
         (

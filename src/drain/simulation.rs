@@ -74,6 +74,10 @@ struct World {
     // What the invariants need to know.
     options: Options,
     began: Time,
+    /// When each waiter came.
+    arrivals: Vec<Time>,
+    /// A drain has gone further than to look for Envoy's own hook.
+    drained: bool,
     failed_at: Option<Time>,
     last_poll: Option<Poll>,
     reverted: bool,
@@ -102,6 +106,8 @@ impl World {
             drains: 0,
             options: Options::default(),
             began: Time::ZERO,
+            arrivals: Vec::new(),
+            drained: false,
             failed_at: None,
             last_poll: None,
             reverted: false,
@@ -128,6 +134,7 @@ impl World {
                 Some(seconds(90)),
             ]),
             min_open_connections: random.pick(&[0, 0, 1, 5]),
+            require_envoy_hook: random.one_in(4),
             ..Options::default()
         }
     }
@@ -138,7 +145,8 @@ impl World {
             0 => self.hook(),
             1 | 2 => {
                 self.waiters.push(Waiter { awaits: self.machine.awaits(), answers: 0 });
-                self.machine.set_awaited(true, self.now);
+                self.machine.arrived(self.now);
+                self.arrivals.push(self.now);
             }
             3 => self.envoy.mood = self.random.pick(&[Mood::Odd, Mood::Hangs, Mood::Refuses]),
             4 => {
@@ -179,9 +187,12 @@ impl World {
         let asked = self.now;
         let in_drain = self.machine.drain().is_some();
         match call {
-            Call::Fail => assert!(in_drain, "health checks failed outside a drain"),
+            Call::Fail => {
+                assert!(in_drain, "health checks failed outside a drain");
+                assert!(!self.options.require_envoy_hook || self.envoys_hook_came());
+            }
             Call::PutBack => {
-                assert!(self.put_back && self.drains == 0 && asked >= ARRIVAL, "put back");
+                assert!(self.put_back && !self.drained && asked >= ARRIVAL, "put back");
                 let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
                 assert!(!awaited, "put back while somebody waits");
             }
@@ -260,7 +271,12 @@ impl World {
         }
     }
 
-    fn ended(&self, outcome: Outcome) {
+    fn envoys_hook_came(&self) -> bool {
+        self.arrivals.iter().any(|arrival| arrival.abs_diff(self.began) < TOGETHER)
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
+        self.drained |= outcome != Outcome::NoEnvoyHook;
         let timeout = self.options.drain_timeout;
         match outcome {
             Outcome::Drained { open } => {
@@ -283,6 +299,11 @@ impl World {
                     assert!(pair[1] >= pair[0] + Duration::from_secs(1), "refusals too close");
                 }
             }
+            Outcome::NoEnvoyHook => {
+                assert!(self.options.require_envoy_hook && !self.envoys_hook_came());
+                assert!(self.now >= self.began + TOGETHER, "left alone too early");
+                assert_eq!(self.failed_at, None, "left alone out of service");
+            }
         }
         if let Some(timeout) = timeout {
             assert!(
@@ -296,8 +317,9 @@ impl World {
         for waiter in self.waiters.iter_mut().filter(|waiter| waiter.answers == 0) {
             waiter.answers += u32::from(self.machine.end_of(waiter.awaits).is_some());
         }
-        let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
-        self.machine.set_awaited(awaited, self.now);
+        if self.waiters.iter().all(|waiter| waiter.answers > 0) {
+            self.machine.all_left(self.now);
+        }
     }
 
     fn run(&mut self, end: Time) {

@@ -465,20 +465,20 @@ fn nothing_is_put_back_when_that_is_turned_off() {
 #[test]
 fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
     let mut scenario = serving(Envoy::Draining(4), options());
-    scenario.run_to(s(1)).machine.set_awaited(true, s(1));
+    scenario.run_to(s(1)).machine.arrived(s(1));
     scenario.run_to(s(30));
     assert_eq!(scenario.calls, []);
-    scenario.machine.set_awaited(false, s(30));
+    scenario.machine.all_left(s(30));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::PutBack), [s(32)]);
 
     // Somebody comes between the look and what follows from it.
     let mut machine = Machine::new(Time::ZERO, true);
     assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
-    machine.set_awaited(true, s(2));
+    machine.arrived(s(2));
     let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
     assert_eq!(machine.step(&answer, s(2)), Action::Sleep);
-    machine.set_awaited(false, s(9));
+    machine.all_left(s(9));
     assert_eq!(machine.step(&Event::Tick, s(9)), Action::SleepUntil(s(11)));
     assert_eq!(machine.step(&Event::Tick, s(11)), Action::Call(Call::Look), "it looks anew");
 }
@@ -490,6 +490,71 @@ fn nothing_is_put_back_once_a_drain_has_begun() {
     scenario.begin();
     scenario.run_to(s(200));
     assert_eq!(scenario.times(Call::PutBack), []);
+}
+
+fn required() -> Options {
+    Options { require_envoy_hook: true, ..options() }
+}
+
+#[test]
+fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_alone() {
+    let mut scenario = drain(0, required());
+    scenario.run_to(ms(2_999));
+    assert_eq!(scenario.machine.phase(), Phase::Delaying);
+    scenario.run_to(s(100));
+    let ended = scenario.machine.last().map(|ended| (ended.outcome, ended.took));
+    assert_eq!(ended, Some((Outcome::NoEnvoyHook, s(3))));
+    assert_eq!(scenario.times(Call::Fail), []);
+    assert_eq!(scenario.machine.phase(), Phase::Serving, "there is nothing to join");
+}
+
+#[test]
+fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
+    for (before, after, came) in [
+        (Some(ms(0)), None, true),
+        (Some(ms(2_999)), None, true),
+        (Some(s(3)), None, false),
+        (None, Some(ms(0)), true),
+        (None, Some(ms(2_999)), true),
+        (None, Some(s(3)), false),
+    ] {
+        let mut scenario = serving(Envoy::Live(0), required());
+        scenario.now = s(10);
+        if let Some(before) = before {
+            scenario.machine.arrived(s(10) - before);
+            // That it has left again does not matter.
+            scenario.machine.all_left(s(10) - before);
+        }
+        scenario.begin();
+        if let Some(after) = after {
+            scenario.run_to(s(10) + after - ms(1));
+            scenario.now = s(10) + after;
+            assert_eq!(scenario.machine.arrived(scenario.now), came);
+        }
+        scenario.run_to(s(100));
+        let fails = if came { vec![s(10) + after.unwrap_or_default()] } else { vec![] };
+        assert_eq!(scenario.times(Call::Fail), fails, "{before:?} {after:?}");
+    }
+}
+
+#[test]
+fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
+    let mut scenario = drain(0, Options { drain_delay: s(5), ..required() });
+    scenario.run_to(s(2));
+    assert!(scenario.machine.arrived(s(2)));
+    assert!(!scenario.machine.arrived(s(2)), "once is enough");
+    scenario.run_to(s(20));
+    assert_eq!(scenario.times(Call::Fail), [s(5)]);
+}
+
+#[test]
+fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
+    let mut scenario = serving(Envoy::Draining(0), required());
+    scenario.run_to(s(1));
+    scenario.now = s(1);
+    scenario.begin();
+    scenario.run_to(s(100));
+    assert_eq!(scenario.times(Call::PutBack), [s(6)], "3 s for the hook, and 2 s more");
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Admin for Script {
 
 fn manager() -> Manager {
     let options = Options { check_delay: Duration::ZERO, ..Options::default() };
-    Manager::new(options, false)
+    Manager::new(options, false, PATIENCE)
 }
 
 /// A manager at work on an Envoy with `open` connections, and what is asked of that.

@@ -28,7 +28,13 @@ fn draining() -> Snapshot {
         last_error: Some("GET /stats on \"x\": no".to_owned()),
         visible: Visible::HttpOnly,
         waiters: 1,
-        counters: Counters { polls: 7, poll_errors: [1, 2, 3, 4, 5, 6, 8], drains: [10, 11, 12] },
+        counters: Counters {
+            polls: 7,
+            poll_errors: [1, 2, 3, 4, 5, 6, 8],
+            drains: [10, 11, 12, 13],
+            requests: [[20, 0, 0, 21, 0, 0, 0, 22], [0; 8], [0; 8], [0, 0, 23, 0, 0, 0, 0, 0]],
+            refused: 30,
+        },
         ..serving()
     }
 }
@@ -157,7 +163,14 @@ fn metrics_follow_the_format_and_say_what_is() {
         ("envoy_shutdown_poll_errors_total{kind=\"other\"}", 8.0),
         ("envoy_shutdown_drains_total{outcome=\"drained\"}", 10.0),
         ("envoy_shutdown_drains_total{outcome=\"envoy_gone\"}", 12.0),
+        ("envoy_shutdown_drains_total{outcome=\"no_envoy_hook\"}", 13.0),
         ("envoy_shutdown_waiters", 1.0),
+        ("envoy_shutdown_requests_total{route=\"healthz\",code=\"200\"}", 20.0),
+        ("envoy_shutdown_requests_total{route=\"healthz\",code=\"405\"}", 21.0),
+        ("envoy_shutdown_requests_total{route=\"healthz\",code=\"503\"}", 22.0),
+        ("envoy_shutdown_requests_total{route=\"shutdown\",code=\"200\"}", 0.0),
+        ("envoy_shutdown_requests_total{route=\"none\",code=\"404\"}", 23.0),
+        ("envoy_shutdown_refused_total", 30.0),
     ] {
         assert!(samples.contains(&(name, value)), "{name} {value} in {text}");
     }
@@ -166,6 +179,8 @@ fn metrics_follow_the_format_and_say_what_is() {
     let phases: f64 =
         samples.iter().filter(|(name, _)| name.contains("_phase{")).map(|s| s.1).sum();
     assert_eq!(phases, 1.0, "one phase at a time");
+    let requests = samples.iter().filter(|(name, _)| name.contains("_requests_total{")).count();
+    assert_eq!(requests, 6, "what there never was is left out");
 }
 
 #[test]
@@ -175,6 +190,16 @@ fn metrics_leave_out_what_is_not_known() {
     for name in ["open_connections", "drain_duration_seconds"] {
         let name = format!("envoy_shutdown_{name}");
         assert!(!samples.iter().any(|(sample, _)| *sample == name), "{name} in {text}");
+    }
+}
+
+#[test]
+fn every_route_and_status_has_its_place() {
+    for (index, route) in Route::ALL.into_iter().enumerate() {
+        assert_eq!(route as usize, index, "{}", route.name());
+    }
+    for (index, status) in Status::ALL.into_iter().enumerate() {
+        assert_eq!(status as usize, index, "{}", status.code());
     }
 }
 

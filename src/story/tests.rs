@@ -49,6 +49,12 @@ impl Told {
         action
     }
 
+    /// Nothing is said of Envoy's own hook any more.
+    fn hook_told(&mut self) -> &mut Self {
+        self.story.hook_told = true;
+        self
+    }
+
     fn answer(&mut self, answer: Answer) -> Action {
         self.step(Event::Answer { drain: self.machine.number(), answer })
     }
@@ -67,7 +73,7 @@ impl Told {
 
     /// The lines since the last time this was asked.
     fn texts(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.lines).into_iter().map(|line| line.text).collect()
+        std::mem::take(&mut self.lines).into_iter().map(|line| line.text.clone()).collect()
     }
 
     fn only(&mut self) -> Line {
@@ -98,7 +104,7 @@ fn a_drain_is_told_from_its_request_to_its_outcome() {
     assert!(failed.text.starts_with("health checks failed"), "{failed:?}");
     assert_eq!(field(&failed, "first-poll-in"), Some(&"10s".into()));
 
-    told.at(s(10)).step(Event::Tick);
+    told.hook_told().at(s(10)).step(Event::Tick);
     assert_eq!(told.texts(), [""; 0]);
     for (open, lines) in [(3, 1), (3, 0), (2, 1), (3, 1), (3, 0)] {
         told.poll(open);
@@ -115,6 +121,40 @@ fn a_drain_is_told_from_its_request_to_its_outcome() {
     assert_eq!(outcome.level, Level::Info);
     assert_eq!(field(&outcome, "outcome"), Some(&"drained".into()));
     assert_eq!(field(&outcome, "took"), Some(&"10s".into()));
+}
+
+#[test]
+fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
+    for (comes, required, level, start) in [
+        (true, false, Some(Level::Info), "Envoy's own hook waits too"),
+        (true, true, Some(Level::Info), "Envoy's own hook waits too"),
+        (false, false, Some(Level::Warn), "Envoy's own hook did not come"),
+        (false, true, None, ""),
+    ] {
+        let switch = [(DrainOption::RequireEnvoyHook, "on")];
+        let mut told = Told::draining(if required { &switch } else { &[] });
+        if comes {
+            told.machine.arrived(s(2));
+        }
+        told.texts();
+        assert_eq!(told.story.reminder(&told.machine), Some(s(3)));
+        told.at(s(3)).step(Event::Tick);
+        let told_level = told.lines.first().map(|line| line.level);
+        assert_eq!(told_level, level, "{comes} {required}");
+        assert!(told.texts().concat().starts_with(start));
+        told.at(s(4)).step(Event::Tick);
+        assert_eq!(told.texts(), [""; 0], "and then no more");
+    }
+}
+
+#[test]
+fn an_envoy_that_is_left_alone_is_told_with_the_reason() {
+    let mut told = Told::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
+    told.at(s(3)).step(Event::Tick);
+    told.texts();
+    told.step(Event::Finished);
+    let line = told.only();
+    assert_eq!((line.level, field(&line, "outcome")), (Level::Info, Some(&"no_envoy_hook".into())));
 }
 
 #[test]
@@ -167,7 +207,7 @@ fn a_silent_minute_of_a_drain_is_broken() {
     told.answer(Answer::Failed);
     told.poll(7);
     told.texts();
-    told.at(s(59)).poll(7);
+    told.hook_told().at(s(59)).poll(7);
     assert_eq!(told.texts(), [""; 0]);
     assert_eq!(told.story.reminder(&told.machine), Some(s(60)));
     told.at(s(60)).step(Event::Tick);

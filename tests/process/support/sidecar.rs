@@ -1,6 +1,6 @@
 //! The built program: a sidecar with its hooks, or any other run of it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead as _, BufReader};
 use std::ops::Deref;
@@ -32,11 +32,23 @@ fn command(program: &Path) -> Command {
     command
 }
 
-/// Starts the program with no more than these arguments.
+/// Starts the program with no more than these arguments; a sidecar, if nothing is said of its
+/// port, on any that is free.
 pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Process {
     let mut command = command(Path::new(PROGRAM));
-    command.args(args);
+    command.args(on_a_free_port(args));
     Process::spawn(command)
+}
+
+fn on_a_free_port<S: AsRef<OsStr>>(args: &[S]) -> Vec<OsString> {
+    let mut args: Vec<_> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+    let told = args.iter().any(|arg| arg.to_string_lossy().starts_with("--serve-port"));
+    if let Some(at) = args.iter().position(|arg| arg == "shutdown-manager")
+        && !told
+    {
+        args.insert(at + 1, "--serve-port=0".into());
+    }
+    args
 }
 
 /// Starts `wrapper` with the program and these arguments behind it: `unshare …`, say, or
@@ -44,7 +56,8 @@ pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Process {
 pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
     let program = command(Path::new(PROGRAM));
     let mut command = Command::new(wrapper[0]);
-    command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args()).args(args);
+    command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args());
+    command.args(on_a_free_port(args));
     Process::spawn(command)
 }
 
@@ -269,12 +282,13 @@ impl Launch {
     }
 
     fn command(&self, name: &str, args: &[String]) -> Command {
-        let mut command = command(&self.program);
-        command.args(["envoy", name]);
+        let mut all: Vec<OsString> = vec!["envoy".into(), name.into()];
         if self.tell_control {
-            command.arg("--control-socket").arg(&self.control);
+            all.extend(["--control-socket".into(), self.control.clone().into()]);
         }
-        command.args(args).envs(self.env.iter().map(|(k, v)| (k, v)));
+        all.extend(args.iter().map(OsString::from));
+        let mut command = command(&self.program);
+        command.args(on_a_free_port(&all)).envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }
 
@@ -326,6 +340,16 @@ impl Sidecar {
     /// Where the control socket is.
     pub fn control_socket(&self) -> &Path {
         &self.launch.control
+    }
+
+    /// The public port, on the loopback address of IPv4.
+    #[track_caller]
+    pub fn port(&self) -> u16 {
+        self.process.wait_log("msg=\"started\"", PATIENCE);
+        let log = self.process.log();
+        let serving = log.iter().find_map(|line| line.split_once(" serving=")?.1.split(' ').next());
+        let port = serving.and_then(|serving| serving.rsplit(':').next()?.parse().ok());
+        port.unwrap_or_else(|| panic!("no public port; {}", self.process.report()))
     }
 
     /// A request on the control socket.

@@ -1,0 +1,94 @@
+//! Who may wait when more want to than there are places: nobody can take the place of the one
+//! waiter that matters, the kubelet, by coming often.
+
+use std::net::IpAddr;
+
+/// Clients that are taken for one: an IPv4 address, or the /64 of an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin(u64);
+
+impl From<IpAddr> for Origin {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            // A prefix that no network has (RFC 4291, section 2.5.5.2).
+            IpAddr::V4(address) => Self(0xffff << 32 | u64::from(u32::from(address))),
+            IpAddr::V6(address) => Self((u128::from(address) >> 64) as u64),
+        }
+    }
+}
+
+/// Whether there is a place for one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// There is.
+    Free,
+    /// There is, if the newest of this origin gives way.
+    InsteadOf(Origin),
+    /// There is none.
+    Taken,
+}
+
+/// Whether there is a place for `newcomer` among `most`, when those from `waiting` have one. The
+/// origin with most waiters loses its newest, so one with none gets a place while there are fewer
+/// origins than places.
+#[must_use]
+pub fn place(waiting: impl Iterator<Item = Origin>, newcomer: Origin, most: usize) -> Place {
+    let mut counts: Vec<(Origin, usize)> = Vec::new();
+    let mut total = 0;
+    for origin in waiting {
+        total += 1;
+        match counts.iter_mut().find(|(other, _)| *other == origin) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((origin, 1)),
+        }
+    }
+    if total < most {
+        return Place::Free;
+    }
+    let own = counts.iter().find(|(origin, _)| *origin == newcomer).map_or(0, |(_, own)| *own);
+    match counts.iter().max_by_key(|(_, count)| *count) {
+        Some((origin, count)) if own + 1 < *count => Place::InsteadOf(*origin),
+        _ => Place::Taken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(address: &str) -> Origin {
+        address.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn an_origin_is_an_address_or_a_64() {
+        assert_eq!(origin("10.0.0.1"), origin("::ffff:10.0.0.1"));
+        assert_ne!(origin("10.0.0.1"), origin("10.0.0.2"));
+        assert_eq!(origin("2001:db8::1"), origin("2001:db8::2:0:0:1"));
+        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
+        assert_ne!(origin("0.0.0.0"), origin("::"));
+    }
+
+    #[test]
+    fn the_origin_with_most_loses_its_newest() {
+        let (a, b, c) = (origin("10.0.0.1"), origin("10.0.0.2"), origin("::1"));
+        for (waiting, newcomer, expected) in [
+            (vec![], a, Place::Free),
+            (vec![a, a, a], a, Place::Free),
+            (vec![a, a, a, a], a, Place::Taken),
+            (vec![a, a, a, a], b, Place::InsteadOf(a)),
+            (vec![a, a, b, a], b, Place::InsteadOf(a)),
+            (vec![b, a, b, a], b, Place::Taken),
+            (vec![b, a, b, a], c, Place::InsteadOf(a)),
+            (vec![a, b, c, c], a, Place::Taken),
+            (vec![c, b, c, c], origin("2001:db8::1"), Place::InsteadOf(c)),
+            (vec![a, b, c, origin("10.9.9.9")], origin("2001:db8::1"), Place::Taken),
+        ] {
+            assert_eq!(
+                place(waiting.iter().copied(), newcomer, 4),
+                expected,
+                "{waiting:?} {newcomer:?}"
+            );
+        }
+    }
+}
