@@ -18,7 +18,15 @@ use tempfile::TempDir;
 use super::net::{self, Address, Response};
 use super::{PATIENCE, Record, temp_dir, try_wait_for, wait_for};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_envoy-shutdown-manager");
+/// The program. Cargo tells a test where it is; an example's own place is `examples` beside it.
+pub fn program() -> PathBuf {
+    if let Some(path) = option_env!("CARGO_BIN_EXE_envoy-shutdown-manager") {
+        return path.into();
+    }
+    let own = env::current_exe().expect("the place of this program");
+    let beside = own.parent().and_then(Path::parent).expect("a directory above");
+    beside.join("envoy-shutdown-manager")
+}
 
 /// The program, run by `$CROSS_RUNNER` if that is set, such as `qemu-aarch64 -L …`.
 fn command(program: &Path) -> Command {
@@ -35,7 +43,7 @@ fn command(program: &Path) -> Command {
 /// Starts the program with no more than these arguments; a sidecar, if nothing is said of its
 /// port, on any that is free.
 pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Process {
-    let mut command = command(Path::new(PROGRAM));
+    let mut command = command(&program());
     command.args(on_a_free_port(args));
     Process::spawn(command)
 }
@@ -54,7 +62,7 @@ fn on_a_free_port<S: AsRef<OsStr>>(args: &[S]) -> Vec<OsString> {
 /// Starts `wrapper` with the program and these arguments behind it: `unshare …`, say, or
 /// `sh -c 'exec "$@"' sh`.
 pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
-    let program = command(Path::new(PROGRAM));
+    let program = command(&program());
     let mut command = Command::new(wrapper[0]);
     command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args());
     command.args(on_a_free_port(args));
@@ -259,7 +267,7 @@ impl Launch {
         let bin = self.dir.path().join("bin");
         fs::create_dir(&bin).expect("make a directory");
         self.program = bin.join(name);
-        symlink(PROGRAM, &self.program).expect("make a link");
+        symlink(program(), &self.program).expect("make a link");
         self
     }
 
@@ -322,7 +330,7 @@ impl Sidecar {
     pub fn launch() -> Launch {
         let dir = temp_dir("sidecar");
         Launch {
-            program: PROGRAM.into(),
+            program: program(),
             control: dir.path().join("control.sock"),
             tell_control: true,
             args: Vec::new(),
