@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
@@ -247,7 +247,7 @@ impl Envoy {
 
     fn wait_until_live(&mut self) {
         wait_for("Envoy to be live", PATIENCE, || {
-            if let Some(status) = self.child.try_wait().expect("wait for Envoy") {
+            if let Some(status) = self.try_wait() {
                 panic!("Envoy ended with {status}");
             }
             if let Address::Tcp(address) = &mut self.setup.admin
@@ -331,9 +331,15 @@ impl Envoy {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().try_into().expect("a process id"));
         kill(pid, signal).expect("signal Envoy");
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait for Envoy")
     }
 
     /// Freezes it.
