@@ -1,0 +1,74 @@
+//! Who is connected to Envoy when its pod is deleted, and who comes later.
+
+use std::time::Duration;
+
+use crate::support::clients::{Http2, KeptAlive, Plain};
+use crate::support::envoy::Envoy;
+
+/// A connection, which its client closes when it wants to.
+#[derive(Debug)]
+pub enum Client {
+    /// HTTP/1.1 between two requests.
+    Idle(KeptAlive),
+    /// HTTP/1.1 with a request in flight.
+    Busy(KeptAlive),
+    Http2(Http2),
+    /// Through the TCP proxy to a server that echoes.
+    Tcp(Plain),
+}
+
+pub const ALL: usize = 5;
+
+/// Three of HTTP and two of TCP, in the order in which they will leave.
+pub fn connect(envoy: &Envoy) -> [Client; ALL] {
+    let (http, tcp) = (envoy.port("http"), envoy.port("tcp"));
+    let busy = KeptAlive::open(http);
+    busy.begin("/hold");
+    let (first, second) = (Plain::open(tcp), Plain::open(tcp));
+    assert!(first.echoes() && second.echoes(), "the TCP proxy does not echo");
+    [
+        Client::Tcp(first),
+        Client::Idle(KeptAlive::open(http)),
+        Client::Http2(Http2::open(http)),
+        Client::Busy(busy),
+        Client::Tcp(second),
+    ]
+}
+
+/// Somebody who comes during the drain, and what is seen.
+pub fn newcomer(envoy: &Envoy) -> String {
+    let client = Plain::open(envoy.port("http"));
+    client.send(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    let answer = client.receive_response();
+    let asked = answer.header("connection").unwrap_or("none");
+    format!("a new one is still served: {} with \"connection: {asked}\"", answer.status)
+}
+
+impl Client {
+    /// Uses the connection once more and closes it. An error if it was cut before.
+    pub fn leave(mut self) -> Result<String, String> {
+        let (kind, connection): (_, &Plain) = match &self {
+            Self::Idle(client) => ("HTTP/1.1", client),
+            Self::Busy(client) => ("HTTP/1.1, request in flight", client),
+            Self::Http2(client) => ("HTTP/2", client),
+            Self::Tcp(client) => ("TCP", client),
+        };
+        if connection.peer_closed_within(Duration::ZERO) {
+            return Err(format!("a connection was cut: {kind}"));
+        }
+        let seen = match &mut self {
+            Self::Idle(client) => {
+                let answer = client.request("/");
+                let asked = answer.header("connection").unwrap_or("none");
+                format!("{} with \"connection: {asked}\"", answer.status)
+            }
+            Self::Busy(_) => "still open".to_owned(),
+            Self::Http2(client) => {
+                format!("200 with{} GOAWAY", if client.request() { "" } else { "out" })
+            }
+            Self::Tcp(client) if client.echoes() => "still echoes".to_owned(),
+            Self::Tcp(_) => return Err("the TCP proxy does not echo any more".to_owned()),
+        };
+        Ok(format!("{kind}: {seen}, and leaves"))
+    }
+}
