@@ -10,6 +10,10 @@ default: test
 test:
     cargo test
 
+# A drain, shown live with a real Envoy and clients
+demo:
+    cargo run --release --example demo
+
 # Formatting, clippy on everything, the documentation's links
 lint:
     cargo fmt --check
