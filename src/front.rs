@@ -153,9 +153,9 @@ impl Front {
     /// Sleeps until somebody has something to say, or something has been waited for long enough.
     fn look(&self) -> Ready {
         let now = clock::now();
-        let accepts = now >= self.accept_at;
+        let accepts = now >= self.accept_at && self.has_room();
         let mut fds = Vec::with_capacity(1 + self.desks.len() + self.clients.len());
-        let mut until = if accepts { Time::MAX } else { self.accept_at };
+        let mut until = if now < self.accept_at { self.accept_at } else { Time::MAX };
         let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.listener.as_fd(), listens));
         for desk in &self.desks {
@@ -326,6 +326,9 @@ impl Front {
     /// Takes new connections in, and lets others go for them.
     fn accept(&mut self, now: Time) {
         for _ in 0..ACCEPTED_AT_ONCE {
+            if !self.has_room() {
+                return;
+            }
             let (socket, address) = match self.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) => match error.kind() {
@@ -346,8 +349,8 @@ impl Front {
                     }
                 },
             };
-            if self.clients.len() >= self.rules.clients && !self.make_room(now) {
-                continue;
+            if self.is_full() {
+                self.make_room(now);
             }
             if socket.set_nonblocking(true).is_err() {
                 continue;
@@ -361,15 +364,31 @@ impl Front {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.clients.len() >= self.rules.clients
+    }
+
+    /// Whether one more fits, or can take the place of somebody who can be spared. Where everybody
+    /// waits, which most do for less than a millisecond, those who come do so in the backlog.
+    fn has_room(&self) -> bool {
+        !self.is_full() || self.clients.iter().any(|client| client.worth().is_some())
+    }
+
     /// Lets one go: of those who can best be spared, the oldest.
-    fn make_room(&mut self, now: Time) -> bool {
+    fn make_room(&mut self, now: Time) {
         self.gives_way(now);
-        let clients = self.clients.iter().enumerate();
-        let spared =
-            clients.filter_map(|(index, client)| Some((client.worth()?, client.number, index)));
-        let Some((.., index)) = spared.min() else { return false };
-        self.clients.swap_remove(index);
-        true
+        loop {
+            let clients = self.clients.iter().enumerate();
+            let spared =
+                clients.filter_map(|(index, client)| Some((client.worth()?, client.number, index)));
+            let Some((worth, _, index)) = spared.min() else { return };
+            // Where few fit, many have sent their request and not been read yet.
+            self.attend(index, now);
+            if self.clients[index].worth().is_some_and(|now| now <= worth) {
+                self.clients.swap_remove(index);
+                return;
+            }
+        }
     }
 
     /// Keeps heads that are not whole within their bound.

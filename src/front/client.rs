@@ -99,16 +99,14 @@ impl Client {
         matches!(&self.state, State::Waiting(asked, _) if asked.route == route)
     }
 
-    /// How ill it can be spared when others come: not at all while it waits for a drain, which has
-    /// rules of its own; less when it has said what it wants than before, and not much any more
-    /// when it has been answered.
+    /// How ill it can be spared when others come: not at all while it waits; less when it has yet
+    /// to be told all of its answer than when it has been, and best before it has asked.
     #[must_use]
     pub fn worth(&self) -> Option<u8> {
         match &self.state {
             State::Reading(_) | State::Gone => Some(0),
             State::Lingering(_) => Some(1),
             State::Answering { .. } => Some(2),
-            State::Waiting(asked, _) if asked.route != Route::Shutdown => Some(3),
             State::Waiting(..) => None,
         }
     }
