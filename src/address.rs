@@ -1,7 +1,7 @@
-//! Where Envoy's admin interface is.
+//! The addresses of Envoy's admin interface and of the public port, as the command line has them.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 /// The longest path that fits into a Unix socket's address (`sun_path`, with its final NUL).
@@ -80,6 +80,38 @@ impl fmt::Display for AdminAddress {
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
         }
+    }
+}
+
+/// Where the public port is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeAt {
+    /// On which address, as it was given; none is all of IPv6 and IPv4.
+    pub address: Option<String>,
+    /// 0 is any that is free.
+    pub port: u16,
+}
+
+impl Default for ServeAt {
+    fn default() -> Self {
+        Self { address: None, port: 8090 }
+    }
+}
+
+impl ServeAt {
+    /// The address that a text stands for, with or without the brackets of IPv6.
+    ///
+    /// # Errors
+    /// The rest of a sentence that begins with the text, when it is none.
+    pub fn parse(text: &str) -> Result<IpAddr, &'static str> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        bare.unwrap_or(text).parse().map_err(|_| "not an IP address")
+    }
+}
+
+impl fmt::Display for ServeAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.address.as_deref().unwrap_or("*"), self.port)
     }
 }
 

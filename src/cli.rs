@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
-use crate::address;
+use crate::address::{self, ServeAt};
 use crate::duration;
 use crate::logger::Format;
 use crate::options::{DrainOption, ON, Overrides, once};
-use crate::port::ServeAt;
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::drain::Begun;
 use crate::logger::Line;
 use crate::manager::{Control, Refusal, Verdict, Watch};
 use crate::options;
+use crate::story;
 use crate::supervisor;
 
 /// Each has a thread, and a hook that was killed has its thread until the drain ends. The kubelet
@@ -21,9 +22,6 @@ const MOST_WAITERS: usize = 64;
 
 /// A server whose accept thread has ended is replaced after this: each leaves threads behind.
 const REBUILD: Duration = Duration::from_secs(1);
-
-/// What Envoy's hook is told when it was let go.
-pub const NO_DRAIN: &str = "no drain has begun within the start timeout\n";
 
 /// The server of the control socket.
 pub struct Service {
@@ -277,7 +275,7 @@ fn for_envoy(verdict: &Verdict) -> Reply {
     match verdict {
         Verdict::Ended(ended) if ended.outcome.name() == "drained" => Reply::text(200, "OK"),
         Verdict::Ended(ended) => Reply::text(200, ended.outcome.explain() + "\n"),
-        Verdict::NoDrain => Reply::text(503, NO_DRAIN),
+        Verdict::NoDrain => Reply::text(503, story::NO_DRAIN),
         Verdict::Nobody | Verdict::Unknown => Reply::text(410, "nobody waits any more\n"),
         Verdict::Stopping => Reply::text(503, "the sidecar stops\n"),
     }

@@ -28,7 +28,6 @@ use self::client::{Client, Said, State};
 use self::desk::{Desk, Reply};
 use self::places::{Origin, Place, place};
 use crate::clock;
-use crate::control::NO_DRAIN;
 use crate::drain::Time;
 use crate::head::{Asked, Refused, Route, Status};
 use crate::logger::{Line, Seldom};
@@ -304,7 +303,7 @@ impl Front {
                     if let Some(requests) = self.let_go.happened(now) {
                         story::let_go(requests).emit();
                     }
-                    (Status::Unavailable, NO_DRAIN)
+                    (Status::Unavailable, story::NO_DRAIN)
                 }
                 Some(_) => (Status::Unavailable, "the control socket does not answer\n"),
             };

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use envoy_shutdown_manager::address::ServeAt;
 use envoy_shutdown_manager::cli::{self, Command, ManagerArgs};
 use envoy_shutdown_manager::control::Service;
 use envoy_shutdown_manager::duration;
@@ -13,7 +14,7 @@ use envoy_shutdown_manager::hook::{self, Exit};
 use envoy_shutdown_manager::logger::{self, Line};
 use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
 use envoy_shutdown_manager::options::Options;
-use envoy_shutdown_manager::port::{self, ServeAt};
+use envoy_shutdown_manager::port;
 use envoy_shutdown_manager::socket::{self, Bound};
 use envoy_shutdown_manager::supervisor::supervise;
 use nix::sys::signal::{SigSet, Signal};

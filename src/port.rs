@@ -1,6 +1,5 @@
 //! The public port and the descriptors for it.
 
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
@@ -12,37 +11,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-/// Where the public port is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServeAt {
-    /// On which address, as it was given; none is all of IPv6 and IPv4.
-    pub address: Option<String>,
-    /// 0 is any that is free.
-    pub port: u16,
-}
-
-impl Default for ServeAt {
-    fn default() -> Self {
-        Self { address: None, port: 8090 }
-    }
-}
-
-impl ServeAt {
-    /// The address that a text stands for, with or without the brackets of IPv6.
-    ///
-    /// # Errors
-    /// The rest of a sentence that begins with the text, when it is none.
-    pub fn parse(text: &str) -> Result<IpAddr, &'static str> {
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        bare.unwrap_or(text).parse().map_err(|_| "not an IP address")
-    }
-}
-
-impl fmt::Display for ServeAt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.address.as_deref().unwrap_or("*"), self.port)
-    }
-}
+use crate::address::ServeAt;
 
 /// The kernel counts what clients send to the memory of the container. It makes 8 KiB of this,
 /// which is more than a head.

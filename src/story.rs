@@ -285,6 +285,9 @@ fn envoys_hook(drain: &Drain, number: u64) -> Option<Line> {
     Some(line.with("drain", number))
 }
 
+/// What Envoy's own hook is told when it is let go.
+pub const NO_DRAIN: &str = "no drain has begun within the start timeout\n";
+
 /// Envoy's own hook has waited for the start timeout, and no drain has begun.
 #[must_use]
 pub fn let_go(waiters: u64) -> Line {
