@@ -62,11 +62,16 @@ fn on_a_free_port<S: AsRef<OsStr>>(args: &[S]) -> Vec<OsString> {
 /// Starts `wrapper` with the program and these arguments behind it: `unshare …`, say, or
 /// `sh -c 'exec "$@"' sh`.
 pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
-    let program = command(&program());
-    let mut command = Command::new(wrapper[0]);
+    let mut program = command(&program());
+    program.args(on_a_free_port(args));
+    Process::spawn(under(wrapper, &program))
+}
+
+fn under<S: AsRef<OsStr>>(wrapper: &[S], program: &Command) -> Command {
+    let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args());
-    command.args(on_a_free_port(args));
-    Process::spawn(command)
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
 }
 
 /// How a process ended.
@@ -253,6 +258,7 @@ pub struct Launch {
     tell_control: bool,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Launch {
@@ -274,6 +280,13 @@ impl Launch {
     /// A variable of its environment.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it behind this, as [`run_under`] does; not its hooks. It must run in the place of the
+    /// wrapper, as by `exec`.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -303,7 +316,11 @@ impl Launch {
     /// Starts it, and waits until it answers on the control socket.
     #[track_caller]
     pub fn start(self) -> Sidecar {
-        let process = Process::spawn(self.command("shutdown-manager", &self.args));
+        let mut command = self.command("shutdown-manager", &self.args);
+        if !self.wrapper.is_empty() {
+            command = under(&self.wrapper, &command);
+        }
+        let process = Process::spawn(command);
         let mut sidecar = Sidecar { launch: self, process, killed: false, over: false };
         wait_for("the control socket to answer", PATIENCE, || {
             if let Some(exit) = sidecar.process.try_wait() {
@@ -335,6 +352,7 @@ impl Sidecar {
             tell_control: true,
             args: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
             dir,
         }
     }
