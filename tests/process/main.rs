@@ -3,6 +3,7 @@
 mod command_line;
 mod faults;
 mod lives;
+mod port;
 mod real_envoy;
 mod signals;
 mod socket;

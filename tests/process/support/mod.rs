@@ -9,6 +9,7 @@
 )]
 
 pub mod admin;
+pub mod caller;
 pub mod clients;
 pub mod envoy;
 pub mod envoy_binary;
