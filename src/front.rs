@@ -392,7 +392,7 @@ impl Front {
 
     /// Keeps heads that are not whole within their bound.
     fn bound_unfinished(&mut self) {
-        if self.clients.iter().map(Client::unfinished).sum::<usize>() > MOST_UNFINISHED
+        while self.clients.iter().map(Client::unfinished).sum::<usize>() > MOST_UNFINISHED
             && let Some(oldest) = self.oldest(&|client| client.unfinished() > 0)
         {
             self.clients[oldest].state = State::Gone;
