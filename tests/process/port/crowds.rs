@@ -212,3 +212,29 @@ fn a_probe_gets_through_a_crowd_that_says_nothing() {
     end_drain(&admin, &mut hook);
     assert_eq!(waiter.answer().status, "200 OK");
 }
+
+#[test]
+fn unfinished_heads_are_kept_within_their_bound() {
+    let _turn = shared();
+    let admin = FakeAdmin::unix();
+    let sidecar = beside(&admin);
+    let port = sidecar.port();
+    // Those that have said least are the oldest, and make least room when they go.
+    let small: Vec<_> = (0..200).map(|_| Client::new(port, "G")).collect();
+    let start = format!("GET /healthz HTTP/1.1\r\na: {}", "b".repeat(4000 - 26));
+    let large: Vec<_> = (0..100).map(|_| Client::new(port, &start)).collect();
+    // Whoever has come before has been heard by then.
+    assert_healthy(port);
+    let held = large.iter().filter(|client| {
+        client.say_what_is_taken(b"\r\n\r\n");
+        client.hear().0.starts_with("HTTP/1.1 200 OK\r\n")
+    });
+    let held = held.count();
+    assert!(
+        held * start.len() <= 128 * 1024,
+        "{held} of them are held, {} bytes each",
+        start.len()
+    );
+    assert_drains(&sidecar, &admin);
+    drop(small);
+}
