@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use crate::support::admin::{FakeAdmin, Route};
 use crate::support::clients::Plain;
 use crate::support::net::{self, Address, Response, read_before};
-use crate::support::scene::{Waiter, assert_ends, assert_told, before, wait_status};
+use crate::support::scene::{Waiter, assert_ends, assert_told, before, freeze, wait_status};
 use crate::support::sidecar::{Process, Sidecar, run, run_under};
 use crate::support::{PATIENCE, shared, temp_dir, try_wait_for, wait_for};
 
@@ -72,21 +72,6 @@ fn stop(process: &mut Process, socket: &Path) {
     assert_eq!(exit.code, Some(0), "{exit:?}");
     assert!(!exit.output.contains("panicked"), "{exit:?}");
     assert!(!socket.exists(), "{} is left", socket.display());
-}
-
-/// Stops it, and waits until each of its threads has stopped: the first one to take the signal stops
-/// the others.
-#[track_caller]
-fn freeze(process: &Process) {
-    process.signal(Signal::SIGSTOP);
-    wait_for("all threads to stop", PATIENCE, || {
-        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("its threads");
-        let stopped = |task: fs::DirEntry| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
-        };
-        tasks.map(|task| task.expect("a thread")).all(stopped).then_some(())
-    });
 }
 
 /// Everything that comes back, to the end of the connection.

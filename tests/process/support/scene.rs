@@ -1,14 +1,17 @@
 //! Steps that scenarios share: a quick sidecar, what it says of itself, and `/shutdown`s that wait.
 
-use std::io::Write as _;
+use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use socket2::Socket;
 
 use super::envoy::{Builder, Envoy};
 use super::net::{self, Address, ipv6_available};
 use super::sidecar::{Process, Sidecar};
-use super::{PATIENCE, try_wait_for};
+use super::{PATIENCE, try_wait_for, wait_for};
 
 /// What keeps a scenario short, where it says nothing else.
 const QUICK: [&str; 2] = ["--check-interval=100ms", "--check-delay=0s"];
@@ -101,22 +104,47 @@ pub fn metric(metrics: &str, series: &str) -> u64 {
     value.unwrap_or_else(|| panic!("no {series} in {metrics}"))
 }
 
-/// A GET on the control socket whose answer is yet to come.
+/// Stops it, and waits until each of its threads has stopped: the first one to take the signal stops
+/// the others.
+#[track_caller]
+pub fn freeze(process: &Process) {
+    process.signal(Signal::SIGSTOP);
+    wait_for("all threads to stop", PATIENCE, || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("its threads");
+        let stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+        };
+        tasks.map(|task| task.expect("a thread")).all(stopped).then_some(())
+    });
+}
+
+/// A GET whose answer is yet to come.
 #[derive(Debug)]
 pub struct Waiter(Socket);
 
 impl Waiter {
-    /// Waits as Envoy's hook does.
+    /// Waits at the control socket.
     #[track_caller]
     pub fn new(sidecar: &Sidecar) -> Self {
         Self::at(sidecar, "/shutdown")
     }
 
-    /// Asks for any path.
+    /// Asks for any path there.
     #[track_caller]
     pub fn at(sidecar: &Sidecar, path: &str) -> Self {
-        let control = Address::Unix(sidecar.control_socket().to_owned());
-        let mut socket = control.connect(PATIENCE).expect("connect");
+        Self::ask(&Address::Unix(sidecar.control_socket().to_owned()), path)
+    }
+
+    /// Asks at the public port, where Envoy's own hook waits.
+    #[track_caller]
+    pub fn outside(port: u16, path: &str) -> Self {
+        Self::ask(&Address::port(port), path)
+    }
+
+    #[track_caller]
+    fn ask(address: &Address, path: &str) -> Self {
+        let mut socket = address.connect(PATIENCE).expect("connect");
         let head = "host: localhost\r\nconnection: close";
         let request = format!("GET {path} HTTP/1.1\r\n{head}\r\n\r\n");
         socket.write_all(request.as_bytes()).expect("send");
@@ -136,5 +164,29 @@ impl Waiter {
     pub fn answer(&self) -> (u16, String) {
         let answer = net::read_response(&self.0, PATIENCE).expect("an answer");
         (answer.status, answer.body)
+    }
+
+    /// The status and body of an answer that has come whole, to the end of its connection.
+    #[track_caller]
+    pub fn answer_there(&self) -> (u16, String) {
+        let answer = net::read_response(&self.0, Duration::ZERO).expect("the whole answer");
+        assert!(self.ends_within(PATIENCE), "the connection stays open");
+        (answer.status, answer.body)
+    }
+
+    /// Whether the connection ends before then, and is not reset. Nothing more may come.
+    #[track_caller]
+    pub fn ends_within(&self, timeout: Duration) -> bool {
+        match net::read_before(&self.0, &mut [0], Instant::now() + timeout) {
+            Ok(0) => true,
+            Err(error) if error.kind() == ErrorKind::TimedOut => false,
+            other => panic!("no end: {other:?}"),
+        }
+    }
+
+    /// Hangs up by a reset.
+    #[track_caller]
+    pub fn reset(self) {
+        self.0.set_linger(Some(Duration::ZERO)).expect("set an option");
     }
 }
