@@ -2,6 +2,7 @@
 
 mod command_line;
 mod faults;
+mod hooks;
 mod lives;
 mod port;
 mod real_envoy;
