@@ -210,15 +210,55 @@ fn a_second_signal_in_the_drain_ends_all_connections_at_once() {
     assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(143));
 }
 
+/// As many as it takes some time to answer.
+#[track_caller]
+fn crowd(sidecar: &Sidecar) -> Vec<Waiter> {
+    let port = sidecar.port();
+    let crowd = (0..150).map(|number| Waiter::outside(port, PATHS[number % 2])).collect();
+    wait_waiting(sidecar, 150);
+    crowd
+}
+
 #[test]
-fn a_signal_lets_go_who_waits_at_the_port_when_no_drain_goes_on() {
+fn a_crowd_at_the_port_has_its_answers_before_the_hook_or_the_sidecar_ends() {
+    let _turn = shared();
+    let envoy = with_listener();
+    for round in 0..6 {
+        let killed = round == 0;
+        let mut sidecar = beside(&envoy, &[]);
+        let client = connect(&envoy);
+        let mut hook = sidecar.hook(&[]);
+        assert_held(&sidecar, &mut hook, &envoy, 1);
+        // As the hook asks, whose process takes a moment more to end.
+        let last = Waiter::at(&sidecar, "/shutdown?drain=1");
+        let crowd = crowd(&sidecar);
+        if killed {
+            hook.kill();
+            sidecar.signal(Signal::SIGTERM);
+            sidecar.wait_log("signal=SIGTERM phase=draining", PATIENCE);
+        }
+        drop(client);
+        if killed {
+            assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0));
+        } else {
+            while !last.is_answered() {}
+        }
+        // Against the order in which they are answered.
+        let late = crowd.iter().rev().filter(|waiter| !waiter.is_answered()).count();
+        assert_eq!(late, 0, "waiters without an answer");
+        assert!(crowd.iter().all(|waiter| waiter.answer_there() == ok()));
+        put_back(&envoy);
+    }
+}
+
+#[test]
+fn a_signal_lets_go_a_crowd_at_the_port_when_no_drain_goes_on() {
     let _turn = shared();
     let envoy = with_listener();
     let mut sidecar = beside(&envoy, &[]);
-    let waiters = PATHS.map(|path| Waiter::outside(sidecar.port(), path));
-    wait_waiting(&sidecar, 2);
+    let crowd = crowd(&sidecar);
     assert_stops(&mut sidecar);
-    for waiter in waiters {
+    for waiter in crowd {
         assert_eq!(waiter.answer_there(), (503, "the sidecar stops\n".to_owned()));
     }
     assert_eq!(envoy.ready(), "LIVE");
@@ -287,8 +327,9 @@ fn assert_hang_ups_leave_nothing(sidecar: &Sidecar) {
         }
         wait_waiting(sidecar, 0);
     }
+    // While a hook asks every second, tiny_http keeps a thread more than it needs.
     wait_for("descriptors and threads to be as before", PATIENCE, || {
-        (sidecar.fds() <= fds && sidecar.threads() <= threads).then_some(())
+        (sidecar.fds() <= fds && sidecar.threads() < threads + 4).then_some(())
     });
     wait_waiting(sidecar, 0);
 }
@@ -462,15 +503,15 @@ fn the_log_says_whether_envoys_own_hook_waits_too() {
     let envoy = with_listener();
     let client = connect(&envoy);
     let (lone, both) = (beside(&envoy, &[]), beside(&envoy, &[]));
+    let begun = Instant::now();
     let hooks = Hooks::run(&both, true, Duration::ZERO);
     let mut hook = lone.hook(&[]);
     for (sidecar, said, unsaid) in [
         (&lone, "level=warn msg=\"Envoy's own hook did not come to /shutdown within 3s", "too"),
         (&both, "Envoy's own hook waits too: the pod is being deleted\" drain=1", "did not come"),
     ] {
-        let begun = sidecar.wait_log("msg=\"drain requested\"", PATIENCE);
         let told = sidecar.wait_log(said, PATIENCE) - begun;
-        assert!(told < 2 * TOGETHER && told + Duration::from_millis(100) > TOGETHER, "{told:?}");
+        assert!(told >= TOGETHER && told < 2 * TOGETHER, "{told:?}");
         let told_other = |line: &String| line.contains("own hook") && line.contains(unsaid);
         assert!(!sidecar.log().iter().any(told_other), "{:#?}", sidecar.log());
     }
