@@ -13,7 +13,7 @@ use crate::support::clients::Plain;
 use crate::support::envoy::Envoy;
 use crate::support::net::{self, Address};
 use crate::support::scene::{
-    self, Waiter, assert_ends, assert_held, assert_told, freeze, metric, wait_open, wait_status,
+    self, Waiter, assert_ends, assert_held, assert_told, freeze, metric, wait_status,
 };
 use crate::support::sidecar::{Hook, Sidecar};
 use crate::support::tap::Tap;
@@ -342,10 +342,29 @@ fn thousands_who_hang_up_leave_nothing_behind() {
     assert_hang_ups_leave_nothing(&sidecar);
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&[]);
+    hook.wait_log("draining, 1 open", PATIENCE);
     assert_held(&sidecar, &mut hook, &envoy, 1);
     assert_hang_ups_leave_nothing(&sidecar);
     let envoys = Waiter::outside(sidecar.port(), PATHS[0]);
     Hooks { exec: hook, envoys }.assert_drained_with(&sidecar, &envoy, client);
+}
+
+#[test]
+fn who_comes_as_the_last_one_leaves_waits_all_the_same() {
+    let _turn = shared();
+    let envoy = with_listener();
+    let sidecar = beside(&envoy, &[]);
+    let (port, client) = (sidecar.port(), connect(&envoy));
+    let mut hook = sidecar.hook(&[]);
+    let mut waiter = Waiter::outside(port, PATHS[0]);
+    for _ in 0..300 {
+        wait_waiting(&sidecar, 1);
+        assert!(!waiter.is_answered());
+        drop(waiter);
+        waiter = Waiter::outside(port, PATHS[0]);
+    }
+    assert_held(&sidecar, &mut hook, &envoy, 1);
+    Hooks { exec: hook, envoys: waiter }.assert_drained_with(&sidecar, &envoy, client);
 }
 
 #[test]
@@ -457,22 +476,26 @@ fn a_required_hook_may_come_before_or_after_the_other() {
     let required = &["--require-envoy-hook"][..];
     for (of_sidecar, of_hook) in [(required, &[][..]), (&[], required)] {
         for exec_first in [true, false] {
-            let mut sidecar = beside(&envoy, of_sidecar);
-            let (port, client) = (sidecar.port(), connect(&envoy));
+            // Envoy is looked at so seldom that its hook itself must set things going.
+            let args = [of_sidecar, &["--check-interval=2s"]].concat();
+            let mut sidecar = scene::beside(&envoy, &args);
+            let port = sidecar.port();
             let early = (!exec_first).then(|| Waiter::outside(port, PATHS[0]));
             if early.is_some() {
                 wait_waiting(&sidecar, 1);
             }
-            let exec = sidecar.hook(of_hook);
+            let mut exec = sidecar.hook(of_hook);
             let envoys = early.unwrap_or_else(|| {
                 wait_status(&sidecar, &["\"phase\":\"delaying\""]);
                 assert_eq!(envoy.ready(), "LIVE");
                 Waiter::outside(port, PATHS[1])
             });
-            let start = Instant::now();
-            wait_open(&sidecar, 1);
-            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-            Hooks { exec, envoys }.assert_drained_with(&sidecar, &envoy, client);
+            let both = Instant::now();
+            assert_ends(&mut exec, 0, DRAINED);
+            let took = exec.wait(PATIENCE).at.saturating_duration_since(both);
+            assert!(took < Duration::from_millis(1500), "{took:?}");
+            assert_eq!(envoys.answer_there(), ok());
+            assert_eq!(envoy.ready(), "DRAINING");
             assert_stops(&mut sidecar);
             put_back(&envoy);
         }
@@ -502,7 +525,9 @@ fn the_log_says_whether_envoys_own_hook_waits_too() {
     let _turn = shared();
     let envoy = with_listener();
     let client = connect(&envoy);
-    let (lone, both) = (beside(&envoy, &[]), beside(&envoy, &[]));
+    // Polled so seldom that no poll is at hand to say it with.
+    let slow = || scene::beside(&envoy, &["--check-interval=4s"]);
+    let (lone, both) = (slow(), slow());
     let begun = Instant::now();
     let hooks = Hooks::run(&both, true, Duration::ZERO);
     let mut hook = lone.hook(&[]);
@@ -511,9 +536,12 @@ fn the_log_says_whether_envoys_own_hook_waits_too() {
         (&both, "Envoy's own hook waits too: the pod is being deleted\" drain=1", "did not come"),
     ] {
         let told = sidecar.wait_log(said, PATIENCE) - begun;
-        assert!(told >= TOGETHER && told < 2 * TOGETHER, "{told:?}");
-        let told_other = |line: &String| line.contains("own hook") && line.contains(unsaid);
-        assert!(!sidecar.log().iter().any(told_other), "{:#?}", sidecar.log());
+        assert!(told >= TOGETHER && told < Duration::from_secs(4), "{told:?}");
+        let other = |line: &String| line.contains("own hook") && line.contains(unsaid);
+        assert!(!sidecar.log().iter().any(other), "{:#?}", sidecar.log());
+        // One request at the control socket was enough for all that time.
+        let asked_again = |line: &String| line.contains("route=shutdown");
+        assert!(!sidecar.log().iter().any(asked_again), "{:#?}", sidecar.log());
     }
     assert_held(&lone, &mut hook, &envoy, 1);
     hooks.assert_drained_with(&both, &envoy, client);
