@@ -10,118 +10,22 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::clients::Plain;
-use crate::support::envoy::Envoy;
-use crate::support::net::{self, Address};
+use crate::support::pod::{
+    DRAINED, Hooks, PATHS, ask, assert_drains, assert_stops, before, beside, connect, ok, pod,
+    put_back, wait_waiting, with_listener,
+};
 use crate::support::scene::{
     self, Waiter, assert_ends, assert_held, assert_told, freeze, metric, wait_status,
 };
-use crate::support::sidecar::{Hook, Sidecar};
+use crate::support::sidecar::Sidecar;
 use crate::support::tap::Tap;
 use crate::support::{PATIENCE, shared, wait_for};
 
-const PATHS: [&str; 2] = ["/shutdown", "/shutdown/ready"];
-const DRAINED: &str = "drained: no connection is open";
 const LEFT_ALONE: &str = "Envoy is left alone: its own hook did not come to /shutdown within 3s";
 const PUT_BACK: &str = "left so by an earlier life of this sidecar: put back in service";
 
 /// Hooks that are no further apart belong together.
 const TOGETHER: Duration = Duration::from_secs(3);
-
-fn with_listener() -> Envoy {
-    Envoy::builder().tcp("tcp").start()
-}
-
-#[track_caller]
-fn connect(envoy: &Envoy) -> Plain {
-    let client = Plain::open(envoy.port("tcp"));
-    assert!(client.echoes());
-    client
-}
-
-#[track_caller]
-fn put_back(envoy: &Envoy) {
-    assert_eq!(envoy.post("/healthcheck/ok").0, 200);
-    assert_eq!(envoy.ready(), "LIVE");
-}
-
-#[track_caller]
-fn beside(envoy: &Envoy, args: &[&str]) -> Sidecar {
-    before(&envoy.admin_address(), args)
-}
-
-#[track_caller]
-fn before(admin: &str, args: &[&str]) -> Sidecar {
-    scene::before(admin, &[&["--check-interval=20ms"], args].concat())
-}
-
-/// The status and body of a request at the public port.
-#[track_caller]
-fn ask(port: u16, method: &str, path: &str) -> (u16, String) {
-    let answer = net::request(&Address::port(port), method, path, PATIENCE).expect("an answer");
-    (answer.status, answer.body)
-}
-
-#[track_caller]
-fn wait_waiting(sidecar: &Sidecar, count: usize) {
-    wait_status(sidecar, &[&format!("\"waiters\":{count},")]);
-}
-
-/// What Envoy's hook is told of a drain that has ended as it should.
-fn ok() -> (u16, String) {
-    (200, "OK".to_owned())
-}
-
-#[track_caller]
-fn assert_stops(sidecar: &mut Sidecar) {
-    let sent = Instant::now();
-    sidecar.signal(Signal::SIGTERM);
-    let exit = sidecar.wait_exit(PATIENCE);
-    assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert!(exit.at - sent < Duration::from_secs(1), "{:?}", exit.at - sent);
-}
-
-/// Both hooks of a pod that is deleted; dropping them hangs up and kills.
-#[derive(Debug)]
-struct Hooks {
-    exec: Hook,
-    envoys: Waiter,
-}
-
-impl Hooks {
-    /// Runs one, and the other so much later, which is the time that is tried here.
-    #[track_caller]
-    fn run(sidecar: &Sidecar, exec_first: bool, gap: Duration) -> Self {
-        let port = sidecar.port();
-        let (exec, envoys) = if exec_first {
-            let exec = sidecar.hook(&[]);
-            thread::sleep(gap);
-            (exec, Waiter::outside(port, PATHS[0]))
-        } else {
-            let envoys = Waiter::outside(port, PATHS[0]);
-            thread::sleep(gap);
-            (sidecar.hook(&[]), envoys)
-        };
-        Self { exec, envoys }
-    }
-
-    /// Nothing ends before the connection does, and then Envoy's hook ends first.
-    #[track_caller]
-    fn assert_drained_with(mut self, sidecar: &Sidecar, envoy: &Envoy, client: Plain) {
-        wait_waiting(sidecar, 1);
-        assert_held(sidecar, &mut self.exec, envoy, 1);
-        assert!(!self.envoys.is_answered());
-        drop(client);
-        assert_ends(&mut self.exec, 0, DRAINED);
-        assert_eq!(self.envoys.answer_there(), ok());
-    }
-}
-
-/// The deletion of a pod, with a connection that is open until both hooks wait.
-#[track_caller]
-fn assert_drains(sidecar: &Sidecar, envoy: &Envoy) {
-    let client = connect(envoy);
-    Hooks::run(sidecar, true, Duration::ZERO).assert_drained_with(sidecar, envoy, client);
-}
 
 #[test]
 fn envoys_hook_ends_first_whichever_began_first() {
@@ -155,11 +59,8 @@ fn thirty_drains_in_a_row_lose_no_waiter_to_the_signal_behind_the_hook() {
         drop(client);
         // Without a pause, so that the signal comes as soon as it can.
         while hook.running() {}
-        sidecar.signal(Signal::SIGTERM);
         let twice = round % 3 == 0;
-        if twice {
-            sidecar.signal(Signal::SIGTERM);
-        }
+        (0..1 + u8::from(twice)).for_each(|_| sidecar.signal(Signal::SIGTERM));
         for waiter in &waiters {
             assert_eq!(waiter.answer_there(), ok(), "round {round}");
         }
@@ -173,9 +74,8 @@ fn thirty_drains_in_a_row_lose_no_waiter_to_the_signal_behind_the_hook() {
 #[test]
 fn a_signal_in_the_drain_lets_it_and_its_waiters_wait_for_the_end() {
     let _turn = shared();
-    let envoy = with_listener();
-    let mut sidecar = beside(&envoy, &[]);
-    let (port, client) = (sidecar.port(), connect(&envoy));
+    let (envoy, mut sidecar, client) = pod();
+    let port = sidecar.port();
     let early = PATHS.map(|path| Waiter::outside(port, path));
     let mut hook = sidecar.hook(&[]);
     assert_held(&sidecar, &mut hook, &envoy, 1);
@@ -197,11 +97,8 @@ fn a_signal_in_the_drain_lets_it_and_its_waiters_wait_for_the_end() {
 #[test]
 fn a_second_signal_in_the_drain_ends_all_connections_at_once() {
     let _turn = shared();
-    let envoy = with_listener();
-    let mut sidecar = beside(&envoy, &[]);
-    let _client = connect(&envoy);
-    let mut hooks = Hooks::run(&sidecar, false, Duration::ZERO);
-    assert_held(&sidecar, &mut hooks.exec, &envoy, 1);
+    let (envoy, mut sidecar, _client) = pod();
+    let hooks = Hooks::held(&sidecar, &envoy);
     sidecar.signal(Signal::SIGTERM);
     sidecar.wait_log("signal=SIGTERM phase=draining", PATIENCE);
     assert!(!hooks.envoys.ends_within(Duration::ZERO));
@@ -352,9 +249,8 @@ fn thousands_who_hang_up_leave_nothing_behind() {
 #[test]
 fn who_comes_as_the_last_one_leaves_waits_all_the_same() {
     let _turn = shared();
-    let envoy = with_listener();
-    let sidecar = beside(&envoy, &[]);
-    let (port, client) = (sidecar.port(), connect(&envoy));
+    let (envoy, sidecar, client) = pod();
+    let port = sidecar.port();
     let mut hook = sidecar.hook(&[]);
     let mut waiter = Waiter::outside(port, PATHS[0]);
     for _ in 0..300 {
@@ -370,13 +266,9 @@ fn who_comes_as_the_last_one_leaves_waits_all_the_same() {
 #[test]
 fn the_sidecars_next_life_has_the_port_at_once_and_drains_to_the_end() {
     let _turn = shared();
-    let envoy = with_listener();
-    let mut first = beside(&envoy, &[]);
-    let client = connect(&envoy);
-    let mut lost = Hooks::run(&first, false, Duration::ZERO);
+    let (envoy, mut first, client) = pod();
     let (port, idle) = (first.port(), Plain::open(first.port()));
-    wait_waiting(&first, 1);
-    assert_held(&first, &mut lost.exec, &envoy, 1);
+    let mut lost = Hooks::held(&first, &envoy);
     // They are in one container.
     lost.exec.kill();
     first.kill();
@@ -397,12 +289,8 @@ fn the_sidecars_next_life_has_the_port_at_once_and_drains_to_the_end() {
 #[test]
 fn a_sidecar_that_was_frozen_in_the_drain_answers_when_it_thaws() {
     let _turn = shared();
-    let envoy = with_listener();
-    let sidecar = beside(&envoy, &[]);
-    let client = connect(&envoy);
-    let mut hooks = Hooks::run(&sidecar, false, Duration::ZERO);
-    wait_waiting(&sidecar, 1);
-    assert_held(&sidecar, &mut hooks.exec, &envoy, 1);
+    let (envoy, sidecar, client) = pod();
+    let mut hooks = Hooks::held(&sidecar, &envoy);
     freeze(&sidecar);
     let late = Waiter::outside(sidecar.port(), PATHS[1]);
     drop(client);

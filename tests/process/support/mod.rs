@@ -14,6 +14,7 @@ pub mod clients;
 pub mod envoy;
 pub mod envoy_binary;
 pub mod net;
+pub mod pod;
 pub mod scene;
 pub mod sidecar;
 pub mod tap;
