@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// After an answer to somebody who had more to say, that is read for so long and so far: closed at
 /// once, the connection would be reset, and the answer lost.
 const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 64 * 1024;
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
 /// A client.
 #[derive(Debug)]
