@@ -1,38 +1,54 @@
-//! `tiny_http` on the control socket. Whoever can connect to it may begin a drain: this is the
-//! only place that holds a [`Control`].
+//! The sidecar's own server, `tiny_http`, which the two doors ask in words of their own: it alone
+//! holds a [`Control`]. It must not meet anybody else: a body of an absurd length would end the
+//! process, and a request that is sent behind one that waits would stop it.
 
+use std::io::Cursor;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tiny_http::{Header, Method, Response, Server};
+use tiny_http::{Header, Method, Response, Server, StatusCode};
 
 use crate::drain::Begun;
+use crate::head::{self, Status, Waits, Wanted};
 use crate::logger::Line;
 use crate::manager::{Control, Refusal, Verdict, Watch};
 use crate::options;
-use crate::story;
 use crate::supervisor;
-
-/// Each has a thread, and a hook that was killed has its thread until the drain ends. The kubelet
-/// runs two hooks, and each again when it was restarted.
-const MOST_WAITERS: usize = 64;
 
 /// A server whose accept thread has ended is replaced after this: each leaves threads behind.
 const REBUILD: Duration = Duration::from_secs(1);
 
-/// The server of the control socket.
+/// The keeper of the control socket: what its server will make of a request, that decides.
+///
+/// # Errors
+/// For a method that nothing there has.
+pub fn private(method: &str, target: &str) -> Result<Wanted, (Option<head::Route>, Status)> {
+    let post = match method {
+        "GET" | "HEAD" => false,
+        "POST" => true,
+        _ => return Err((None, Status::MethodNotAllowed)),
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let waits = match head::Route::of(path) {
+        Some(head::Route::Shutdown) if post => return Err((None, Status::MethodNotAllowed)),
+        Some(head::Route::Shutdown) if query.starts_with(HOOK) => Waits::ForItsDrain,
+        Some(route @ head::Route::Shutdown) => {
+            return Ok(Wanted { route: None, ..route.wanted() });
+        }
+        _ => Waits::Briefly,
+    };
+    Ok(Wanted { route: None, post, target: target.to_owned().into(), waits })
+}
+
+/// What begins the query of an exec hook, before the number of its drain.
+const HOOK: &str = "drain=";
+
+/// The server.
 pub struct Service {
     listener: UnixListener,
     control: Control,
     watch: Watch,
-    /// Requests that have a thread: of Envoy's hooks and others, of exec hooks, and of the public
-    /// port, which others must not keep out.
-    waiters: Arc<AtomicUsize>,
-    hooks: Arc<AtomicUsize>,
-    outside: Arc<AtomicUsize>,
     /// Never dropped, since that would remove the socket's file; and kept over a panic, since its
     /// accept thread lives on.
     server: Option<&'static Server>,
@@ -42,12 +58,10 @@ pub struct Service {
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
     Healthz,
-    /// Envoy's hook: wait for the end of the drain that goes on or comes next.
-    Shutdown,
-    /// The exec hook: wait for the end of this drain.
+    /// Wait in the place of all who wait as Envoy's own hook does.
+    Waiters,
+    /// Wait in the place of the exec hooks of this drain.
     Hook(u64),
-    /// The public port: wait in the place of all who wait there.
-    Outside,
     StatusJson,
     StatusLine,
     StatusPage,
@@ -69,32 +83,18 @@ impl Reply {
     }
 }
 
-/// Answers a request.
-type Answer = Box<dyn FnOnce(Reply)>;
-
-/// Waits for what a request is to be answered with, and answers it.
-type Wait = Box<dyn FnOnce(Answer) + Send>;
-
 /// What comes of a request.
-enum Next<'a> {
+enum Next {
     Reply(Reply),
-    /// One of these places is taken meanwhile.
-    Wait(&'a Arc<AtomicUsize>, Wait),
+    /// What comes of a wait for it.
+    Wait(Box<dyn FnOnce() -> Reply + Send>),
 }
 
 impl Service {
     /// A service for a bound socket.
     #[must_use]
     pub fn new(listener: UnixListener, control: Control, watch: Watch) -> Self {
-        Self {
-            listener,
-            control,
-            watch,
-            waiters: Arc::default(),
-            hooks: Arc::default(),
-            outside: Arc::default(),
-            server: None,
-        }
+        Self { listener, control, watch, server: None }
     }
 
     /// Serves for as long as the process lives.
@@ -103,7 +103,7 @@ impl Service {
             let server = match self.server.map_or_else(|| self.build(), Ok) {
                 Ok(server) => server,
                 Err(error) => {
-                    Line::error("the control socket cannot be served; trying again")
+                    Line::error("the sidecar's own server cannot be built; trying again")
                         .with("error", error)
                         .emit();
                     thread::sleep(REBUILD);
@@ -114,7 +114,7 @@ impl Service {
             match server.recv() {
                 Ok(request) => self.answer(request),
                 Err(error) => {
-                    Line::error("the control socket's server has ended; starting another")
+                    Line::error("the sidecar's own server has ended; starting another")
                         .with("error", error.to_string())
                         .emit();
                     self.server = None;
@@ -133,44 +133,33 @@ impl Service {
     fn answer(&self, request: tiny_http::Request) {
         match self.next(&request) {
             Next::Reply(reply) => respond(request, reply),
-            Next::Wait(taken, wait) => in_a_thread(taken, request, wait),
+            Next::Wait(wait) => {
+                let waiter = move || respond(request, wait());
+                if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
+                    // The request went with the thread, which tiny_http answers with a 500.
+                    Line::error("there is no thread for a request that waits")
+                        .with("error", error.to_string())
+                        .emit();
+                }
+            }
         }
     }
 
-    fn next(&self, request: &tiny_http::Request) -> Next<'_> {
-        let has_body = request.body_length().is_some_and(|length| length > 0)
-            || request.headers().iter().any(|header| header.field.equiv("Transfer-Encoding"));
-        if has_body {
-            // Dropping the request reads its body to the end, which may never come.
-            let refuse = |answer: Answer| answer(Reply::text(413, "a body is not taken here\n"));
-            return Next::Wait(&self.waiters, Box::new(refuse));
-        }
+    fn next(&self, request: &tiny_http::Request) -> Next {
         let route = match route(request.method(), request.url()) {
             Ok(route) => route,
             Err(reply) => return Next::Reply(reply),
         };
         let watch = &self.watch;
         Next::Reply(match route {
-            Route::Shutdown => {
+            Route::Waiters => {
                 let watch = watch.clone();
-                let wait = move |answer: Answer| {
-                    watch.wait_as_waiter(|verdict| answer(for_envoy(&verdict)));
-                };
-                return Next::Wait(&self.waiters, Box::new(wait));
-            }
-            Route::Outside => {
-                let watch = watch.clone();
-                let wait = move |answer: Answer| {
-                    watch.wait_for_those_outside(|verdict| answer(for_envoy(&verdict)));
-                };
-                return Next::Wait(&self.outside, Box::new(wait));
+                let wait = move || for_envoy(&watch.wait_for_waiters());
+                return Next::Wait(Box::new(wait));
             }
             Route::Hook(number) => {
                 let watch = watch.clone();
-                let wait = move |answer: Answer| {
-                    watch.wait_as_hook(number, |verdict| answer(for_the_hook(&verdict)));
-                };
-                return Next::Wait(&self.hooks, Box::new(wait));
+                return Next::Wait(Box::new(move || for_the_hook(&watch.wait_for_hooks(number))));
             }
             Route::Healthz if watch.is_working() => Reply::text(200, "OK"),
             Route::Healthz => Reply::text(503, "the worker is down\n"),
@@ -204,58 +193,17 @@ impl Service {
     }
 }
 
-/// Waits in a thread of its own, if there is a place for it.
-fn in_a_thread(taken: &Arc<AtomicUsize>, request: tiny_http::Request, wait: Wait) {
-    let place = Place::take(taken);
-    if place.number > MOST_WAITERS {
-        return respond(
-            request,
-            Reply::text(503, format!("{MOST_WAITERS} requests wait already\n")),
-        );
-    }
-    let waiter = move || {
-        let _place = place;
-        wait(Box::new(move |reply| respond(request, reply)));
-    };
-    if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
-        // The request went with the thread, which tiny_http answers with a 500.
-        Line::error("there is no thread for a request that waits")
-            .with("error", error.to_string())
-            .emit();
-    }
-}
-
-/// A place among those who wait.
-struct Place {
-    taken: Arc<AtomicUsize>,
-    number: usize,
-}
-
-impl Place {
-    fn take(taken: &Arc<AtomicUsize>) -> Self {
-        let number = taken.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { taken: Arc::clone(taken), number }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 fn route(method: &Method, url: &str) -> Result<Route, Reply> {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let route = match (path, query) {
         ("/healthz", _) => Route::Healthz,
-        ("/shutdown", "outside") => Route::Outside,
-        ("/shutdown" | "/shutdown/ready", _) => match query.strip_prefix("drain=") {
-            None => Route::Shutdown,
-            Some(number) => match number.parse() {
-                Ok(number) if number > 0 => Route::Hook(number),
+        _ if url == head::FOR_WAITERS => Route::Waiters,
+        ("/shutdown" | "/shutdown/ready", query) => {
+            match query.strip_prefix(HOOK).and_then(|number| number.parse().ok()) {
+                Some(number) if number > 0 => Route::Hook(number),
                 _ => return Err(Reply::text(400, "drain= takes the number of a drain\n")),
-            },
-        },
+            }
+        }
         ("/status", "as=line") => Route::StatusLine,
         ("/status", "as=page") => Route::StatusPage,
         ("/status", _) => Route::StatusJson,
@@ -275,7 +223,6 @@ fn for_envoy(verdict: &Verdict) -> Reply {
     match verdict {
         Verdict::Ended(ended) if ended.outcome.name() == "drained" => Reply::text(200, "OK"),
         Verdict::Ended(ended) => Reply::text(200, ended.outcome.explain() + "\n"),
-        Verdict::NoDrain => Reply::text(503, story::NO_DRAIN),
         Verdict::Nobody | Verdict::Unknown => Reply::text(410, "nobody waits any more\n"),
         Verdict::Stopping => Reply::text(503, "the sidecar stops\n"),
     }
@@ -288,19 +235,16 @@ fn for_the_hook(verdict: &Verdict) -> Reply {
             let outcome = ended.outcome;
             Reply::text(200, format!("{}\n{}\n", outcome.name(), outcome.explain()))
         }
-        Verdict::Unknown | Verdict::Nobody | Verdict::NoDrain => {
-            Reply::text(410, "there is no such drain\n")
-        }
+        Verdict::Unknown | Verdict::Nobody => Reply::text(410, "there is no such drain\n"),
         Verdict::Stopping => Reply::text(503, "the sidecar stops\n"),
     }
 }
 
 fn respond(request: tiny_http::Request, reply: Reply) {
-    let mut response = Response::from_string(reply.body).with_status_code(reply.status);
     // The names and values are constants of this file, so they are always headers.
-    if let Ok(kind) = Header::from_bytes("Content-Type", reply.kind) {
-        response.add_header(kind);
-    }
+    let kind = Header::from_bytes("Content-Type", reply.kind).into_iter().collect();
+    let (length, body) = (reply.body.len(), Cursor::new(reply.body.into_bytes()));
+    let response = Response::new(StatusCode(reply.status), kind, body, Some(length), None);
     // Whoever has hung up is not told.
     let _ = request.respond(response);
 }
@@ -310,14 +254,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_control_socket_passes_on_what_the_server_has_and_keeps_who_waits() {
+        for (method, target, post, passed, waits) in [
+            ("GET", "/healthz", false, "/healthz", Waits::Briefly),
+            ("HEAD", "/status?as=line", false, "/status?as=line", Waits::Briefly),
+            ("POST", "/drain?check-delay=0", true, "/drain?check-delay=0", Waits::Briefly),
+            ("GET", "/shutdown", false, head::FOR_WAITERS, Waits::ForADrain),
+            ("GET", "/shutdown/ready?x", false, head::FOR_WAITERS, Waits::ForADrain),
+            ("GET", head::FOR_WAITERS, false, head::FOR_WAITERS, Waits::ForADrain),
+            ("GET", "/shutdown?drain=7", false, "/shutdown?drain=7", Waits::ForItsDrain),
+            ("GET", "/nowhere", false, "/nowhere", Waits::Briefly),
+        ] {
+            let wanted = Wanted { route: None, post, target: passed.into(), waits };
+            assert_eq!(private(method, target), Ok(wanted), "{method} {target}");
+        }
+        for (method, target) in [("PUT", "/drain"), ("POST", "/shutdown?drain=1")] {
+            assert_eq!(private(method, target), Err((None, Status::MethodNotAllowed)), "{method}");
+        }
+    }
+
+    #[test]
     fn paths_and_methods_lead_to_their_routes() {
         for (method, url, expected) in [
             (Method::Get, "/healthz", Route::Healthz),
             (Method::Head, "/healthz?x", Route::Healthz),
-            (Method::Get, "/shutdown", Route::Shutdown),
-            (Method::Get, "/shutdown/ready", Route::Shutdown),
             (Method::Get, "/shutdown?drain=12", Route::Hook(12)),
-            (Method::Get, "/shutdown?outside", Route::Outside),
+            (Method::Get, "/shutdown?waiters", Route::Waiters),
             (Method::Get, "/status", Route::StatusJson),
             (Method::Get, "/status?as=line", Route::StatusLine),
             (Method::Get, "/status?as=page", Route::StatusPage),
@@ -331,7 +293,6 @@ mod tests {
             (Method::Get, "/drain", 405),
             (Method::Head, "/drain", 405),
             (Method::Put, "/drain", 405),
-            (Method::Post, "/shutdown", 405),
             (Method::Post, "/status", 405),
             (Method::Delete, "/healthz", 405),
             (Method::Post, "/", 404),

@@ -1,9 +1,12 @@
-//! The public port: one thread that holds every connection, and asks the control socket for what
-//! they want. Nothing that a client sends gets further than this thread, and none of the routes
-//! that it knows can begin a drain.
+//! A door of the sidecar, the public port or the control socket: one thread that holds every
+//! connection to it, and asks the sidecar's own server for what they want.
 //!
-//! A client is read until its head is whole (`client`, [`crate::head`]). Then it waits at its
-//! route's `desk`, whose one request to the control socket is answered for all who wait there.
+//! A client is read until its head is whole (`client`, [`crate::head`]), and the door's
+//! [`Keeper`] decides what is served. The client then waits at the `desk` for that, whose one
+//! request to the server is answered for all who wait there. No byte that came from the network
+//! gets further than this thread, and nothing that the keeper of the public port knows can begin a
+//! drain.
+//!
 //! Whoever takes long gives way when there are more than fit: first those who have not said what
 //! they want, so a probe that sends its request at once is always answered.
 
@@ -14,7 +17,8 @@ mod places;
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -29,20 +33,25 @@ use self::desk::{Desk, Reply};
 use self::places::{Origin, Place, place};
 use crate::clock;
 use crate::drain::Time;
-use crate::head::{Asked, Refused, Route, Status};
+use crate::head::{Asked, Keeper, Refused, Route, Status, Waits, Wanted};
 use crate::logger::{Line, Seldom};
-use crate::manager::Door;
+use crate::manager::Register;
 use crate::story;
 
 /// What the public port holds at most. Each connection costs the process some 100 bytes and the
 /// kernel some 4 kB.
-const MOST_CLIENTS: usize = 1024;
-const FEWEST_CLIENTS: usize = 4;
+const MOST_PUBLIC: usize = 1024;
+const FEWEST_PUBLIC: usize = 4;
 
-/// Descriptors that the rest of the process keeps: half of them, at most what all places at the
-/// control socket take (128 waiters at two each, and this thread's three requests at three), and
-/// at least what one drain takes.
-const MOST_RESERVED: usize = 320;
+/// What the control socket holds at most. The kubelet runs one hook, and that again when it was
+/// restarted.
+const MOST_PRIVATE: usize = 192;
+const FEWEST_PRIVATE: usize = 6;
+
+/// Descriptors that the public port must leave: half of them, at most what everything else can
+/// take (at the control socket three more for each request, and two of the server's), and at least
+/// what one drain takes.
+const MOST_RESERVED: usize = 448;
 const FEWEST_RESERVED: usize = 28;
 
 /// Heads that are not whole, in bytes and all together.
@@ -57,11 +66,11 @@ const ACCEPTED_AT_ONCE: usize = 64;
 /// After an error of `accept`: too few descriptors, mostly.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// How long an answer from the control socket is waited for. A kubelet waits 1 s if not told
+/// How long a brief answer of the server's is waited for. A kubelet waits 1 s if not told
 /// otherwise, and hangs up by itself.
 const ANSWERED: Duration = Duration::from_secs(5);
 
-/// What holds at the public port.
+/// How many a door holds, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     clients: usize,
@@ -70,22 +79,76 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The rules of a process that may have so many descriptors.
+    /// The rules of the public port of a process that may have so many descriptors.
     #[must_use]
-    pub fn new(descriptors: usize, start_timeout: Duration) -> Self {
-        let reserved = (descriptors / 2).clamp(FEWEST_RESERVED, MOST_RESERVED);
-        let clients = descriptors.saturating_sub(reserved).clamp(FEWEST_CLIENTS, MOST_CLIENTS);
+    pub fn public(descriptors: usize, start_timeout: Duration) -> Self {
+        let left = descriptors.saturating_sub(reserved(descriptors));
+        let clients = left.clamp(FEWEST_PUBLIC, MOST_PUBLIC);
         // The other half is for those who want something else.
         Self { clients, waiting: clients / 2, start_timeout }
     }
+
+    /// The rules of its control socket.
+    #[must_use]
+    pub fn private(descriptors: usize, start_timeout: Duration) -> Self {
+        // In proportion, between the fewest that are reserved and the most.
+        let left = reserved(descriptors).saturating_sub(FEWEST_RESERVED);
+        let clients = left * MOST_PRIVATE / (MOST_RESERVED - FEWEST_RESERVED);
+        let clients = clients.clamp(FEWEST_PRIVATE, MOST_PRIVATE);
+        // A third each for Envoy's hooks, for exec hooks, and for everybody else.
+        Self { clients, waiting: clients / 3, start_timeout }
+    }
 }
 
-/// The public port.
+fn reserved(descriptors: usize) -> usize {
+    (descriptors / 2).clamp(FEWEST_RESERVED, MOST_RESERVED)
+}
+
+/// What a door listens at.
+#[derive(Debug)]
+pub enum Listener {
+    /// The public port.
+    Public(TcpListener),
+    /// The control socket.
+    Private(UnixListener),
+}
+
+impl Listener {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Public(_) => "the public port",
+            Self::Private(_) => "the control socket",
+        }
+    }
+
+    fn accept(&self) -> io::Result<(OwnedFd, Origin)> {
+        match self {
+            Self::Public(port) => {
+                port.accept().map(|(client, address)| (client.into(), address.ip().into()))
+            }
+            Self::Private(socket) => {
+                socket.accept().map(|(client, _)| (client.into(), Origin::HERE))
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Public(port) => port.as_fd(),
+            Self::Private(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// A door.
 #[derive(Debug)]
 pub struct Front {
-    listener: TcpListener,
-    control: Arc<PathBuf>,
-    door: Door,
+    listener: Listener,
+    keeper: Keeper,
+    server: PathBuf,
+    register: Register,
     rules: Rules,
     clients: Vec<Client>,
     desks: Vec<Desk>,
@@ -94,6 +157,7 @@ pub struct Front {
     accept_at: Time,
     full: Seldom,
     not_accepted: Seldom,
+    not_answered: Seldom,
     let_go: Seldom,
 }
 
@@ -105,13 +169,21 @@ struct Ready {
 }
 
 impl Front {
-    /// A front for this port, which asks at the control socket of this path.
+    /// A door at this listener, which does not block. `server`: the path of the socket of the
+    /// sidecar's own server.
     #[must_use]
-    pub fn new(listener: TcpListener, control: PathBuf, door: Door, rules: Rules) -> Self {
+    pub fn new(
+        listener: Listener,
+        keeper: Keeper,
+        server: PathBuf,
+        register: Register,
+        rules: Rules,
+    ) -> Self {
         Self {
             listener,
-            control: Arc::new(control),
-            door,
+            keeper,
+            server,
+            register,
             rules,
             clients: Vec::new(),
             desks: Vec::new(),
@@ -119,6 +191,7 @@ impl Front {
             accept_at: Time::ZERO,
             full: Seldom::default(),
             not_accepted: Seldom::default(),
+            not_answered: Seldom::default(),
             let_go: Seldom::default(),
         }
     }
@@ -127,7 +200,7 @@ impl Front {
     pub fn serve(&mut self) {
         // What a panic has left behind is not trusted.
         self.clients = Vec::new();
-        self.desks = Route::ALL.map(|route| Desk::new(route, Arc::clone(&self.control))).into();
+        self.desks = Vec::new();
         loop {
             let ready = self.look();
             let now = clock::now();
@@ -141,11 +214,7 @@ impl Front {
                 self.accept(now);
                 self.part();
             }
-            for desk in &mut self.desks {
-                if is_wanted(&self.clients, desk.route()) {
-                    desk.want(now);
-                }
-            }
+            self.ask(now);
         }
     }
 
@@ -158,7 +227,7 @@ impl Front {
         let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.listener.as_fd(), listens));
         for desk in &self.desks {
-            if is_wanted(&self.clients, desk.route()) {
+            if is_wanted(&self.clients, &desk.wanted) {
                 until = until.min(desk.due());
             }
             fds.extend(desk.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
@@ -178,7 +247,7 @@ impl Front {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 // The kernel has no memory for it.
-                Line::error("the public port cannot be watched; trying again")
+                Line::error(format!("{} cannot be watched; trying again", self.listener.name()))
                     .with("error", io::Error::from(error).to_string())
                     .emit();
                 thread::sleep(ACCEPT_AGAIN);
@@ -190,27 +259,66 @@ impl Front {
         Ready { listener, desks: desks.collect(), clients: ready.collect() }
     }
 
-    /// Passes on what the control socket has answered.
+    /// Passes on what the server has answered.
     fn hear(&mut self, ready: &[bool], now: Time) {
         for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
-            let desk = &mut self.desks[index];
-            let route = desk.route();
-            if let Some(reply) = desk.hear(now) {
-                self.deliver(route, &reply, now);
+            match self.desks[index].hear(now) {
+                Ok(Some(reply)) => self.deliver(index, &reply, now),
+                Ok(None) => {}
+                Err(error) => self.not_answered(index, &error, now),
             }
         }
     }
 
-    fn deliver(&mut self, route: Route, reply: &Reply, now: Time) {
-        let status = match reply.status {
-            200 => Status::Ok,
+    fn deliver(&mut self, desk: usize, reply: &Reply, now: Time) {
+        let wanted = &self.desks[desk].wanted;
+        let status = Status::of(reply.status);
+        if status == Status::Gone && wanted.waits == Waits::ForADrain {
             // Those whom this is for have left; who has come since is asked for anew.
-            410 => return,
-            _ => Status::Unavailable,
-        };
-        let answer = answer(status, &reply.kind, &reply.body);
-        for client in self.clients.iter_mut().filter(|client| client.waits_for(route)) {
-            reply_to(client, route, &answer, &self.door, now);
+            return;
+        }
+        let answer = self.answer(status, &reply.kind, &reply.body);
+        let mut answered = 0;
+        for client in &mut self.clients {
+            if let State::Waiting(Asked { wanted: own, head_only, more }, _) = &client.state
+                && own == wanted
+            {
+                let (head_only, more) = (*head_only, *more);
+                answered += 1;
+                client.answer(Arc::clone(&answer), head_only, more, now);
+            }
+        }
+        self.count(wanted.route, status, answered);
+    }
+
+    /// Has the server asked for what clients wait for.
+    fn ask(&mut self, now: Time) {
+        let clients = &self.clients;
+        // A request that nobody wants an answer to any more still costs the server descriptors, so
+        // it keeps its desk: else whoever asks and hangs up could have any number under way.
+        self.desks.retain(|desk| desk.fd().is_some() || is_wanted(clients, &desk.wanted));
+        for wanted in clients.iter().filter_map(Client::wants) {
+            let has_room = self.desks.len() < self.rules.clients;
+            if has_room && !self.desks.iter().any(|desk| desk.wanted == *wanted) {
+                self.desks.push(Desk::new(wanted.clone()));
+            }
+        }
+        for index in 0..self.desks.len() {
+            if is_wanted(&self.clients, &self.desks[index].wanted)
+                && let Err(error) = self.desks[index].want(&self.server, now)
+            {
+                self.not_answered(index, &error, now);
+            }
+        }
+    }
+
+    fn not_answered(&mut self, desk: usize, error: &io::Error, now: Time) {
+        if let Some(times) = self.not_answered.happened(now) {
+            Line::warn("the sidecar's own server does not answer; asking again")
+                .with("request", self.desks[desk].wanted.target.as_ref())
+                .with("error", error.to_string())
+                .with("times", times)
+                .emit();
         }
     }
 
@@ -218,7 +326,7 @@ impl Front {
     fn attend(&mut self, index: usize, now: Time) {
         let client = &mut self.clients[index];
         match client.state {
-            State::Reading(_) => match client.read() {
+            State::Reading(_) => match client.read(self.keeper) {
                 Said::Nothing => self.bound_unfinished(),
                 Said::Asked(asked) => self.asked(index, asked, now),
                 Said::Refused(refused) => self.refuse(index, refused, "", now),
@@ -232,49 +340,52 @@ impl Front {
     }
 
     fn asked(&mut self, index: usize, asked: Asked, now: Time) {
-        let Asked { route, head_only, more } = asked;
-        if route != Route::Shutdown {
+        let Wanted { route, waits, .. } = asked.wanted;
+        if waits == Waits::Briefly {
             return self.clients[index].wait(asked, None, now + ANSWERED);
         }
-        if more {
-            let refused = Refused { route: Some(route), status: Status::BadRequest, head_only };
-            return self.refuse(index, refused, "nothing may follow this request\n", now);
+        let status = |status| Refused { route, status, head_only: asked.head_only };
+        if asked.more {
+            let why = "nothing may follow this request\n";
+            return self.refuse(index, status(Status::BadRequest), why, now);
         }
-        let waiting = self.clients.iter().filter(|client| client.waits_for(route));
+        let waits_so = |client: &Client| client.wants().is_some_and(|wanted| wanted.waits == waits);
+        let waiting = self.clients.iter().filter(|client| waits_so(client));
         let waiting = waiting.map(|client| client.origin);
         match place(waiting, self.clients[index].origin, self.rules.waiting) {
             Place::Free => {}
             Place::InsteadOf(origin) => {
-                let newest = (0..self.clients.len())
-                    .filter(|index| {
-                        let client = &self.clients[*index];
-                        client.waits_for(route) && client.origin == origin
-                    })
-                    .max_by_key(|index| self.clients[*index].number);
+                let clients = self.clients.iter().enumerate();
+                let theirs = clients.filter(|(_, other)| waits_so(other) && other.origin == origin);
+                let newest = theirs.max_by_key(|(_, other)| other.number).map(|(index, _)| index);
                 if let Some(newest) = newest
                     && let State::Waiting(Asked { head_only, .. }, _) = self.clients[newest].state
                 {
-                    self.turn_away(newest, head_only, now);
+                    let refused = Refused { head_only, ..status(Status::Unavailable) };
+                    self.turn_away(newest, refused, now);
                 }
             }
-            Place::Taken => return self.turn_away(index, head_only, now),
+            Place::Taken => return self.turn_away(index, status(Status::Unavailable), now),
         }
-        let let_go = now + self.rules.start_timeout;
-        self.clients[index].wait(asked, Some(self.door.wait()), let_go);
+        let (waiting, until) = if waits == Waits::ForADrain {
+            (self.register.waiter(), now + self.rules.start_timeout)
+        } else {
+            (self.register.hook(), Time::MAX)
+        };
+        self.clients[index].wait(asked, Some(waiting), until);
     }
 
-    fn turn_away(&mut self, index: usize, head_only: bool, now: Time) {
+    fn turn_away(&mut self, index: usize, refused: Refused, now: Time) {
         self.gives_way(now);
-        let refused =
-            Refused { route: Some(Route::Shutdown), status: Status::Unavailable, head_only };
         self.refuse(index, refused, "too many wait already\n", now);
     }
 
     fn refuse(&mut self, index: usize, refused: Refused, why: &str, now: Time) {
         let Refused { route, status, head_only } = refused;
         let why = if why.is_empty() { status.line().to_owned() + "\n" } else { why.to_owned() };
-        self.door.answered(route, status);
-        self.clients[index].answer(answer(status, PLAIN, why.as_bytes()), head_only, true, now);
+        self.count(route, status, 1);
+        let answer = self.answer(status, PLAIN, why.as_bytes());
+        self.clients[index].answer(answer, head_only, true, now);
     }
 
     /// Ends what has taken too long.
@@ -284,28 +395,32 @@ impl Front {
             if now < client.until {
                 continue;
             }
-            let (route, head_only) = match &client.state {
-                State::Reading(head) if !head.is_empty() => (None, false),
-                State::Waiting(asked, _) => (Some(asked.route), asked.head_only),
+            let (route, waits, head_only) = match &client.state {
+                State::Reading(head) if !head.is_empty() => (None, None, false),
+                State::Waiting(Asked { wanted, head_only, .. }, _) => {
+                    (wanted.route, Some(wanted.waits), *head_only)
+                }
                 _ => {
                     client.state = State::Gone;
                     continue;
                 }
             };
-            let (status, why) = match route {
+            let (status, why) = match waits {
                 None => (Status::RequestTimeout, ""),
-                Some(Route::Shutdown) if !self.door.lets_go() => {
+                Some(Waits::Briefly) => {
+                    (Status::Unavailable, "the sidecar does not answer itself\n")
+                }
+                Some(_) if !self.register.lets_go() => {
                     // A drain has begun; that ends.
                     client.until = Time::MAX;
                     continue;
                 }
-                Some(Route::Shutdown) => {
+                Some(_) => {
                     if let Some(requests) = self.let_go.happened(now) {
                         story::let_go(requests).emit();
                     }
                     (Status::Unavailable, story::NO_DRAIN)
                 }
-                Some(_) => (Status::Unavailable, "the control socket does not answer\n"),
             };
             self.refuse(index, Refused { route, status, head_only }, why, now);
         }
@@ -328,7 +443,7 @@ impl Front {
             if !self.has_room() {
                 return;
             }
-            let (socket, address) = match self.listener.accept() {
+            let (socket, origin) = match self.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return,
@@ -337,9 +452,10 @@ impl Front {
                     _ => {
                         self.accept_at = now + ACCEPT_AGAIN;
                         if let Some(times) = self.not_accepted.happened(now) {
-                            Line::warn(
-                                "a connection to the public port cannot be taken; trying again",
-                            )
+                            Line::warn(format!(
+                                "{} cannot take a connection; trying again",
+                                self.listener.name()
+                            ))
                             .with("error", error.to_string())
                             .with("times", times)
                             .emit();
@@ -351,15 +467,28 @@ impl Front {
             if self.is_full() {
                 self.make_room(now);
             }
-            if socket.set_nonblocking(true).is_err() {
-                continue;
-            }
             self.number += 1;
             let index = self.clients.len();
-            let origin = Origin::from(address.ip());
             self.clients.push(Client::new(socket, origin, self.number, now));
             // Most have sent their request by now.
             self.attend(index, now);
+        }
+    }
+
+    fn answer(&self, status: Status, kind: &str, body: &[u8]) -> Arc<Answer> {
+        // At the control socket this depends on the path.
+        let allow = if self.is_public() { "GET, HEAD" } else { "" };
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        Arc::new(Answer::new(status, kind, body, &date, allow))
+    }
+
+    fn is_public(&self) -> bool {
+        matches!(self.listener, Listener::Public(_))
+    }
+
+    fn count(&self, route: Option<Route>, status: Status, times: u64) {
+        if self.is_public() {
+            self.register.answered(route, status, times);
         }
     }
 
@@ -405,11 +534,14 @@ impl Front {
     }
 
     fn gives_way(&mut self, now: Time) {
-        self.door.refused();
+        if self.is_public() {
+            self.register.refused();
+        }
         if let Some(times) = self.full.happened(now) {
-            Line::warn(
-                "the public port is full: a connection gives way to a new one, or is refused",
-            )
+            Line::warn(format!(
+                "{} is full: a connection gives way to a new one, or is refused",
+                self.listener.name()
+            ))
             .with("connections", self.clients.len() as u64)
             .with("may-be", self.rules.clients as u64)
             .with("may-wait", self.rules.waiting as u64)
@@ -419,17 +551,6 @@ impl Front {
     }
 }
 
-fn is_wanted(clients: &[Client], route: Route) -> bool {
-    clients.iter().any(|client| client.waits_for(route))
-}
-
-fn reply_to(client: &mut Client, route: Route, answer: &Arc<Answer>, door: &Door, now: Time) {
-    if let State::Waiting(asked, _) = client.state {
-        door.answered(Some(route), answer.status);
-        client.answer(Arc::clone(answer), asked.head_only, asked.more, now);
-    }
-}
-
-fn answer(status: Status, kind: &str, body: &[u8]) -> Arc<Answer> {
-    Arc::new(Answer::new(status, kind, body, &httpdate::fmt_http_date(SystemTime::now())))
+fn is_wanted(clients: &[Client], wanted: &Wanted) -> bool {
+    clients.iter().any(|client| client.wants() == Some(wanted))
 }

@@ -43,11 +43,6 @@ const AFTER_LOSS: Duration = Duration::from_millis(200);
 const DRAIN_ANSWERED: Duration = Duration::from_secs(10);
 const DRAIN_EXPIRES: Duration = Duration::from_secs(9);
 
-/// It is asked three times in that time, over connections of their own: tiny_http may queue a
-/// connection behind one that says nothing, and goes on with it when the next one comes.
-const DRAIN_TRIES: [Duration; 3] =
-    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(7)];
-
 /// How often the sidecar is asked how the drain goes.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -56,13 +51,13 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
 #[must_use]
-pub fn shutdown(args: &ShutdownArgs) -> Exit {
+pub fn shutdown(args: ShutdownArgs) -> Exit {
     for name in &args.ignored {
         say(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
-    let overrides = absolute(&args.overrides);
+    let mut request = Request { overrides: absolute(args.overrides), expires: None };
     let told = args.control_socket.as_deref();
-    let places = socket::hook_places(told, overrides.admin_address.as_ref());
+    let places = socket::hook_places(told, request.overrides.admin_address.as_ref());
     let mut progress = Progress::begin();
     let mut losses = 0;
     loop {
@@ -73,7 +68,8 @@ pub fn shutdown(args: &ShutdownArgs) -> Exit {
                 return Exit::NoSidecar;
             }
         };
-        match sidecar.drain(&overrides, &mut progress) {
+        request.expires = Some(clock::now() + DRAIN_EXPIRES);
+        match sidecar.drain(&request, &mut progress) {
             Ok(outcome) => {
                 progress.end(&outcome.explanation);
                 return if outcome.gave_up { Exit::GaveUp } else { Exit::Done };
@@ -138,8 +134,7 @@ pub fn status(args: &StatusArgs) -> Exit {
 }
 
 /// Paths mean the same to the sidecar, whatever its working directory is.
-fn absolute(overrides: &Overrides) -> Overrides {
-    let mut overrides = overrides.clone();
+fn absolute(mut overrides: Overrides) -> Overrides {
     let admin = match &mut overrides.admin_address {
         Some(AdminAddress::Unix(path)) => Some(path),
         _ => None,
@@ -183,8 +178,8 @@ impl Sidecar {
         }
     }
 
-    fn drain(&self, overrides: &Overrides, progress: &mut Progress) -> Result<Ended, Trouble> {
-        let number = self.begin(overrides)?;
+    fn drain(&self, request: &Request, progress: &mut Progress) -> Result<Ended, Trouble> {
+        let number = self.begin(request)?;
         let end = Slot::new();
         let (waiting, its_end) = (Self { path: self.path.clone() }, end.clone());
         let wait = move || its_end.put(waiting.get(&format!("/shutdown?drain={number}"), None));
@@ -211,24 +206,18 @@ impl Sidecar {
     }
 
     /// The number of the drain that was started or joined.
-    fn begin(&self, overrides: &Overrides) -> Result<u64, Trouble> {
-        let request =
-            Request { overrides: overrides.clone(), expires: Some(clock::now() + DRAIN_EXPIRES) };
+    fn begin(&self, request: &Request) -> Result<u64, Trouble> {
         let path = format!("/drain?{}", request.to_query());
-        let mut tries = DRAIN_TRIES.into_iter();
-        let (status, body) = loop {
-            let Some(timeout) = tries.next() else {
+        let (status, body) = match self.request("POST", &path, Some(DRAIN_ANSWERED)) {
+            Ok(answer) => answer,
+            Err(Error::Timeout) => {
                 return Err(Trouble::Silent(format!(
                     "the sidecar at {} did not answer within {}; it starts no drain when it wakes",
                     self.path.display(),
                     whole(DRAIN_ANSWERED)
                 )));
-            };
-            match self.request("POST", &path, Some(timeout)) {
-                Ok(answer) => break answer,
-                Err(Error::Timeout) => {}
-                Err(error) => return Err(Trouble::Lost(error.to_string())),
             }
+            Err(error) => return Err(Trouble::Lost(error.to_string())),
         };
         let text = body.trim_end();
         let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());

@@ -7,8 +7,8 @@
 //! |---|---|
 //! | what is said | [`cli`] reads arguments; [`options`], [`address`] and [`duration`] are what they say |
 //! | the hook | [`hook`] finds the sidecar ([`socket`]) and asks it to drain |
-//! | the sidecar's private door | [`control`] serves the control socket and alone holds a [`manager::Control`] |
-//! | its public door | [`front`] serves the public port ([`port`]), reads what is asked for ([`head`]), and asks the control socket for it |
+//! | the sidecar's doors | [`front`], twice: the public port ([`port`]) and the control socket, where [`head`] is read and [`control::private`] or [`head::public`] decides what is served |
+//! | behind them | [`control`], the server that both ask, which alone holds a [`manager::Control`] |
 //! | the sidecar's mind | [`manager`] shares the state of [`drain`], a pure machine, with a worker |
 //! | the sidecar's hand | [`envoy`] asks Envoy ([`transport`]: over Unix and TCP sockets), [`count`] adds up what it answers, [`fault`] is what can go wrong |
 //! | what is told | [`story`] words a step for the log ([`logger`]), [`page`] the state for status and metrics |

@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use envoy_shutdown_manager::address::ServeAt;
 use envoy_shutdown_manager::cli::{self, Command, ManagerArgs};
-use envoy_shutdown_manager::control::Service;
+use envoy_shutdown_manager::control::{self, Service};
 use envoy_shutdown_manager::duration;
 use envoy_shutdown_manager::envoy::Client;
-use envoy_shutdown_manager::front::{Front, Rules};
+use envoy_shutdown_manager::front::{Front, Listener, Rules};
+use envoy_shutdown_manager::head;
 use envoy_shutdown_manager::hook::{self, Exit};
 use envoy_shutdown_manager::logger::{self, Line};
 use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
 use envoy_shutdown_manager::options::Options;
 use envoy_shutdown_manager::port;
-use envoy_shutdown_manager::socket::{self, Bound};
+use envoy_shutdown_manager::socket::{self, SocketFile};
 use envoy_shutdown_manager::supervisor::supervise;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Ok(Command::Shutdown(args)) => ExitCode::from(hook::shutdown(&args) as u8),
+        Ok(Command::Shutdown(args)) => ExitCode::from(hook::shutdown(args) as u8),
         Ok(Command::Status(args)) => ExitCode::from(hook::status(&args) as u8),
         Ok(Command::Print(text)) => {
             // Nobody reads any more: a pager was left, say.
@@ -49,44 +50,50 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     // their own takes them one by one. So they interrupt nobody's system call, and PID 1, for
     // which the kernel drops a signal that has neither a handler nor is blocked, gets them too.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals
-        .thread_block()
-        .map_err(|error| format!("signals cannot be waited for: {}", io::Error::from(error)))?;
+    signals.thread_block().map_err(|error| failed("signals cannot be waited for", error.into()))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
-    let listener = port::listener(&args.serve)?;
-    let port = listener.local_addr().map_err(|error| format!("no public port: {error}"))?.port();
+    let public = port::listener(&args.serve)?;
+    let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::default().with(&args.overrides);
     let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
-    let bound = Arc::new(socket::bind(&places)?);
-    let control = bound
-        .listener
-        .try_clone()
-        .map_err(|error| format!("the control socket cannot be shared: {error}"))?;
+    let (private, control) = socket::bind(&places)?;
+    private
+        .set_nonblocking(true)
+        .map_err(|error| failed("the control socket cannot be used", error))?;
+    let (listener, server) = socket::bind(&[socket::server_place(&control.path)])?;
     let descriptors = port::raise_descriptor_limit()
-        .map_err(|error| format!("the limit of file descriptors cannot be read: {error}"))?;
+        .map_err(|error| failed("the limit of file descriptors cannot be read", error))?;
 
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
     }
-    let manager = Manager::new(options.clone(), !args.no_restore, args.start_timeout);
-    let thread_failed = |error| format!("a thread cannot be started: {error}");
+    let manager = Manager::new(options.clone(), !args.no_restore);
+    let thread_failed = |error| failed("a thread cannot be started", error);
     let worker = manager.clone();
     supervise("worker", Box::new(move || worker.work(&mut Client))).map_err(thread_failed)?;
-    let mut service = Service::new(control, manager.control(), manager.watch());
-    supervise("control", Box::new(move || service.serve())).map_err(thread_failed)?;
-    let rules = Rules::new(descriptors, args.start_timeout);
-    let mut front = Front::new(listener, bound.path.clone(), manager.door(), rules);
-    supervise("front", Box::new(move || front.serve())).map_err(thread_failed)?;
-    let (stopping, leaving) = (manager.clone(), Arc::clone(&bound));
-    let signals = move || obey(&signals, &stopping, &leaving);
+    let mut service = Service::new(listener, manager.control(), manager.watch());
+    supervise("server", Box::new(move || service.serve())).map_err(thread_failed)?;
+    let door = |listener, keeper, rules| {
+        Front::new(listener, keeper, server.path.clone(), manager.register(), rules)
+    };
+    let rules = Rules::private(descriptors, args.start_timeout);
+    let mut private = door(Listener::Private(private), control::private, rules);
+    supervise("private", Box::new(move || private.serve())).map_err(thread_failed)?;
+    let rules = Rules::public(descriptors, args.start_timeout);
+    let mut public = door(Listener::Public(public), head::public, rules);
+    supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
+    let place = control.path.display().to_string();
+    let files = Arc::new([control, server]);
+    let (stopping, leaving) = (manager.clone(), Arc::clone(&files));
+    let signals = move || obey(&signals, &stopping, leaving.as_slice());
     supervise("signals", Box::new(signals)).map_err(thread_failed)?;
 
     // Past this point the process ends by a signal alone; what goes wrong is logged.
     let mut started = Line::info("started")
         .with("version", env!("CARGO_PKG_VERSION"))
         .with("serving", serving.to_string())
-        .with("control-socket", bound.path.display().to_string())
+        .with("control-socket", place)
         .with("start-timeout", duration::format(args.start_timeout))
         .with("restore", if args.no_restore { "off" } else { "on" });
     for (name, value) in options.settings() {
@@ -99,13 +106,17 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
             .emit();
     }
     manager.wait_until_over();
-    bound.remove();
+    files.iter().for_each(SocketFile::remove);
     Line::info("stopped").emit();
     Ok(())
 }
 
+fn failed(what: &str, error: io::Error) -> String {
+    format!("{what}: {error}")
+}
+
 /// Stops at the first signal when the drain has ended, and at the second at once.
-fn obey(signals: &SigSet, manager: &Manager, bound: &Bound) {
+fn obey(signals: &SigSet, manager: &Manager, files: &[SocketFile]) {
     let mut stopping = false;
     loop {
         // It fails on a signal that does not exist alone.
@@ -114,7 +125,7 @@ fn obey(signals: &SigSet, manager: &Manager, bound: &Bound) {
         if stopping {
             let line = Line::warn("stopped at once, by a second signal");
             line.with("signal", name).emit();
-            bound.remove();
+            files.iter().for_each(SocketFile::remove);
             // As a shell reports a process that a signal has ended.
             std::process::exit(128 + signal as i32);
         }

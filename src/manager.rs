@@ -1,8 +1,7 @@
 //! The drain's state, shared: one worker performs what the machine asks for; a [`Control`] can
-//! begin a drain, a [`Watch`] can only look and wait, a [`Door`] only tells who waits outside.
+//! begin a drain, a [`Watch`] can only look and wait, a [`Register`] only says who waits and was answered.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use crate::head::{Route, Status};
 use crate::logger::Line;
 use crate::options::{Options, Request};
 use crate::page::{Counters, Snapshot};
-use crate::story::{self, Story};
+use crate::story::Story;
 
 /// A hook is answered when nobody else waits any more, but not later than this.
 const HOOK_GIVES_WAY: Duration = Duration::from_secs(1);
@@ -38,13 +37,16 @@ pub struct Control(Arc<Shared>);
 #[derive(Clone, Debug)]
 pub struct Watch(Arc<Shared>);
 
-/// The right to tell what goes on at the public port.
+/// The right to say who waits and who was answered, at the public port and the control socket.
 #[derive(Clone, Debug)]
-pub struct Door(Arc<Shared>);
+pub struct Register(Arc<Shared>);
 
-/// Somebody who waits at the public port, counted while this lives.
+/// Somebody who waits for the end of a drain, counted while this lives.
 #[derive(Debug)]
-pub struct Outside(Arc<Shared>);
+pub struct Waiting {
+    shared: Arc<Shared>,
+    is_hook: bool,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -59,14 +61,11 @@ struct State {
     story: Story,
     /// The sidecar's own options, which a hook's override.
     options: Options,
-    start_timeout: Duration,
     counters: Counters,
     last_error: Option<String>,
     visible: Visible,
-    /// Who waits for the end of a drain: Envoy's hooks at the control socket and at the public
-    /// port, and exec hooks.
+    /// Who waits for the end of a drain: Envoy's hooks, and exec hooks.
     waiters: usize,
-    outside: usize,
     hooks: usize,
     /// Exec hooks that have begun or joined a drain and are yet to come to wait, and when the
     /// latest of them was here.
@@ -85,9 +84,7 @@ pub enum Verdict {
     Ended(Ended),
     /// The sidecar stops, and no drain goes on.
     Stopping,
-    /// No drain has begun within the start timeout.
-    NoDrain,
-    /// Nobody waits at the public port any more.
+    /// Nobody waits for it any more.
     Nobody,
     /// There was no drain of that number in this life of the sidecar.
     Unknown,
@@ -104,19 +101,16 @@ pub enum Refusal {
 
 impl Manager {
     /// A manager with the sidecar's own options. `put_back`: see [`Machine::new`].
-    /// `start_timeout`: how long Envoy's hook waits for a drain to begin.
     #[must_use]
-    pub fn new(options: Options, put_back: bool, start_timeout: Duration) -> Self {
+    pub fn new(options: Options, put_back: bool) -> Self {
         let state = State {
             machine: Machine::new(clock::now(), put_back),
             story: Story::default(),
             options,
-            start_timeout,
             counters: Counters::default(),
             last_error: None,
             visible: Visible::Everything,
             waiters: 0,
-            outside: 0,
             hooks: 0,
             expected: 0,
             expected_at: Time::ZERO,
@@ -139,10 +133,10 @@ impl Manager {
         Watch(Arc::clone(&self.0))
     }
 
-    /// The right to tell what goes on at the public port.
+    /// The right to say who waits and who was answered.
     #[must_use]
-    pub fn door(&self) -> Door {
-        Door(Arc::clone(&self.0))
+    pub fn register(&self) -> Register {
+        Register(Arc::clone(&self.0))
     }
 
     /// Does the work, until the manager was stopped and no drain goes on.
@@ -191,7 +185,7 @@ impl Manager {
         loop {
             let comes =
                 if state.expected > 0 { state.expected_at + HOOK_COMES } else { Time::ZERO };
-            let until = if state.awaiting() + state.hooks > 0 || state.telling {
+            let until = if state.waiters + state.hooks > 0 || state.telling {
                 deadline
             } else {
                 comes.min(deadline)
@@ -258,7 +252,7 @@ impl Watch {
             last: machine.last().cloned(),
             last_error: state.last_error.clone(),
             visible: state.visible,
-            waiters: state.awaiting(),
+            waiters: state.waiters,
             counters: state.counters,
             admin_address: options.admin_address.to_string(),
             working: state.working,
@@ -271,71 +265,68 @@ impl Watch {
         self.0.lock().working
     }
 
-    /// Waits as Envoy's hook does, for the end of the drain that goes on or comes next, and
-    /// passes it to `answer`. Whoever waits counts until `answer` has returned.
-    pub fn wait_as_waiter(&self, answer: impl FnOnce(Verdict)) {
+    /// Waits in the place of all who wait as Envoy's hook does, for the end of the drain that goes
+    /// on or comes next.
+    #[must_use]
+    pub fn wait_for_waiters(&self) -> Verdict {
         let mut state = self.0.lock();
-        let _waiting = Waiting::as_waiter(&self.0, &mut state);
-        let let_go = clock::now() + state.start_timeout;
-        let verdict = self.0.wait_for_end(state, |state| {
-            if state.machine.phase() != Phase::Serving {
-                ControlFlow::Continue(None)
-            } else if clock::now() < let_go {
-                ControlFlow::Continue(Some(let_go))
-            } else {
-                ControlFlow::Break(Verdict::NoDrain)
+        let awaited = state.machine.awaits();
+        loop {
+            if let Some(ended) = state.machine.end_of(awaited) {
+                return Verdict::Ended(ended.clone());
             }
-        });
-        if verdict == Verdict::NoDrain {
-            story::let_go(1).emit();
+            if state.is_over() {
+                return Verdict::Stopping;
+            }
+            if state.waiters == 0 {
+                return Verdict::Nobody;
+            }
+            state = self.0.wait(state, None);
         }
-        answer(verdict);
     }
 
-    /// Waits in the place of all who wait at the public port.
-    pub fn wait_for_those_outside(&self, answer: impl FnOnce(Verdict)) {
-        let state = self.0.lock();
-        answer(self.0.wait_for_end(state, |state| {
-            if state.outside > 0 {
-                ControlFlow::Continue(None)
-            } else {
-                ControlFlow::Break(Verdict::Nobody)
-            }
-        }));
-    }
-
-    /// Waits as the exec hook does, for the end of the drain of this number and until everybody
+    /// Waits in the place of exec hooks, for the end of the drain of this number and until everybody
     /// else has been answered, since the kubelet stops the sidecar when its hook returns.
-    pub fn wait_as_hook(&self, number: u64, answer: impl FnOnce(Verdict)) {
+    #[must_use]
+    pub fn wait_for_hooks(&self, number: u64) -> Verdict {
         let mut state = self.0.lock();
-        let _waiting = Waiting::as_hook(&self.0, &mut state);
         let verdict = loop {
             if let Some(ended) = state.machine.end_of(number) {
                 break Verdict::Ended(ended.clone());
             }
             if number > state.machine.number() {
-                break Verdict::Unknown;
+                return Verdict::Unknown;
             }
             state = self.0.wait(state, None);
         };
         let deadline = clock::now() + HOOK_GIVES_WAY;
-        while state.awaiting() > 0 && clock::now() < deadline {
+        while state.waiters > 0 && clock::now() < deadline {
             state = self.0.wait(state, Some(deadline));
         }
-        drop(state);
-        answer(verdict);
+        verdict
     }
 }
 
-impl Door {
+impl Register {
     /// A complete request of Envoy's hook has come, and waits.
     #[must_use]
-    pub fn wait(&self) -> Outside {
+    pub fn waiter(&self) -> Waiting {
         let mut state = self.0.lock();
-        state.outside += 1;
-        self.0.arrived(&mut state);
-        drop(state);
-        Outside(Arc::clone(&self.0))
+        state.waiters += 1;
+        // Nobody is woken by most who come or leave, which the network can do very often.
+        if state.machine.arrived(clock::now()) {
+            self.0.changed.notify_all();
+        }
+        Waiting { shared: Arc::clone(&self.0), is_hook: false }
+    }
+
+    /// An exec hook has come to wait for the end of its drain.
+    #[must_use]
+    pub fn hook(&self) -> Waiting {
+        let mut state = self.0.lock();
+        state.hooks += 1;
+        state.expected = state.expected.saturating_sub(1);
+        Waiting { shared: Arc::clone(&self.0), is_hook: true }
     }
 
     /// Whether no drain goes on or has just ended, so that whoever has waited for the start
@@ -345,23 +336,32 @@ impl Door {
         self.0.lock().machine.phase() == Phase::Serving
     }
 
-    /// A request was answered; `route`: for what, where that could be known.
-    pub fn answered(&self, route: Option<Route>, status: Status) {
+    /// So many requests to the public port were answered; `route`: for what, where that could be
+    /// known.
+    pub fn answered(&self, route: Option<Route>, status: Status, times: u64) {
         let row = route.map_or(Route::ALL.len(), |route| route as usize);
-        self.0.lock().counters.requests[row][status as usize] += 1;
+        self.0.lock().counters.requests[row][status as usize] += times;
     }
 
-    /// Somebody had to give way to others.
+    /// Somebody at the public port had to give way to others.
     pub fn refused(&self) {
         self.0.lock().counters.refused += 1;
     }
 }
 
-impl Drop for Outside {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.outside -= 1;
-        self.0.left(&mut state);
+        let mut state = self.shared.lock();
+        if self.is_hook {
+            state.hooks -= 1;
+        } else {
+            state.waiters -= 1;
+            if state.waiters > 0 {
+                return;
+            }
+            state.machine.all_left(clock::now());
+        }
+        self.shared.changed.notify_all();
     }
 }
 
@@ -387,44 +387,6 @@ impl Shared {
                 let left = time.saturating_sub(clock::now());
                 self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
             }
-        }
-    }
-
-    /// Waits for the end of the drain that goes on or comes next. `or` may end that wait earlier,
-    /// and else says when it is to be asked again.
-    fn wait_for_end(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        or: impl Fn(&State) -> ControlFlow<Verdict, Option<Time>>,
-    ) -> Verdict {
-        let awaited = state.machine.awaits();
-        loop {
-            if let Some(ended) = state.machine.end_of(awaited) {
-                return Verdict::Ended(ended.clone());
-            }
-            if state.is_over() {
-                return Verdict::Stopping;
-            }
-            match or(&state) {
-                ControlFlow::Break(verdict) => return verdict,
-                ControlFlow::Continue(until) => state = self.wait(state, until),
-            }
-        }
-    }
-
-    /// Somebody waits as Envoy's hook does. Nobody is woken by that, nor by most who leave, since
-    /// the network can do both very often.
-    fn arrived(&self, state: &mut State) {
-        if state.machine.arrived(clock::now()) {
-            self.changed.notify_all();
-        }
-    }
-
-    /// Somebody no longer does.
-    fn left(&self, state: &mut State) {
-        if state.awaiting() == 0 {
-            state.machine.all_left(clock::now());
-            self.changed.notify_all();
         }
     }
 
@@ -469,11 +431,6 @@ impl State {
     /// Whether the sidecar was stopped and no drain goes on.
     fn is_over(&self) -> bool {
         self.stopping && self.machine.drain().is_none()
-    }
-
-    /// How many wait as Envoy's hook does.
-    fn awaiting(&self) -> usize {
-        self.waiters + self.outside
     }
 
     /// Keeps what status and metrics show of an event.
@@ -523,39 +480,6 @@ fn could_not(verb: &str, path: &Path, error: &io::Error) {
         .with("path", path.display().to_string())
         .with("error", error.to_string())
         .emit();
-}
-
-/// Somebody who waits at the control socket, counted while this lives.
-struct Waiting<'a> {
-    shared: &'a Shared,
-    is_hook: bool,
-}
-
-impl<'a> Waiting<'a> {
-    fn as_waiter(shared: &'a Shared, state: &mut State) -> Self {
-        state.waiters += 1;
-        shared.arrived(state);
-        Self { shared, is_hook: false }
-    }
-
-    fn as_hook(shared: &'a Shared, state: &mut State) -> Self {
-        state.hooks += 1;
-        state.expected = state.expected.saturating_sub(1);
-        Self { shared, is_hook: true }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if self.is_hook {
-            state.hooks -= 1;
-            self.shared.changed.notify_all();
-        } else {
-            state.waiters -= 1;
-            self.shared.left(&mut state);
-        }
-    }
 }
 
 /// The worker at work, said so while this lives.

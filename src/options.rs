@@ -56,28 +56,19 @@ impl Options {
     /// These options with what `overrides` says in place of their own.
     #[must_use]
     pub fn with(&self, overrides: &Overrides) -> Self {
-        let Overrides {
-            check_interval,
-            check_delay,
-            min_open_connections,
-            drain_delay,
-            drain_timeout,
-            require_envoy_hook,
-            exclude,
-            admin_address,
-            ready_file,
-        } = overrides.clone();
-        Self {
-            check_interval: check_interval.unwrap_or(self.check_interval),
-            check_delay: check_delay.unwrap_or(self.check_delay),
-            min_open_connections: min_open_connections.unwrap_or(self.min_open_connections),
-            drain_delay: drain_delay.unwrap_or(self.drain_delay),
-            drain_timeout: drain_timeout.or(self.drain_timeout),
-            require_envoy_hook: require_envoy_hook || self.require_envoy_hook,
-            exclude: if exclude.is_empty() { self.exclude.clone() } else { exclude },
-            admin_address: admin_address.unwrap_or_else(|| self.admin_address.clone()),
-            ready_file: ready_file.or_else(|| self.ready_file.clone()),
+        let mut options = self.clone();
+        set(&mut options.check_interval, overrides.check_interval.as_ref());
+        set(&mut options.check_delay, overrides.check_delay.as_ref());
+        set(&mut options.min_open_connections, overrides.min_open_connections.as_ref());
+        set(&mut options.drain_delay, overrides.drain_delay.as_ref());
+        options.drain_timeout = overrides.drain_timeout.or(options.drain_timeout);
+        options.require_envoy_hook |= overrides.require_envoy_hook;
+        set(&mut options.exclude, Some(&overrides.exclude).filter(|names| !names.is_empty()));
+        set(&mut options.admin_address, overrides.admin_address.as_ref());
+        if overrides.ready_file.is_some() {
+            options.ready_file.clone_from(&overrides.ready_file);
         }
+        options
     }
 
     /// Every option that is in force with its value, for the log.
@@ -105,6 +96,12 @@ impl Options {
             }
         }
         settings
+    }
+}
+
+fn set<T: Clone>(option: &mut T, value: Option<&T>) {
+    if let Some(value) = value {
+        option.clone_from(value);
     }
 }
 

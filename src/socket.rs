@@ -47,6 +47,14 @@ pub fn hook_places(told: Option<&Path>, admin: Option<&AdminAddress>) -> Vec<Pat
     }
 }
 
+/// Where the sidecar's own server listens, which the doors ask: beside the control socket.
+#[must_use]
+pub fn server_place(control: &Path) -> PathBuf {
+    let mut place = control.as_os_str().to_owned();
+    place.push(".server");
+    place.into()
+}
+
 fn beside(admin: &AdminAddress) -> Option<PathBuf> {
     match admin {
         AdminAddress::Unix(path) => Some(path.with_file_name(NAME)),
@@ -64,17 +72,15 @@ fn unique(places: &[Option<PathBuf>]) -> Vec<PathBuf> {
     list
 }
 
-/// The control socket, bound. Its file goes when this is dropped.
+/// The file of a bound socket, which goes when this is dropped.
 #[derive(Debug)]
-pub struct Bound {
-    /// The socket.
-    pub listener: UnixListener,
-    /// Its file.
+pub struct SocketFile {
+    /// Where it is.
     pub path: PathBuf,
     inode: u64,
 }
 
-impl Bound {
+impl SocketFile {
     /// Removes the socket's file.
     pub fn remove(&self) {
         // A successor may have put its own socket there.
@@ -84,19 +90,19 @@ impl Bound {
     }
 }
 
-impl Drop for Bound {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         self.remove();
     }
 }
 
-/// Binds the control socket at the first of the places that can be written, for its own user
+/// Binds a socket at the first of the places that can be written, for its own user
 /// alone (0600). A stale socket is replaced. It sets the process's umask for a moment, so no
 /// other thread should be creating files.
 ///
 /// # Errors
 /// A sentence, when another sidecar answers at a place, or none of them can be written.
-pub fn bind(places: &[PathBuf]) -> Result<Bound, String> {
+pub fn bind(places: &[PathBuf]) -> Result<(UnixListener, SocketFile), String> {
     let mut reasons = Vec::new();
     for path in places {
         match bind_at(path) {
@@ -118,7 +124,7 @@ pub fn bind(places: &[PathBuf]) -> Result<Bound, String> {
     ))
 }
 
-fn bind_at(path: &Path) -> io::Result<Bound> {
+fn bind_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     if let Ok(file) = fs::symlink_metadata(path) {
         if !file.file_type().is_socket() {
             return Err(io::Error::other("there is a file that is not a socket"));
@@ -140,7 +146,7 @@ fn bind_at(path: &Path) -> io::Result<Bound> {
     umask(before);
     let listener = listener?;
     let inode = fs::symlink_metadata(path)?.ino();
-    Ok(Bound { listener, path: path.to_owned(), inode })
+    Ok((listener, SocketFile { path: path.to_owned(), inode }))
 }
 
 /// The first of the places where a sidecar listens. With `only_seen`, only one whose process this
@@ -252,7 +258,7 @@ mod tests {
         let last = folder.path().join("s");
         let bad = [folder.path().join("none/s"), file.join("s"), file.clone(), too_long];
         let places: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
-        assert_eq!(bind(&places).unwrap().path, last);
+        assert_eq!(bind(&places).unwrap().1.path, last);
         assert_eq!(fs::read(&file).unwrap(), b"x", "a file is never removed");
         let error = bind(&bad).unwrap_err();
         assert!(error.contains("set --control-socket"), "{error}");

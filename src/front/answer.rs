@@ -8,17 +8,17 @@ pub const PLAIN: &str = "text/plain; charset=utf-8";
 /// An answer, ready to be sent to as many clients as there are.
 #[derive(Debug)]
 pub struct Answer {
-    /// What the requests are counted under.
-    pub status: Status,
     bytes: Vec<u8>,
     head: usize,
 }
 
 impl Answer {
-    /// An answer of this kind (a media type). `date` is that of RFC 9110, section 6.6.1.
+    /// An answer of this kind (a media type). `date` is that of RFC 9110, section 6.6.1, `allow`
+    /// the methods of section 10.2.1.
     #[must_use]
-    pub fn new(status: Status, kind: &str, body: &[u8], date: &str) -> Self {
-        let allow = if status == Status::MethodNotAllowed { "Allow: GET, HEAD\r\n" } else { "" };
+    pub fn new(status: Status, kind: &str, body: &[u8], date: &str, allow: &str) -> Self {
+        let wrong_method = status == Status::MethodNotAllowed && !allow.is_empty();
+        let allow = if wrong_method { format!("Allow: {allow}\r\n") } else { String::new() };
         let head = format!(
             "HTTP/1.1 {}\r\nDate: {date}\r\n{allow}Content-Type: {kind}\r\nContent-Length: {}\r\n\
              Connection: close\r\n\r\n",
@@ -28,7 +28,7 @@ impl Answer {
         let mut bytes = head.into_bytes();
         let head = bytes.len();
         bytes.extend_from_slice(body);
-        Self { status, bytes, head }
+        Self { bytes, head }
     }
 
     /// What is sent of it: the answer to a HEAD request has no body.
@@ -45,7 +45,7 @@ mod tests {
     const DATE: &str = "Tue, 24 Nov 2026 12:00:00 GMT";
 
     fn text(status: Status, head_only: bool) -> String {
-        let answer = Answer::new(status, PLAIN, b"OK", DATE);
+        let answer = Answer::new(status, PLAIN, b"OK", DATE, "GET, HEAD");
         String::from_utf8(answer.part(head_only).to_vec()).unwrap()
     }
 

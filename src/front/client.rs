@@ -1,18 +1,18 @@
-//! One client of the public port, from its connect to its end.
+//! One client, from its connect to its end.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use super::answer::Answer;
 use super::places::Origin;
 use crate::drain::Time;
-use crate::head::{self, Asked, Head, Refused, Route};
-use crate::manager::Outside;
+use crate::head::{self, Asked, Head, Keeper, Refused, Waits, Wanted};
+use crate::manager;
 
 /// For a whole head, and for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 /// A client.
 #[derive(Debug)]
 pub struct Client {
-    socket: TcpStream,
+    socket: OwnedFd,
     /// Where it comes from.
     pub origin: Origin,
     /// Older clients have smaller numbers.
@@ -42,14 +42,14 @@ pub enum State {
     /// It has yet to say what it wants; this much it has said.
     Reading(Vec<u8>),
     /// It waits for an answer.
-    Waiting(Asked, Option<Outside>),
+    Waiting(Asked, Option<manager::Waiting>),
     /// It is being answered; so much is sent.
     Answering {
         answer: Arc<Answer>,
         head_only: bool,
         sent: usize,
         lingers: bool,
-        _out: Option<Outside>,
+        _out: Option<manager::Waiting>,
     },
     /// It was answered; so much more may it say.
     Lingering(usize),
@@ -71,7 +71,7 @@ pub enum Said {
 impl Client {
     /// A client that has just connected.
     #[must_use]
-    pub fn new(socket: TcpStream, origin: Origin, number: u64, now: Time) -> Self {
+    pub fn new(socket: OwnedFd, origin: Origin, number: u64, now: Time) -> Self {
         Self { socket, origin, number, state: State::Reading(Vec::new()), until: now + PATIENCE }
     }
 
@@ -81,22 +81,25 @@ impl Client {
         self.socket.as_fd()
     }
 
-    /// What is to be watched for. While the control socket is asked for something short, its input
-    /// is not: a client that has closed its half of the connection may still want its answer.
+    /// What is to be watched for. While it waits only briefly, its input is not: a client that has
+    /// closed its half of the connection may still want its answer.
     #[must_use]
     pub fn interest(&self) -> PollFlags {
         match &self.state {
             State::Reading(_) | State::Lingering(_) => PollFlags::POLLIN,
-            State::Waiting(asked, _) if asked.route == Route::Shutdown => PollFlags::POLLIN,
+            State::Waiting(asked, _) if asked.wanted.waits != Waits::Briefly => PollFlags::POLLIN,
             State::Answering { .. } => PollFlags::POLLOUT,
             State::Waiting(..) | State::Gone => PollFlags::empty(),
         }
     }
 
-    /// Whether it waits for this.
+    /// What it waits for.
     #[must_use]
-    pub fn waits_for(&self, route: Route) -> bool {
-        matches!(&self.state, State::Waiting(asked, _) if asked.route == route)
+    pub fn wants(&self) -> Option<&Wanted> {
+        match &self.state {
+            State::Waiting(asked, _) => Some(&asked.wanted),
+            _ => None,
+        }
     }
 
     /// How ill it can be spared when others come: not at all while it waits; less when it has yet
@@ -121,16 +124,12 @@ impl Client {
     }
 
     /// Reads what it has sent, as far as that is a head. The end of its input is its own end.
-    pub fn read(&mut self) -> Said {
+    pub fn read(&mut self, keeper: Keeper) -> Said {
         let State::Reading(head) = &mut self.state else { return Said::Nothing };
         let mut piece = [0; head::LONGEST];
-        let length = match self.socket.read(&mut piece) {
+        let length = match recv(self.socket.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
             Ok(length @ 1..) => length,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
-                return Said::Nothing;
-            }
+            Err(Errno::EAGAIN | Errno::EINTR) => return Said::Nothing,
             Ok(0) | Err(_) => {
                 self.state = State::Gone;
                 return Said::Nothing;
@@ -139,10 +138,10 @@ impl Client {
         let piece = &piece[..length];
         let said = if head.is_empty() {
             // As nearly always; then nothing is kept of it.
-            head::read(piece)
+            head::read(piece, keeper)
         } else {
             head.extend_from_slice(piece);
-            head::read(head)
+            head::read(head, keeper)
         };
         match said {
             Head::Whole(asked) => Said::Asked(asked),
@@ -157,7 +156,7 @@ impl Client {
     }
 
     /// Lets it wait.
-    pub fn wait(&mut self, asked: Asked, outside: Option<Outside>, until: Time) {
+    pub fn wait(&mut self, asked: Asked, outside: Option<manager::Waiting>, until: Time) {
         self.state = State::Waiting(asked, outside);
         self.until = until;
     }
@@ -181,17 +180,18 @@ impl Client {
         };
         let bytes = answer.part(*head_only);
         while *sent < bytes.len() {
-            match self.socket.write(&bytes[*sent..]) {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.socket.as_raw_fd(), &bytes[*sent..], flags) {
                 Ok(length @ 1..) => *sent += length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR) => {}
                 Ok(0) | Err(_) => {
                     self.state = State::Gone;
                     return;
                 }
             }
         }
-        self.state = if *lingers && self.socket.shutdown(Shutdown::Write).is_ok() {
+        self.state = if *lingers && shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_ok() {
             self.until = now + LINGER;
             State::Lingering(LINGER_BYTES)
         } else {
@@ -203,10 +203,9 @@ impl Client {
     pub fn discard(&mut self) {
         let State::Lingering(left) = &mut self.state else { return };
         let mut piece = [0; 4096];
-        match self.socket.read(&mut piece) {
+        match recv(self.socket.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
             Ok(length) if length > 0 && length < *left => *left -= length,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
             _ => self.state = State::Gone,
         }
     }

@@ -1,32 +1,30 @@
-//! Where the front asks for what its clients want: at the control socket, with a request of its
-//! own words, and with at most one in flight for each route.
+//! Where a door asks for what its clients want: at the sidecar's own server, with a request of its
+//! own words, and with at most one in flight for all who want the same.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+
 use crate::drain::Time;
-use crate::head::Route;
-use crate::logger::{Line, Seldom};
+use crate::head::{Waits, Wanted};
 use crate::transport::connect_unix;
 
-/// The control socket answers within microseconds; only a full backlog takes longer.
+/// The server answers within microseconds; only a full backlog takes longer.
 const CONNECT: Duration = Duration::from_millis(1);
 
 /// After a failure it is asked again after this, and then after twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
-/// An answer that is later than this is asked for over another connection, since tiny_http may
-/// queue one behind another that says nothing until the next comes.
-const FIRST_PATIENCE: Duration = Duration::from_millis(250);
+const FIRST_PATIENCE: Duration = Duration::from_millis(500);
 const MOST_DOUBLINGS: u32 = 3;
 
 /// The metrics, which are the longest answer, have a tenth of this.
 const LONGEST_REPLY: usize = 64 * 1024;
 
-/// An answer from the control socket.
+/// An answer of the server's.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Its status code.
@@ -37,38 +35,31 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
-/// The place where a route is asked for.
+/// The place where one thing is asked for.
 #[derive(Debug)]
 pub struct Desk {
-    route: Route,
-    control: Arc<PathBuf>,
+    /// What.
+    pub wanted: Wanted,
     ask: Option<Ask>,
     /// When something is to be done if nothing is heard.
     due: Time,
     failures: u32,
-    told: Seldom,
 }
 
 #[derive(Debug)]
 struct Ask {
-    stream: UnixStream,
+    stream: OwnedFd,
     received: Vec<u8>,
 }
 
 impl Desk {
-    /// A desk that asks at this control socket.
+    /// A desk at which nothing has been asked for yet.
     #[must_use]
-    pub fn new(route: Route, control: Arc<PathBuf>) -> Self {
-        Self { route, control, ask: None, due: Time::ZERO, failures: 0, told: Seldom::default() }
+    pub fn new(wanted: Wanted) -> Self {
+        Self { wanted, ask: None, due: Time::ZERO, failures: 0 }
     }
 
-    /// What is asked for here.
-    #[must_use]
-    pub fn route(&self) -> Route {
-        self.route
-    }
-
-    /// What can be read when there is something to be heard.
+    /// What can be read when there is something to be heard, while the server is being asked.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.ask.as_ref().map(|ask| ask.stream.as_fd())
@@ -77,56 +68,48 @@ impl Desk {
     /// When [`Desk::want`] has something to do, if nothing is heard before.
     #[must_use]
     pub fn due(&self) -> Time {
-        match self.ask {
-            // The end of a drain is waited for without a limit.
-            Some(_) if self.route == Route::Shutdown => Time::MAX,
-            _ => self.due,
-        }
+        let waits = self.ask.is_some() && self.wanted.waits != Waits::Briefly;
+        if waits { Time::MAX } else { self.due }
     }
 
     /// Somebody wants an answer: asks, where that is not yet done or was in vain.
-    pub fn want(&mut self, now: Time) {
+    ///
+    /// # Errors
+    /// When there is no server, or it has not answered in time; it is asked again, later.
+    pub fn want(&mut self, server: &Path, now: Time) -> io::Result<()> {
         if now < self.due() {
-            return;
+            return Ok(());
         }
-        if self.ask.take().is_some() {
-            self.failed(now, &ErrorKind::TimedOut.into());
+        let late = self.ask.take().map(|_| io::Error::from(ErrorKind::TimedOut));
+        if late.is_some() {
+            self.failures += 1;
         }
-        match Ask::begin(&self.control, self.route) {
-            Ok(ask) => {
-                self.ask = Some(ask);
-                self.due = now + doubled(FIRST_PATIENCE, self.failures);
-            }
-            Err(error) => self.failed(now, &error),
-        }
+        let asked = Ask::begin(server, &self.wanted);
+        self.note(asked.is_ok(), now);
+        self.ask = Some(asked?);
+        self.due = now + doubled(FIRST_PATIENCE, self.failures);
+        late.map_or(Ok(()), Err)
     }
 
     /// The answer, if it has come whole.
-    pub fn hear(&mut self, now: Time) -> Option<Reply> {
-        let heard = self.ask.as_mut()?.read().transpose()?;
-        self.ask = None;
-        match heard {
-            Ok(reply) => {
-                self.failures = 0;
-                self.due = now;
-                Some(reply)
-            }
-            Err(error) => {
-                self.failed(now, &error);
-                None
-            }
+    ///
+    /// # Errors
+    /// When it will not; it is asked for again, later.
+    pub fn hear(&mut self, now: Time) -> io::Result<Option<Reply>> {
+        let Some(ask) = &mut self.ask else { return Ok(None) };
+        let heard = ask.read();
+        if !matches!(heard, Ok(None)) {
+            self.ask = None;
+            self.due = now;
         }
+        self.note(heard.is_ok(), now);
+        heard
     }
 
-    fn failed(&mut self, now: Time, error: &io::Error) {
-        self.due = now + doubled(FIRST_PAUSE, self.failures);
-        self.failures = self.failures.saturating_add(1);
-        if let Some(times) = self.told.happened(now) {
-            Line::warn("the control socket does not answer the public port; trying again")
-                .with("route", self.route.name())
-                .with("error", error.to_string())
-                .with("times", times)
-                .emit();
+    fn note(&mut self, well: bool, now: Time) {
+        if !well {
+            self.due = now + doubled(FIRST_PAUSE, self.failures);
+            self.failures = self.failures.saturating_add(1);
         }
     }
 }
@@ -136,18 +119,17 @@ fn doubled(time: Duration, times: u32) -> Duration {
 }
 
 impl Ask {
-    fn begin(control: &Path, route: Route) -> io::Result<Self> {
-        let path = match route {
-            Route::Healthz => "/healthz",
-            Route::Shutdown => "/shutdown?outside",
-            Route::Metrics => "/metrics",
-        };
-        let mut stream = UnixStream::from(connect_unix(control, CONNECT)?);
-        stream.set_nonblocking(true)?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    fn begin(server: &Path, wanted: &Wanted) -> io::Result<Self> {
+        let stream = connect_unix(server, CONNECT)?;
+        let (method, length) =
+            if wanted.post { ("POST", "Content-Length: 0\r\n") } else { ("GET", "") };
+        let request = format!(
+            "{method} {} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n",
+            wanted.target
+        );
         // It fits into the socket's buffer, which is empty.
-        stream.write_all(request.as_bytes())?;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(stream.as_raw_fd(), request.as_bytes(), flags)?;
         Ok(Self { stream, received: Vec::new() })
     }
 
@@ -155,12 +137,12 @@ impl Ask {
     fn read(&mut self) -> io::Result<Option<Reply>> {
         let mut piece = [0; 4096];
         loop {
-            match self.stream.read(&mut piece) {
+            match recv(self.stream.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(length) => self.received.extend_from_slice(&piece[..length]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
             }
             if let Some(reply) = parse(&self.received)? {
                 return Ok(Some(reply));

@@ -7,6 +7,11 @@ use std::net::IpAddr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin(u64);
 
+impl Origin {
+    /// This machine, over a Unix socket.
+    pub const HERE: Self = Self(0);
+}
+
 impl From<IpAddr> for Origin {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {

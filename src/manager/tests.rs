@@ -36,7 +36,7 @@ impl Admin for Script {
 
 fn manager() -> Manager {
     let options = Options { check_delay: Duration::ZERO, ..Options::default() };
-    Manager::new(options, false, PATIENCE)
+    Manager::new(options, false)
 }
 
 /// A manager at work on an Envoy with `open` connections, and what is asked of that.
@@ -56,14 +56,30 @@ fn request(options: &[(DrainOption, &str)]) -> Request {
     Request { overrides, expires: None }
 }
 
-fn told(wait: impl FnOnce(&dyn Fn(Verdict)) + Send + 'static) -> mpsc::Receiver<Verdict> {
+fn told(wait: impl FnOnce() -> Verdict + Send + 'static) -> mpsc::Receiver<Verdict> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || wait(&|verdict| sender.send(verdict).unwrap()));
+    // Whoever has seen enough has dropped the other end.
+    thread::spawn(move || sender.send(wait()).unwrap_or_default());
     receiver
 }
 
-fn waiter(watch: Watch) -> mpsc::Receiver<Verdict> {
-    told(move |tell| watch.wait_as_waiter(tell))
+/// One that waits at a door and is told the end.
+fn waiter(manager: &Manager) -> mpsc::Receiver<Verdict> {
+    let (watch, waiting) = (manager.watch(), manager.register().waiter());
+    told(move || {
+        let verdict = watch.wait_for_waiters();
+        drop(waiting);
+        verdict
+    })
+}
+
+fn hook(manager: &Manager) -> mpsc::Receiver<Verdict> {
+    let (watch, waiting) = (manager.watch(), manager.register().hook());
+    told(move || {
+        let verdict = watch.wait_for_hooks(1);
+        drop(waiting);
+        verdict
+    })
 }
 
 fn outcome(verdict: &Verdict) -> Outcome {
@@ -87,12 +103,10 @@ fn until(manager: &Manager, what: impl Fn(&State) -> bool) {
 #[test]
 fn everybody_who_waits_is_told_the_end() {
     let (manager, _calls) = at_work(0);
-    let waiters: Vec<_> = (0..3).map(|_| waiter(manager.watch())).collect();
-    until(&manager, |state| state.waiters == 3);
+    let waiters: Vec<_> = (0..3).map(|_| waiter(&manager)).collect();
+    assert_eq!(manager.watch().snapshot().waiters, 3);
     assert_eq!(manager.control().begin(&Request::default()), Ok(Begun::Started(1)));
-    let watch = manager.watch();
-    let hook = told(move |tell| watch.wait_as_hook(1, tell));
-    for waits in waiters.iter().chain([&hook]) {
+    for waits in waiters.iter().chain([&hook(&manager)]) {
         let verdict = waits.recv_timeout(PATIENCE).unwrap();
         assert_eq!(outcome(&verdict), Outcome::Drained { open: 0 });
     }
@@ -102,42 +116,33 @@ fn everybody_who_waits_is_told_the_end() {
 #[test]
 fn a_hook_is_told_after_everybody_else() {
     let (manager, _calls) = at_work(0);
-    let (answering, held) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    let watch = manager.watch();
-    thread::spawn(move || {
-        watch.wait_as_waiter(|_| {
-            answering.send(()).unwrap();
-            // Until the test has looked at the hook.
-            let _ = released.recv_timeout(PATIENCE);
-        });
-    });
-    until(&manager, |state| state.waiters == 1);
+    let waiting = manager.register().waiter();
     manager.control().begin(&Request::default()).unwrap();
-    held.recv_timeout(PATIENCE).unwrap();
-    let watch = manager.watch();
-    let hook = told(move |tell| watch.wait_as_hook(1, tell));
-    until(&manager, |state| state.hooks == 1);
+    let hook = hook(&manager);
+    until(&manager, |state| state.machine.phase() == Phase::Ended);
     assert_eq!(hook.recv_timeout(HOOK_GIVES_WAY / 10), Err(RecvTimeoutError::Timeout));
-    release.send(()).unwrap();
+    drop(waiting);
     assert!(hook.recv_timeout(PATIENCE).is_ok());
 }
 
 #[test]
 fn a_waiter_that_is_never_done_does_not_keep_the_hook() {
     let (manager, _calls) = at_work(0);
-    let (_never, released) = mpsc::channel::<()>();
-    let watch = manager.watch();
-    thread::spawn(move || {
-        watch.wait_as_waiter(|_| {
-            let _ = released.recv_timeout(PATIENCE * 3);
-        });
-    });
-    until(&manager, |state| state.waiters == 1);
+    let _waiting = manager.register().waiter();
     manager.control().begin(&Request::default()).unwrap();
+    assert!(hook(&manager).recv_timeout(PATIENCE).is_ok());
+}
+
+#[test]
+fn who_waits_for_those_at_the_doors_ends_with_them() {
+    let manager = manager();
+    let (first, second) = (manager.register().waiter(), manager.register().waiter());
     let watch = manager.watch();
-    let hook = told(move |tell| watch.wait_as_hook(1, tell));
-    assert!(hook.recv_timeout(PATIENCE).is_ok());
+    let waits = told(move || watch.wait_for_waiters());
+    drop(first);
+    assert_eq!(waits.recv_timeout(HOOK_GIVES_WAY / 10), Err(RecvTimeoutError::Timeout));
+    drop(second);
+    assert_eq!(waits.recv_timeout(PATIENCE), Ok(Verdict::Nobody));
 }
 
 #[test]
@@ -155,11 +160,8 @@ fn a_request_that_has_expired_or_comes_to_a_stopping_sidecar_begins_nothing() {
 #[test]
 fn who_waits_for_nothing_is_told_so() {
     let manager = manager();
-    let watch = manager.watch();
-    let hook = told(move |tell| watch.wait_as_hook(1, tell));
-    assert_eq!(hook.recv_timeout(PATIENCE), Ok(Verdict::Unknown));
-    let waits = waiter(manager.watch());
-    until(&manager, |state| state.waiters == 1);
+    assert_eq!(hook(&manager).recv_timeout(PATIENCE), Ok(Verdict::Unknown));
+    let waits = waiter(&manager);
     manager.stop();
     assert_eq!(waits.recv_timeout(PATIENCE), Ok(Verdict::Stopping));
 }
@@ -169,9 +171,7 @@ fn a_stopped_manager_is_over_when_its_drain_has_ended_and_its_worker_has_told_it
     let (manager, _calls) = at_work(7);
     let timeout = request(&[(DrainOption::DrainTimeout, "300ms")]);
     manager.control().begin(&timeout).unwrap();
-    let watch = manager.watch();
-    let hook = told(move |tell| watch.wait_as_hook(1, tell));
-    until(&manager, |state| state.hooks == 1);
+    let hook = hook(&manager);
     manager.stop();
     manager.wait_until_over();
     assert!(!manager.0.lock().telling);
