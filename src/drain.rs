@@ -638,7 +638,7 @@ impl Drain {
             _ => {}
         }
         // Once the drain delay is over, it is tried at least once to fail health checks.
-        let may_end = self.tried || self.stage == Stage::Delaying;
+        let may_end = self.tried || (self.stage == Stage::Delaying && !held);
         if deadline.is_some_and(|deadline| now >= deadline) && may_end && !self.is_ending() {
             let open = self.last_poll.map(|poll| poll.open);
             self.stage = Stage::Ending(Outcome::TimedOut { open });
@@ -659,6 +659,7 @@ impl Drain {
             Stage::Settling { until } => Some(until),
             Stage::Failing | Stage::Draining | Stage::Ending(_) => None,
         };
+        let deadline = deadline.filter(|deadline| *deadline > now);
         let wake = [end_of_stage, deadline].into_iter().flatten().fold(self.next, Time::min);
         Action::SleepUntil(wake)
     }

@@ -306,8 +306,10 @@ impl World {
             }
         }
         if let Some(timeout) = timeout {
+            // Where Envoy's own hook is required, that is waited for first.
+            let hook = if self.options.require_envoy_hook { TOGETHER } else { Duration::ZERO };
             assert!(
-                self.now <= self.began + timeout + CALL,
+                self.now <= self.began + timeout.max(hook) + CALL,
                 "later than one call after its timeout"
             );
         }

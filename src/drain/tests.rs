@@ -548,6 +548,35 @@ fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
 }
 
 #[test]
+fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
+    let mut scenario = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
+    scenario.run_to(ms(79));
+    assert_eq!(scenario.machine.step(&Event::Tick, ms(79)), Action::SleepUntil(s(1)));
+    scenario.now = ms(80);
+    scenario.machine.arrived(ms(80));
+    scenario.run_to(s(2));
+    assert_eq!(scenario.times(Call::Fail), [ms(80)], "failed, and then given up");
+    let last = scenario.machine.last().map(|ended| ended.outcome);
+    assert_eq!(last, Some(Outcome::TimedOut { open: None }));
+
+    let mut alone = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
+    alone.run_to(s(4));
+    assert_eq!(alone.machine.last().map(|ended| ended.outcome), Some(Outcome::NoEnvoyHook));
+}
+
+#[test]
+fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
+    let mut machine = Machine::new(Time::ZERO, true);
+    let timeout = Some(ms(5_500));
+    machine.begin(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, s(0));
+    assert_eq!(machine.step(&Event::Tick, ms(4_900)), Action::Call(Call::Look));
+    let fault = Fault { kind: Kind::Refused, text: String::new() };
+    let refused = Event::Answer { drain: 1, answer: Answer::Fault(fault) };
+    assert_eq!(machine.step(&refused, ms(4_900)), Action::SleepUntil(s(5)));
+    assert_eq!(machine.step(&Event::Tick, ms(5_600)), Action::SleepUntil(ms(5_900)));
+}
+
+#[test]
 fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
     let mut scenario = serving(Envoy::Draining(0), required());
     scenario.run_to(s(1));
