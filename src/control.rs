@@ -30,15 +30,19 @@ pub fn private(method: &str, target: &str) -> Result<Wanted, (Option<head::Route
         _ => return Err((None, Status::MethodNotAllowed)),
     };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let waits = match head::Route::of(path) {
-        Some(head::Route::Shutdown) if post => return Err((None, Status::MethodNotAllowed)),
-        Some(head::Route::Shutdown) if query.starts_with(HOOK) => Waits::ForItsDrain,
-        Some(route @ head::Route::Shutdown) => {
-            return Ok(Wanted { route: None, ..route.wanted() });
+    let passed = |target, waits| Ok(Wanted { route: None, post, target, waits });
+    match (head::Route::of(path), query.strip_prefix(HOOK).map(str::parse)) {
+        // The server would close the connection.
+        _ if !target.is_ascii() => Err((None, Status::BadRequest)),
+        (Some(head::Route::Shutdown), _) if post => Err((None, Status::MethodNotAllowed)),
+        (Some(route @ head::Route::Shutdown), None) => Ok(Wanted { route: None, ..route.wanted() }),
+        // However it was written, so that all hooks of a drain want the same.
+        (Some(head::Route::Shutdown), Some(Ok(number))) => {
+            let number: u64 = number;
+            passed(format!("/shutdown?{HOOK}{number}").into(), Waits::ForItsDrain)
         }
-        _ => Waits::Briefly,
-    };
-    Ok(Wanted { route: None, post, target: target.to_owned().into(), waits })
+        _ => passed(target.to_owned().into(), Waits::Briefly),
+    }
 }
 
 /// What begins the query of an exec hook, before the number of its drain.
@@ -119,6 +123,10 @@ impl Service {
                         .emit();
                     self.server = None;
                     thread::sleep(REBUILD);
+                    // What its threads had read meanwhile.
+                    while let Ok(Some(request)) = server.try_recv() {
+                        self.answer(request);
+                    }
                 }
             }
         }
@@ -263,11 +271,14 @@ mod tests {
             ("GET", "/shutdown/ready?x", false, head::FOR_WAITERS, Waits::ForADrain),
             ("GET", head::FOR_WAITERS, false, head::FOR_WAITERS, Waits::ForADrain),
             ("GET", "/shutdown?drain=7", false, "/shutdown?drain=7", Waits::ForItsDrain),
+            ("GET", "/shutdown?drain=+07", false, "/shutdown?drain=7", Waits::ForItsDrain),
+            ("GET", "/shutdown?drain=x", false, "/shutdown?drain=x", Waits::Briefly),
             ("GET", "/nowhere", false, "/nowhere", Waits::Briefly),
         ] {
             let wanted = Wanted { route: None, post, target: passed.into(), waits };
             assert_eq!(private(method, target), Ok(wanted), "{method} {target}");
         }
+        assert_eq!(private("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
         for (method, target) in [("PUT", "/drain"), ("POST", "/shutdown?drain=1")] {
             assert_eq!(private(method, target), Err((None, Status::MethodNotAllowed)), "{method}");
         }

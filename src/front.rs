@@ -296,7 +296,7 @@ impl Front {
         let clients = &self.clients;
         // A request that nobody wants an answer to any more still costs the server descriptors, so
         // it keeps its desk: else whoever asks and hangs up could have any number under way.
-        self.desks.retain(|desk| desk.fd().is_some() || is_wanted(clients, &desk.wanted));
+        self.desks.retain(|desk| desk.is_asked(now) || is_wanted(clients, &desk.wanted));
         for wanted in clients.iter().filter_map(Client::wants) {
             let has_room = self.desks.len() < self.rules.clients;
             if has_room && !self.desks.iter().any(|desk| desk.wanted == *wanted) {
@@ -412,7 +412,7 @@ impl Front {
                 }
                 Some(_) if !self.register.lets_go() => {
                     // A drain has begun; that ends.
-                    client.until = Time::MAX;
+                    client.until = now + self.rules.start_timeout;
                     continue;
                 }
                 Some(_) => {

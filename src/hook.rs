@@ -39,9 +39,10 @@ const MOST_LOSSES: u32 = 10;
 const AFTER_LOSS: Duration = Duration::from_millis(200);
 
 /// The sidecar answers a request to drain at once. One that is frozen must not keep the hook, nor
-/// drain when it thaws: the request expires a little before the hook stops waiting for its answer.
+/// drain when it thaws: the request expires before anybody stops waiting for its answer, which at
+/// the control socket is after 5 s.
 const DRAIN_ANSWERED: Duration = Duration::from_secs(10);
-const DRAIN_EXPIRES: Duration = Duration::from_secs(9);
+const DRAIN_EXPIRES: Duration = Duration::from_secs(4);
 
 /// How often the sidecar is asked how the drain goes.
 const PROGRESS: Duration = Duration::from_secs(1);

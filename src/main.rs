@@ -16,7 +16,7 @@ use envoy_shutdown_manager::logger::{self, Line};
 use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
 use envoy_shutdown_manager::options::Options;
 use envoy_shutdown_manager::port;
-use envoy_shutdown_manager::socket::{self, SocketFile};
+use envoy_shutdown_manager::socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::supervisor::supervise;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -57,11 +57,10 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::default().with(&args.overrides);
     let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
-    let (private, control) = socket::bind(&places)?;
+    let Sockets { control: private, server: listener, files } = socket::bind(&places)?;
     private
         .set_nonblocking(true)
         .map_err(|error| failed("the control socket cannot be used", error))?;
-    let (listener, server) = socket::bind(&[socket::server_place(&control.path)])?;
     let descriptors = port::raise_descriptor_limit()
         .map_err(|error| failed("the limit of file descriptors cannot be read", error))?;
 
@@ -75,7 +74,7 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let mut service = Service::new(listener, manager.control(), manager.watch());
     supervise("server", Box::new(move || service.serve())).map_err(thread_failed)?;
     let door = |listener, keeper, rules| {
-        Front::new(listener, keeper, server.path.clone(), manager.register(), rules)
+        Front::new(listener, keeper, files[1].path.clone(), manager.register(), rules)
     };
     let rules = Rules::private(descriptors, args.start_timeout);
     let mut private = door(Listener::Private(private), control::private, rules);
@@ -83,8 +82,8 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let rules = Rules::public(descriptors, args.start_timeout);
     let mut public = door(Listener::Public(public), head::public, rules);
     supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
-    let place = control.path.display().to_string();
-    let files = Arc::new([control, server]);
+    let place = files[0].path.display().to_string();
+    let files = Arc::new(files);
     let (stopping, leaving) = (manager.clone(), Arc::clone(&files));
     let signals = move || obey(&signals, &stopping, leaving.as_slice());
     supervise("signals", Box::new(signals)).map_err(thread_failed)?;

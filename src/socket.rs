@@ -47,14 +47,6 @@ pub fn hook_places(told: Option<&Path>, admin: Option<&AdminAddress>) -> Vec<Pat
     }
 }
 
-/// Where the sidecar's own server listens, which the doors ask: beside the control socket.
-#[must_use]
-pub fn server_place(control: &Path) -> PathBuf {
-    let mut place = control.as_os_str().to_owned();
-    place.push(".server");
-    place.into()
-}
-
 fn beside(admin: &AdminAddress) -> Option<PathBuf> {
     match admin {
         AdminAddress::Unix(path) => Some(path.with_file_name(NAME)),
@@ -96,17 +88,32 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds a socket at the first of the places that can be written, for its own user
-/// alone (0600). A stale socket is replaced. It sets the process's umask for a moment, so no
-/// other thread should be creating files.
+/// The control socket and, beside it, that of the sidecar's own server, which the doors ask.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The control socket.
+    pub control: UnixListener,
+    /// The server's.
+    pub server: UnixListener,
+    /// Their files.
+    pub files: [SocketFile; 2],
+}
+
+/// Binds both sockets at the first of the places that can be written, for their own user alone
+/// (0600). Stale ones are replaced. It sets the process's umask for a moment, so no other thread
+/// should be creating files.
 ///
 /// # Errors
 /// A sentence, when another sidecar answers at a place, or none of them can be written.
-pub fn bind(places: &[PathBuf]) -> Result<(UnixListener, SocketFile), String> {
+pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
     let mut reasons = Vec::new();
     for path in places {
-        match bind_at(path) {
-            Ok(bound) => return Ok(bound),
+        let bound = bind_at(path)
+            .and_then(|control| Ok((control, bind_at(&path.with_added_extension("server"))?)));
+        match bound {
+            Ok(((control, control_file), (server, server_file))) => {
+                return Ok(Sockets { control, server, files: [control_file, server_file] });
+            }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 return Err(format!(
                     "another shutdown-manager answers at {}; stop it, or give each its own \
@@ -119,7 +126,7 @@ pub fn bind(places: &[PathBuf]) -> Result<(UnixListener, SocketFile), String> {
     }
     Err(format!(
         "there is no place for the control socket ({}); set --control-socket to a path that can \
-         be written",
+         be written, of 100 bytes or less",
         reasons.join("; ")
     ))
 }
@@ -242,10 +249,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let old = bind(std::slice::from_ref(&path)).unwrap();
-        fs::rename(&path, folder.path().join("moved")).unwrap();
+        for file in &old.files {
+            fs::rename(&file.path, file.path.with_added_extension("moved")).unwrap();
+        }
         let new = bind(std::slice::from_ref(&path)).unwrap();
         drop(old);
-        assert!(path.exists());
+        assert!(new.files.iter().all(|file| file.path.exists()));
         drop(new);
     }
 
@@ -258,7 +267,7 @@ mod tests {
         let last = folder.path().join("s");
         let bad = [folder.path().join("none/s"), file.join("s"), file.clone(), too_long];
         let places: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
-        assert_eq!(bind(&places).unwrap().1.path, last);
+        assert_eq!(bind(&places).unwrap().files[0].path, last);
         assert_eq!(fs::read(&file).unwrap(), b"x", "a file is never removed");
         let error = bind(&bad).unwrap_err();
         assert!(error.contains("set --control-socket"), "{error}");

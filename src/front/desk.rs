@@ -14,7 +14,7 @@ use crate::head::{Waits, Wanted};
 use crate::transport::connect_unix;
 
 /// The server answers within microseconds; only a full backlog takes longer.
-const CONNECT: Duration = Duration::from_millis(1);
+const CONNECT: Duration = Duration::from_millis(20);
 
 /// After a failure it is asked again after this, and then after twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -65,6 +65,12 @@ impl Desk {
         self.ask.as_ref().map(|ask| ask.stream.as_fd())
     }
 
+    /// Whether the server may still be about to answer, whoever wants that.
+    #[must_use]
+    pub fn is_asked(&self, now: Time) -> bool {
+        self.ask.is_some() && now < self.due()
+    }
+
     /// When [`Desk::want`] has something to do, if nothing is heard before.
     #[must_use]
     pub fn due(&self) -> Time {
@@ -101,6 +107,9 @@ impl Desk {
         if !matches!(heard, Ok(None)) {
             self.ask = None;
             self.due = now;
+        }
+        if matches!(heard, Ok(Some(_))) {
+            self.failures = 0;
         }
         self.note(heard.is_ok(), now);
         heard
@@ -144,8 +153,14 @@ impl Ask {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if let Some(reply) = parse(&self.received)? {
-                return Ok(Some(reply));
+            match parse(&self.received)? {
+                // Not the server's own words: it had no thread, or that has panicked. Nobody is to
+                // be told that a drain has ended.
+                Some(Reply { status: 500, .. }) => {
+                    return Err(io::Error::other("it could not wait for the answer"));
+                }
+                Some(reply) => return Ok(Some(reply)),
+                None => {}
             }
             if self.received.len() > LONGEST_REPLY {
                 return Err(ErrorKind::InvalidData.into());
