@@ -48,9 +48,9 @@ const FEWEST_PUBLIC: usize = 4;
 const MOST_PRIVATE: usize = 192;
 const FEWEST_PRIVATE: usize = 6;
 
-/// Descriptors that the public port must leave: half of them, at most what everything else can
-/// take (at the control socket three more for each request, and two of the server's), and at least
-/// what one drain takes.
+/// Descriptors that the public port must leave: half of them, at least what one drain takes, at most
+/// what the control socket takes when it is full of those who wait for the same (each different
+/// request under way takes three more).
 const MOST_RESERVED: usize = 448;
 const FEWEST_RESERVED: usize = 28;
 
@@ -95,7 +95,7 @@ impl Rules {
         let left = reserved(descriptors).saturating_sub(FEWEST_RESERVED);
         let clients = left * MOST_PRIVATE / (MOST_RESERVED - FEWEST_RESERVED);
         let clients = clients.clamp(FEWEST_PRIVATE, MOST_PRIVATE);
-        // A third each for Envoy's hooks, for exec hooks, and for everybody else.
+        // At most a third each for Envoy's hooks and for exec hooks, so that others get in.
         Self { clients, waiting: clients / 3, start_timeout }
     }
 }
