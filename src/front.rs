@@ -202,48 +202,33 @@ impl Front {
         self.clients = Vec::new();
         self.desks = Vec::new();
         loop {
-            let ready = self.look();
             let now = clock::now();
-            self.hear(&ready.desks, now);
-            for (index, _) in ready.clients.iter().enumerate().filter(|(_, ready)| **ready) {
-                self.attend(index, now);
-            }
-            self.give_up(now);
-            self.part();
-            if ready.listener {
-                self.accept(now);
-                self.part();
-            }
-            self.ask(now);
+            let ready = self.look(now, self.due(now));
+            self.go_on(&ready, clock::now());
         }
     }
 
-    /// Sleeps until somebody has something to say, or something has been waited for long enough.
-    fn look(&self) -> Ready {
-        let now = clock::now();
+    /// When there is something to do though nobody has anything to say.
+    fn due(&self, now: Time) -> Time {
+        let accept = if now < self.accept_at { self.accept_at } else { Time::MAX };
+        let desks = self.desks.iter().filter(|desk| is_wanted(&self.clients, &desk.wanted));
+        let due = desks.map(Desk::due).chain(self.clients.iter().map(|client| client.until));
+        due.fold(accept, Time::min)
+    }
+
+    /// Sleeps until then, or until somebody has something to say.
+    fn look(&self, now: Time, until: Time) -> Ready {
         let accepts = now >= self.accept_at && self.has_room();
         let mut fds = Vec::with_capacity(1 + self.desks.len() + self.clients.len());
-        let mut until = if now < self.accept_at { self.accept_at } else { Time::MAX };
         let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.listener.as_fd(), listens));
-        for desk in &self.desks {
-            if is_wanted(&self.clients, &desk.wanted) {
-                until = until.min(desk.due());
-            }
-            fds.extend(desk.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        }
-        for client in &self.clients {
-            until = until.min(client.until);
-            fds.push(PollFd::new(client.fd(), client.interest()));
-        }
-        let timeout = if until == Time::MAX {
-            PollTimeout::NONE
-        } else {
-            // Rounded up, or the last millisecond would be a busy loop.
-            let left = until.saturating_sub(now).as_micros().div_ceil(1000);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        };
-        match poll(&mut fds, timeout) {
+        let desks = self.desks.iter().filter_map(Desk::fd);
+        fds.extend(desks.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let clients = self.clients.iter();
+        fds.extend(clients.map(|client| PollFd::new(client.fd(), client.interest())));
+        // Rounded up, or the last millisecond would be a busy loop.
+        let left = until.saturating_sub(now).as_micros().div_ceil(1000);
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 // The kernel has no memory for it.
@@ -257,6 +242,21 @@ impl Front {
         let listener = ready.next().unwrap_or_default();
         let desks = self.desks.iter().map(|desk| desk.fd().is_some() && ready.next() == Some(true));
         Ready { listener, desks: desks.collect(), clients: ready.collect() }
+    }
+
+    /// Does what is to be done.
+    fn go_on(&mut self, ready: &Ready, now: Time) {
+        self.hear(&ready.desks, now);
+        for (index, _) in ready.clients.iter().enumerate().filter(|(_, ready)| **ready) {
+            self.attend(index, now);
+        }
+        self.give_up(now);
+        self.part();
+        if ready.listener {
+            self.accept(now);
+            self.part();
+        }
+        self.ask(now);
     }
 
     /// Passes on what the server has answered.
@@ -554,3 +554,6 @@ impl Front {
 fn is_wanted(clients: &[Client], wanted: &Wanted) -> bool {
     clients.iter().any(|client| client.wants() == Some(wanted))
 }
+
+#[cfg(test)]
+mod tests;
