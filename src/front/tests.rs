@@ -173,12 +173,11 @@ impl Scene {
             asked = scene.server.accept().ok();
             asked.is_some()
         });
-        let (mut stream, mut piece) = (asked.unwrap().0, [0; 4096]);
-        let length = stream.read(&mut piece).unwrap();
+        let mut stream = asked.unwrap().0;
         let more = if line.starts_with("POST") { "Content-Length: 0\r\n" } else { "" };
         let expected =
             format!("{line} HTTP/1.1\r\nHost: localhost\r\n{more}Connection: close\r\n\r\n");
-        assert_eq!(String::from_utf8_lossy(&piece[..length]), expected);
+        assert_eq!(request(&mut stream), expected);
         stream
     }
 
@@ -216,6 +215,13 @@ impl Scene {
 fn say(client: &Socket, text: impl AsRef<[u8]>) {
     let mut client = client;
     client.write_all(text.as_ref()).unwrap();
+}
+
+/// What the server is asked.
+fn request(stream: &mut UnixStream) -> String {
+    let mut piece = [0; 4096];
+    let length = stream.read(&mut piece).unwrap();
+    String::from_utf8_lossy(&piece[..length]).into_owned()
 }
 
 fn reply(stream: &mut UnixStream, status: u16, body: &str) {
@@ -769,6 +775,8 @@ fn a_door_serves_and_does_not_trust_what_a_panic_has_left() {
     };
     assert_eq!(heard(&panics), "");
     assert_eq!(heard(&waits), "");
-    reply(&mut server.accept().unwrap().0, 200, "OK");
+    let mut asked = server.accept().unwrap().0;
+    assert!(request(&mut asked).starts_with("GET /healthz "));
+    reply(&mut asked, 200, "OK");
     assert!(heard(&probe).ends_with("\r\n\r\nOK"));
 }
