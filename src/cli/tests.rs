@@ -76,6 +76,11 @@ fn our_own_options_are_taken() {
     );
     assert_eq!(args.serve, ServeAt { address: Some("127.0.0.1".to_owned()), port: 19002 });
     assert_eq!(args.start_timeout, Duration::from_secs(60));
+    let shortest = manager("shutdown-manager --start-timeout=1s --log-format=text");
+    assert_eq!(
+        shortest,
+        ManagerArgs { start_timeout: Duration::from_secs(1), ..manager_defaults() }
+    );
     assert!(args.overrides.require_envoy_hook);
     for any in ["[::]", "::"] {
         let args = manager(&format!("shutdown-manager --serve-address={any}"));
@@ -151,8 +156,13 @@ fn a_value_that_looks_like_a_flag_is_taken_when_it_is_attached() {
 
 #[test]
 fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
-    for on in ALL {
+    for (on, start) in ALL.into_iter().zip([
+        "[envoy] shutdown-manager [OPTIONS]\n\nThe sidecar: ",
+        "[envoy] shutdown [OPTIONS]\n\nThe preStop hook: ",
+        "status [OPTIONS]\n\nShows where the drain stands. ",
+    ]) {
         let text = help(on);
+        assert!(text.starts_with(&format!("Usage: {NAME} {start}")), "{text}");
         let flags: Vec<&Flag> = FLAGS.iter().filter(|flag| flag.on.contains(&on)).collect();
         for (index, flag) in flags.iter().enumerate() {
             assert!(flags[..index].iter().all(|other| other.name != flag.name), "{}", flag.name);

@@ -198,6 +198,21 @@ fn what_a_hook_was_given_holds_until_nothing_of_its_drain_is_left() {
 }
 
 #[test]
+fn a_ready_file_is_made_when_nothing_is_left_to_wait_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ready");
+    let path = path.to_str().unwrap();
+    let given = [(DrainOption::ReadyFile, path), (DrainOption::DrainTimeout, "0")];
+    for (given, is_there) in [(&given[..1], true), (&given, false)] {
+        let (manager, _calls) = at_work(0);
+        std::fs::write(path, "stale").unwrap();
+        manager.control().begin(&request(given)).unwrap();
+        until(&manager, |state| state.machine.phase() == Phase::Ended);
+        assert_eq!(std::fs::read(path).ok(), is_there.then(Vec::new));
+    }
+}
+
+#[test]
 fn a_worker_that_panics_goes_on_where_it_was() {
     let manager = manager();
     let (asked, _calls) = mpsc::channel();

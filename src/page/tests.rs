@@ -214,3 +214,9 @@ fn every_kind_of_fault_has_its_place() {
         assert_eq!(kind as usize, index, "{}", kind.name());
     }
 }
+
+#[test]
+fn a_person_is_told_whole_seconds_or_else_milliseconds() {
+    let told = [0, 999, 1000, 1999, 61_007].map(|millis| whole(Duration::from_millis(millis)));
+    assert_eq!(told, ["0s", "999ms", "1s", "1s", "1m1s"]);
+}

@@ -197,8 +197,19 @@ fn an_error_is_told_once_and_then_counted() {
     let line = told.only();
     assert_eq!(field(&line, "error"), Some(&"it is odd".into()));
     assert_eq!(field(&line, "repeated"), Some(&4.into()));
+    told.fault("it is slow");
+    assert_eq!(field(&told.only(), "repeated"), None);
     told.poll(7);
-    assert_eq!(told.texts(), ["Envoy answers again", "open connections"]);
+    let again = told.lines.remove(0);
+    assert_eq!(again.text, "Envoy answers again");
+    assert_eq!(field(&again, "after"), Some(&"it is slow".into()));
+    assert_eq!(field(&again, "repeated"), None);
+    assert_eq!(told.texts(), ["open connections"]);
+    for _ in 0..3 {
+        told.fault("it is slow");
+    }
+    told.poll(7);
+    assert_eq!(field(&told.lines[1], "repeated"), Some(&2.into()));
 }
 
 #[test]
@@ -221,6 +232,10 @@ fn a_silent_minute_of_a_drain_is_broken() {
     told.at(s(160)).fault("it is slow");
     assert_eq!(field(&told.only(), "repeated"), Some(&1.into()));
     assert_eq!(Told::new().story.reminder(&Told::new().machine), None, "no drain, no wake-up");
+    let mut told = Told::new();
+    told.at(s(100)).begin(&[]);
+    told.hook_told();
+    assert_eq!(told.story.reminder(&told.machine), Some(s(160)));
 }
 
 #[test]
@@ -263,6 +278,14 @@ fn what_cannot_be_seen_is_told_once_and_with_the_outcome() {
 }
 
 #[test]
+fn what_was_asked_before_the_drain_is_not_told_in_it() {
+    let mut told = Told::draining(&[]);
+    told.texts();
+    told.step(Event::Answer { drain: 0, answer: Answer::Failed });
+    assert_eq!(told.texts(), [""; 0]);
+}
+
+#[test]
 fn a_hook_that_joins_is_told() {
     let mut told = Told::draining(&[]);
     told.texts();
@@ -282,6 +305,7 @@ fn the_first_look_is_told() {
         visible: Visible::ListenersOnly,
         health: Health::Live,
     }));
+    assert_eq!(field(&told.lines[0], "state"), Some(&"LIVE".into()));
     let texts = told.texts();
     assert_eq!(texts[0], "Envoy answers");
     assert!(texts[1].contains("hold a drain"));
