@@ -577,6 +577,18 @@ fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
 }
 
 #[test]
+fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
+    let mut machine = Machine::new(Time::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
+    let seen = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
+    assert_eq!(machine.step(&seen, s(2)), Action::Call(Call::PutBack));
+    machine.begin(required(), s(2));
+    assert_eq!(machine.step(&Event::Tick, s(5)), Action::Finish(Outcome::NoEnvoyHook));
+    assert_eq!(machine.step(&Event::Finished, s(5)), Action::SleepUntil(s(7)));
+    assert_eq!(machine.step(&Event::Tick, s(7)), Action::Call(Call::Look));
+}
+
+#[test]
 fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
     let mut scenario = serving(Envoy::Draining(0), required());
     scenario.run_to(s(1));
