@@ -2,22 +2,30 @@
 //! holds a [`Control`]. It must not meet anybody else: a body of an absurd length would end the
 //! process, and a request that is sent behind one that waits would stop it.
 
-use std::io::Cursor;
+use std::fmt;
+use std::io::{self, Cursor, ErrorKind};
 use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use tiny_http::{Header, Method, Response, Server, StatusCode};
 
-use crate::drain::Begun;
+use crate::clock;
+use crate::drain::{Begun, Time};
 use crate::head::{self, Status, Waits, Wanted};
 use crate::logger::Line;
 use crate::manager::{Control, Refusal, Verdict, Watch};
 use crate::options;
+use crate::socket::SocketFile;
 use crate::supervisor;
+use crate::transport::connect_unix;
 
-/// A server whose accept thread has ended is replaced after this: each leaves threads behind.
+/// Two servers are built so far apart at least: each that ends leaves threads behind for 5 s.
 const REBUILD: Duration = Duration::from_secs(1);
+
+/// A backlog that is full this long is that of a server that is there.
+const CONNECT: Duration = Duration::from_millis(20);
 
 /// The keeper of the control socket: what its server will make of a request, that decides.
 ///
@@ -50,12 +58,51 @@ const HOOK: &str = "drain=";
 
 /// The server.
 pub struct Service {
-    listener: UnixListener,
+    files: Arc<[SocketFile; 2]>,
+    /// Where the next server listens, once.
+    listener: Option<UnixListener>,
+    built: Time,
     control: Control,
     watch: Watch,
-    /// Never dropped, since that would remove the socket's file; and kept over a panic, since its
-    /// accept thread lives on.
-    server: Option<&'static Server>,
+    bell: Bell,
+    /// The server before, which may have been reading a request as it ended.
+    last: Option<&'static Server>,
+}
+
+/// Tells the [`Service`] that its server cannot be reached. `tiny_http` does not: its accept thread
+/// ends silently when it panics, for want of a thread or of a descriptor, and takes the listener along.
+#[derive(Clone, Default)]
+pub struct Bell(Arc<Mutex<Option<&'static Server>>>);
+
+impl Bell {
+    /// The server, which is never dropped, since that would remove the socket's file; and kept over
+    /// a panic, since its accept thread lives on.
+    fn server(&self) -> Option<&'static Server> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hang(&self, server: Option<&'static Server>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = server;
+    }
+
+    /// The door has met this error on its way to the server.
+    pub fn ring(&self, error: ErrorKind) {
+        if is_gone(error)
+            && let Some(server) = self.server()
+        {
+            server.unblock();
+        }
+    }
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bell")
+    }
+}
+
+fn is_gone(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::ConnectionRefused | ErrorKind::NotFound)
 }
 
 /// What is asked for.
@@ -97,45 +144,76 @@ enum Next {
 impl Service {
     /// A service for a bound socket.
     #[must_use]
-    pub fn new(listener: UnixListener, control: Control, watch: Watch) -> Self {
-        Self { listener, control, watch, server: None }
+    pub fn new(
+        listener: UnixListener,
+        files: Arc<[SocketFile; 2]>,
+        control: Control,
+        watch: Watch,
+    ) -> Self {
+        let bell = Bell::default();
+        Self {
+            files,
+            listener: Some(listener),
+            built: Time::ZERO,
+            control,
+            watch,
+            bell,
+            last: None,
+        }
+    }
+
+    /// What a door rings that cannot reach the server.
+    #[must_use]
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
     }
 
     /// Serves for as long as the process lives.
     pub fn serve(&mut self) {
         loop {
-            let server = match self.server.map_or_else(|| self.build(), Ok) {
+            let server = match self.bell.server().map_or_else(|| self.build(), Ok) {
                 Ok(server) => server,
                 Err(error) => {
                     Line::error("the sidecar's own server cannot be built; trying again")
                         .with("error", error)
                         .emit();
-                    thread::sleep(REBUILD);
                     continue;
                 }
             };
-            self.server = Some(server);
             match server.recv() {
                 Ok(request) => self.answer(request),
-                Err(error) => {
-                    Line::error("the sidecar's own server has ended; starting another")
-                        .with("error", error.to_string())
-                        .emit();
-                    self.server = None;
-                    thread::sleep(REBUILD);
-                    // What its threads had read meanwhile.
-                    while let Ok(Some(request)) = server.try_recv() {
-                        self.answer(request);
-                    }
-                }
+                Err(error) => self.look_after(server, &error),
+            }
+            while let Some(request) = self.last.and_then(|last| last.try_recv().ok()?) {
+                self.answer(request);
             }
         }
     }
 
-    fn build(&self) -> Result<&'static Server, String> {
-        let listener = self.listener.try_clone().map_err(|error| error.to_string())?;
+    /// Looks whether anybody listens still, and else has another server built.
+    fn look_after(&mut self, server: &'static Server, error: &io::Error) {
+        let path = &self.files[1].path;
+        if !connect_unix(path, CONNECT).is_err_and(|error| is_gone(error.kind())) {
+            return;
+        }
+        Line::error("the sidecar's own server has ended; starting another")
+            .with("error", error.to_string())
+            .emit();
+        self.last = Some(server);
+        self.bell.hang(None);
+    }
+
+    fn build(&mut self) -> Result<&'static Server, String> {
+        thread::sleep((self.built + REBUILD).saturating_sub(clock::now()));
+        self.built = clock::now();
+        let listener = match self.listener.take() {
+            Some(listener) => listener,
+            None => self.files[1].bind_again().map_err(|error| error.to_string())?,
+        };
         let server = Server::from_listener(listener, None).map_err(|error| error.to_string())?;
-        Ok(Box::leak(Box::new(server)))
+        let server = Box::leak(Box::new(server));
+        self.bell.hang(Some(server));
+        Ok(server)
     }
 
     fn answer(&self, request: tiny_http::Request) {

@@ -32,6 +32,7 @@ use self::client::{Client, Said, State};
 use self::desk::{Desk, Reply};
 use self::places::{Origin, Place, place};
 use crate::clock;
+use crate::control::Bell;
 use crate::drain::Time;
 use crate::head::{Asked, Keeper, Refused, Route, Status, Waits, Wanted};
 use crate::logger::{Line, Seldom};
@@ -148,6 +149,7 @@ pub struct Front {
     listener: Listener,
     keeper: Keeper,
     server: PathBuf,
+    bell: Bell,
     register: Register,
     rules: Rules,
     clients: Vec<Client>,
@@ -170,12 +172,13 @@ struct Ready {
 
 impl Front {
     /// A door at this listener, which does not block. `server`: the path of the socket of the
-    /// sidecar's own server.
+    /// sidecar's own server; `bell`: what is rung when nobody listens there.
     #[must_use]
     pub fn new(
         listener: Listener,
         keeper: Keeper,
         server: PathBuf,
+        bell: Bell,
         register: Register,
         rules: Rules,
     ) -> Self {
@@ -183,6 +186,7 @@ impl Front {
             listener,
             keeper,
             server,
+            bell,
             register,
             rules,
             clients: Vec::new(),
@@ -313,6 +317,7 @@ impl Front {
     }
 
     fn not_answered(&mut self, desk: usize, error: &io::Error, now: Time) {
+        self.bell.ring(error.kind());
         if let Some(times) = self.not_answered.happened(now) {
             Line::warn("the sidecar's own server does not answer; asking again")
                 .with("request", self.desks[desk].wanted.target.as_ref())

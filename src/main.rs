@@ -71,10 +71,14 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let thread_failed = |error| failed("a thread cannot be started", error);
     let worker = manager.clone();
     supervise("worker", Box::new(move || worker.work(&mut Client))).map_err(thread_failed)?;
-    let mut service = Service::new(listener, manager.control(), manager.watch());
+    let files = Arc::new(files);
+    let mut service =
+        Service::new(listener, Arc::clone(&files), manager.control(), manager.watch());
+    let bell = service.bell();
     supervise("server", Box::new(move || service.serve())).map_err(thread_failed)?;
     let door = |listener, keeper, rules| {
-        Front::new(listener, keeper, files[1].path.clone(), manager.register(), rules)
+        let server = files[1].path.clone();
+        Front::new(listener, keeper, server, bell.clone(), manager.register(), rules)
     };
     let rules = Rules::private(descriptors, args.start_timeout);
     let mut private = door(Listener::Private(private), control::private, rules);
@@ -83,7 +87,6 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let mut public = door(Listener::Public(public), head::public, rules);
     supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
     let place = files[0].path.display().to_string();
-    let files = Arc::new(files);
     let (stopping, leaving) = (manager.clone(), Arc::clone(&files));
     let signals = move || obey(&signals, &stopping, leaving.as_slice());
     supervise("signals", Box::new(signals)).map_err(thread_failed)?;

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -69,16 +70,27 @@ fn unique(places: &[Option<PathBuf>]) -> Vec<PathBuf> {
 pub struct SocketFile {
     /// Where it is.
     pub path: PathBuf,
-    inode: u64,
+    inode: AtomicU64,
 }
 
 impl SocketFile {
     /// Removes the socket's file.
     pub fn remove(&self) {
         // A successor may have put its own socket there.
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+        let own = self.inode.load(Ordering::Relaxed);
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == own) {
             let _ = fs::remove_file(&self.path);
         }
+    }
+
+    /// Listens at the same place again, where nobody does any more.
+    ///
+    /// # Errors
+    /// When somebody does, or the place cannot be written.
+    pub fn bind_again(&self) -> io::Result<UnixListener> {
+        let (listener, inode) = listen(&self.path)?;
+        self.inode.store(inode, Ordering::Relaxed);
+        Ok(listener)
     }
 }
 
@@ -132,6 +144,12 @@ pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
 }
 
 fn bind_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let (listener, inode) = listen(path)?;
+    Ok((listener, SocketFile { path: path.to_owned(), inode: inode.into() }))
+}
+
+/// The listener and its file's inode.
+fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
     if let Ok(file) = fs::symlink_metadata(path) {
         if !file.file_type().is_socket() {
             return Err(io::Error::other("there is a file that is not a socket"));
@@ -152,8 +170,7 @@ fn bind_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let listener = UnixListener::bind(path);
     umask(before);
     let listener = listener?;
-    let inode = fs::symlink_metadata(path)?.ino();
-    Ok((listener, SocketFile { path: path.to_owned(), inode }))
+    Ok((listener, fs::symlink_metadata(path)?.ino()))
 }
 
 /// The first of the places where a sidecar listens. With `only_seen`, only one whose process this

@@ -9,6 +9,7 @@ use crate::envoy::Admin;
 use crate::fault::{Fault, Kind};
 use crate::manager::Manager;
 use crate::options::Options;
+use crate::socket::{self, Sockets};
 
 /// Longer than anything takes; only a failing test waits for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,9 +31,10 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+        let Sockets { server, files, .. } = socket::bind(&[folder.path().join("s")]).unwrap();
         let manager = Manager::new(Options::default(), false);
-        let mut service = Service::new(listener, manager.control(), manager.watch());
+        let files = Arc::new(files);
+        let mut service = Service::new(server, files, manager.control(), manager.watch());
         // It has no end.
         thread::spawn(move || service.serve());
         Self { folder, manager }
@@ -41,7 +43,7 @@ impl Scene {
     /// The status, the media type and the body that are answered.
     #[track_caller]
     fn ask(&self, line: &str) -> (u16, String, String) {
-        let mut stream = UnixStream::connect(self.folder.path().join("s")).unwrap();
+        let mut stream = UnixStream::connect(self.folder.path().join("s.server")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let head = "Host: x\r\nContent-Length: 0\r\nConnection: close";
         write!(stream, "{line} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();

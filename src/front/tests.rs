@@ -49,7 +49,8 @@ impl Scene {
         let (listener, at) = listen(folder.path());
         let manager = Manager::new(Options::default(), false);
         let path = folder.path().join("server");
-        let front = Front::new(listener, keeper, path, manager.register(), rules);
+        let bell = control::Bell::default();
+        let front = Front::new(listener, keeper, path, bell, manager.register(), rules);
         let server = server(&folder);
         Self { manager, front, at, server, now: Duration::from_secs(1000), folder }
     }

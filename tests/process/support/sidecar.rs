@@ -321,7 +321,8 @@ impl Launch {
             command = under(&self.wrapper, &command);
         }
         let process = Process::spawn(command);
-        let mut sidecar = Sidecar { launch: self, process, killed: false, over: false };
+        let mut sidecar =
+            Sidecar { launch: self, process, killed: false, panics: false, over: false };
         wait_for("the control socket to answer", PATIENCE, || {
             if let Some(exit) = sidecar.process.try_wait() {
                 panic!("the sidecar ended with {:?}", exit.code);
@@ -339,6 +340,7 @@ pub struct Sidecar {
     launch: Launch,
     process: Process,
     killed: bool,
+    panics: bool,
     over: bool,
 }
 
@@ -419,6 +421,11 @@ impl Sidecar {
         self.process.kill();
     }
 
+    /// The test has made one of its threads panic.
+    pub fn expects_panics(&mut self) {
+        self.panics = true;
+    }
+
     /// Ends it by SIGTERM, and a second one if a drain is on. It must end by itself, not have
     /// panicked, and leave nothing.
     #[track_caller]
@@ -426,7 +433,7 @@ impl Sidecar {
         self.over = true;
         let end = self.process.try_wait().unwrap_or_else(|| self.terminate());
         let log = self.process.report();
-        assert!(!log.contains("panicked"), "a thread panicked; {log}");
+        assert!(self.panics || !log.contains("panicked"), "a thread panicked; {log}");
         if self.killed {
             return;
         }
