@@ -501,6 +501,58 @@ fn a_request_with_a_body_begins_nothing() {
     assert_eq!(clients.len(), 10);
 }
 
+/// What programs say that have taken the control socket for something else.
+fn mistakes() -> Vec<Vec<u8>> {
+    let browser = format!(
+        "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nCookie: {}\r\n\r\n",
+        "a=b; ".repeat(1000)
+    );
+    let upload = "PUT /drain HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n".to_owned();
+    let chunked = "POST /drain HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let scraper = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n";
+    let texts = [
+        browser,
+        upload + &"x".repeat(3_000_000),
+        chunked.to_owned() + "1000\r\n" + &"x".repeat(0x1000),
+        scraper.repeat(3),
+        "GET /drain HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "POST /healthcheck/fail HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "POST /drain?no-such-option=1 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "POST /drain HTTP/0.9\r\n\r\n".to_owned(),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+        "*1\r\n$4\r\nPING\r\n".to_owned(),
+        "envoy shutdown\n".repeat(100_000),
+    ];
+    let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".repeat(20);
+    texts.into_iter().map(String::into_bytes).chain([tls, vec![0; 1 << 20]]).collect()
+}
+
+#[test]
+fn what_a_neighbour_sends_by_mistake_does_no_harm() {
+    let _turn = shared();
+    let admin = FakeAdmin::unix();
+    let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
+    let control = Address::Unix(sidecar.control_socket().to_owned());
+    let blunder = || {
+        for mistake in mistakes() {
+            // Some of them are refused before they are whole.
+            let _cut_short = control.connect(PATIENCE).expect("connect").write_all(&mistake);
+            assert_answers(&sidecar);
+        }
+    };
+    blunder();
+    assert_nothing_began(&sidecar, &admin);
+    admin.set_open(1);
+    let mut hook = sidecar.hook(&[]);
+    wait_status(&sidecar, &[DRAINING, "\"open_connections\":1,"]);
+    blunder();
+    assert!(hook.running(), "{:?}", hook.try_wait());
+    wait_status(&sidecar, &[DRAINING, "\"drain\":1,"]);
+    admin.set_open(0);
+    assert_ends(&mut hook, 0, "drained");
+}
+
 #[test]
 fn clients_that_say_nothing_or_half_of_it_are_in_nobodys_way() {
     let _turn = shared();
