@@ -3,15 +3,13 @@
 
 #![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::admin::{FakeAdmin, Fault, OPEN, Route, State};
+use crate::support::rows::{each, named};
 use crate::support::scene::{assert_ends, assert_told, before, wait_status};
 use crate::support::sidecar::{Hook, Sidecar};
-use crate::support::{PATIENCE, lock, shared, wait_for};
+use crate::support::{PATIENCE, shared, wait_for};
 
 const DELAYING: &str = "\"phase\":\"delaying\"";
 const FAILING: &str = "\"phase\":\"failing\"";
@@ -22,37 +20,7 @@ const DRAINING: &str = "\"phase\":\"draining\"";
 const NOBODY: &str = "http.admin.downstream_cx_active: 1\n\
                       listener.admin.downstream_cx_active: 1\nserver.live: 0\n";
 
-/// So many at a time: most of them only wait.
-const AT_A_TIME: usize = 16;
-
-/// Does it with each of these, many at a time, and tells which of them have failed.
-fn each<T: Send>(rows: Vec<(String, T)>, run: impl Fn(&str, T) + Sync) {
-    let total = rows.len();
-    assert!(total > 0, "nothing is tested");
-    let rows = Mutex::new(rows.into_iter());
-    let failed = Mutex::new(Vec::new());
-    let next = || lock(&rows).next();
-    thread::scope(|scope| {
-        for _ in 0..AT_A_TIME.min(total) {
-            scope.spawn(|| {
-                while let Some((name, row)) = next() {
-                    let run = AssertUnwindSafe(|| run(&name, row));
-                    if let Err(cause) = catch_unwind(run) {
-                        lock(&failed).push((name, cause));
-                    }
-                }
-            });
-        }
-    });
-    let mut failed = lock(&failed);
-    let names: Vec<_> = failed.iter().map(|(name, _)| name.clone()).collect();
-    if let Some((_, cause)) = failed.pop() {
-        eprintln!("{} of {total} failed: {names:#?}", names.len());
-        resume_unwind(cause);
-    }
-}
-
-/// The same with each kind of admin address.
+/// Does it with each of these at each kind of admin address.
 fn each_over_both<T: Clone + Send>(
     rows: Vec<(String, T)>,
     run: impl Fn(&str, FakeAdmin, T) + Sync,
@@ -62,10 +30,6 @@ fn each_over_both<T: Clone + Send>(
         [unix, (format!("{name}, tcp"), (FakeAdmin::tcp as Start, row))]
     };
     each(rows.into_iter().flat_map(both).collect(), |name, (start, row)| run(name, start(), row));
-}
-
-fn named<T>(rows: impl IntoIterator<Item = (&'static str, T)>) -> Vec<(String, T)> {
-    rows.into_iter().map(|(name, row)| (name.to_owned(), row)).collect()
 }
 
 /// The value of a metric, named with its labels.

@@ -6,6 +6,7 @@ mod hooks;
 mod lives;
 mod port;
 mod real_envoy;
+mod restarts;
 mod server;
 mod signals;
 mod socket;

@@ -15,6 +15,7 @@ pub mod envoy;
 pub mod envoy_binary;
 pub mod net;
 pub mod pod;
+pub mod rows;
 pub mod scene;
 pub mod sidecar;
 pub mod tap;
