@@ -100,7 +100,8 @@ pub struct Tally<'a> {
     /// By name, which is the order in which Envoy tells them.
     listeners: Vec<Listener>,
     http: u64,
-    excluded_http: u64,
+    /// By prefix.
+    excluded_http: Vec<(Box<[u8]>, u64)>,
     /// Whether the admin interface's own connection was seen in either family.
     sees_listeners: bool,
     sees_http: bool,
@@ -117,7 +118,7 @@ impl<'a> Tally<'a> {
             live: None,
             listeners: Vec::new(),
             http: 0,
-            excluded_http: 0,
+            excluded_http: Vec::new(),
             sees_listeners: false,
             sees_http: false,
             fault: None,
@@ -164,7 +165,8 @@ impl<'a> Tally<'a> {
         }
         // An excluded listener's connections may be the very ones that an excluded prefix
         // counts; they were not added, so they must not be subtracted either.
-        let of_listeners = counted.saturating_sub(self.excluded_http.saturating_sub(excluded));
+        let http = self.excluded_http.iter().fold(0_u64, |sum, (_, cx)| sum.saturating_add(*cx));
+        let of_listeners = counted.saturating_sub(http.saturating_sub(excluded));
         let open = match visible {
             // Some listeners may be shown all the same.
             Visible::HttpOnly => self.http.max(of_listeners),
@@ -180,7 +182,7 @@ impl<'a> Tally<'a> {
         let Some(gauge) = Gauge::of(name) else { return };
         let Some(value) = number(value) else { return self.refuse(line) };
         let sum = match gauge {
-            Gauge::ServerLive => return self.live = Some(value != 0),
+            Gauge::ServerLive => return self.live = Some(value != 0 || self.live == Some(true)),
             Gauge::Listener(b"admin") => return self.sees_listeners = true,
             Gauge::Http(b"admin") => return self.sees_http = true,
             Gauge::Listener(name) | Gauge::Unspoken(name) if !serves_traffic(name) => return,
@@ -189,7 +191,7 @@ impl<'a> Tally<'a> {
             Gauge::Http(prefix)
                 if EXCLUDED_PREFIXES.contains(&prefix) || self.is_excluded(prefix) =>
             {
-                &mut self.excluded_http
+                return self.exclude(prefix, value);
             }
             Gauge::Http(_) => &mut self.http,
         };
@@ -199,6 +201,14 @@ impl<'a> Tally<'a> {
     fn refuse(&mut self, line: &[u8]) {
         let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
         self.fault.get_or_insert(NotAPoll::BadValue(shown));
+    }
+
+    /// What is there twice is added twice, so it must not be subtracted twice.
+    fn exclude(&mut self, prefix: &[u8], cx: u64) {
+        match self.excluded_http.iter_mut().find(|(known, _)| **known == *prefix) {
+            Some((_, least)) => *least = cx.min(*least),
+            None => self.excluded_http.push((prefix.into(), cx)),
+        }
     }
 
     fn listener(&mut self, name: &[u8]) -> &mut Listener {

@@ -237,6 +237,22 @@ fn a_gauge_without_a_number_makes_the_answer_no_poll() {
 }
 
 #[test]
+fn what_is_there_twice_makes_the_count_larger_and_never_smaller() {
+    let lines = "listener.a.downstream_cx_active: 2\nlistener.b.downstream_pre_cx_active: 3\n";
+    assert_eq!(open(&lines.repeat(2)), 10);
+    let scrape = "listener.s.downstream_cx_active: 2\n";
+    for ([first, second], least) in [([2, 2], 2), ([1, 2], 1), ([2, 1], 1)] {
+        let http = "http.stats.downstream_cx_active";
+        let lines = format!("{http}: {first}\n{scrape}{http}: {second}\n{scrape}");
+        assert_eq!(open(&lines), 4 - least, "{first} and {second}");
+    }
+    for live in ["server.live: 1\nserver.live: 0\n", "server.live: 0\nserver.live: 1\n"] {
+        let seen = count_with(format!("{SENTINELS}{live}").as_bytes(), &[]).unwrap();
+        assert_eq!(seen.live, Some(true), "{live}");
+    }
+}
+
+#[test]
 fn sums_stop_at_the_largest_number() {
     let huge = "listener.a.downstream_cx_active: 18446744073709551615\n\
         listener.b.downstream_cx_active: 2\n";
