@@ -117,6 +117,7 @@ fn faults() -> Vec<(String, Row)> {
     named([
         ("a full backlog", Row { fault: None, kind: "timeout", says: late }),
         ("silence", row(Fault::Silent, "timeout", late)),
+        ("an answer too late", row(Fault::Late(Duration::from_millis(2200)), "timeout", late)),
         ("a byte now and then", row(slow, "timeout", late)),
         ("status 500", row(Fault::Status(500), "status", "answered with status 500")),
         ("status 404", row(Fault::Status(404), "status", "answered with status 404")),
@@ -163,12 +164,19 @@ fn stats_faults() -> Vec<(String, Row)> {
             "a gauge without a number",
         )
     };
+    let json = r#"{"stats":[{"name":"listener.admin.downstream_cx_active","value":1}]}"#;
+    let prometheus = "envoy_listener_downstream_cx_active{envoy_listener_address=\"admin\"} 1\n";
+    let gzip =
+        raw("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4", "\x1f\n\x08\n");
     let too_long = |line: &str| row(chunks_without_end(line), "too_long", "more than Envoy ever");
     named([
         ("nothing at all", of_body(String::new())),
         ("no sentinels", of_body(format!("server.live: 0\n{OPEN}: 0\n"))),
         ("no gauge of any listener", of_body("server.live: 0\n".to_owned())),
         ("a page of HTML", row(html(), "content", "neither listener.admin nor")),
+        ("JSON", of_body(json.to_owned())),
+        ("Prometheus's form", of_body(prometheus.to_owned())),
+        ("compressed", row(gzip, "content", "neither listener.admin nor")),
         ("-1", gauge(OPEN, "-1")),
         ("1.5", gauge(OPEN, "1.5")),
         ("1e3", gauge(OPEN, "1e3")),
@@ -242,6 +250,84 @@ fn no_fault_of_stats_ends_a_drain() {
     let _turn = shared();
     let rows = faults().into_iter().chain(stats_faults()).collect();
     each_over_both(rows, |name, admin, row| poll_through(name, admin, Route::Stats, row));
+}
+
+/// What the stats say, what the hook is told, how many connections that is, and what the status
+/// says besides.
+type Said = (Vec<u8>, &'static [&'static str], u64, &'static str);
+
+/// Answers that are none of Envoy's every day, but answers.
+fn odd_stats() -> Vec<(String, Said)> {
+    let http = "http.admin.downstream_cx_active: 1\n";
+    let listener = "listener.admin.downstream_cx_active: 1\n";
+    let gauge = |name: &str, value: &str| format!("{name}.downstream_cx_active: {value}\n");
+    let named_so = |name: &[u8]| {
+        let line = [b"listener.", name, b".downstream_cx_active: 1\n"].concat();
+        [NOBODY.as_bytes(), &line].concat()
+    };
+    let none: &[&str] = &[];
+    let plain = |text: String, open| (text.into_bytes(), none, open, "\"not_counted\":null");
+    let all = |lines: &str, open| plain(format!("{NOBODY}{lines}"), open);
+    let no_listeners = "hides the listeners' gauges";
+    let no_http = "hides the HTTP gauges";
+    let of_part = |family: &str, lines: &str, open, says| {
+        (format!("{family}{lines}").into_bytes(), none, open, says)
+    };
+    let [a, b, s] = ["listener.a", "listener.b", "http.stats"];
+    named([
+        ("no listener", plain(NOBODY.to_owned(), 0)),
+        ("HTTP alone", of_part(http, &gauge("http.a", "2"), 2, no_listeners)),
+        ("HTTP alone, and nobody", of_part(http, "", 0, no_listeners)),
+        ("HTTP and some listeners", of_part(http, &gauge(a, "3"), 3, no_listeners)),
+        ("listeners alone", of_part(listener, &gauge(a, "2"), 2, no_http)),
+        ("listeners alone, and nobody", of_part(listener, "", 0, no_http)),
+        ("a line twice", all(&gauge(a, "2").repeat(2), 4)),
+        ("a line and another", all(&(gauge(a, "0") + &gauge(b, "0") + &gauge(a, "1")), 1)),
+        ("sentinels twice", all(&NOBODY.repeat(2), 0)),
+        ("a scrape twice", all(&(gauge(a, "1") + &gauge(b, "1") + &gauge(s, "1").repeat(2)), 1)),
+        ("the largest sum", all(&(gauge(a, "18446744073709551615") + &gauge(b, "2")), u64::MAX)),
+        ("lines for Windows", all("listener.a.downstream_cx_active: 2\r\n", 2)),
+        ("no last end of a line", all("listener.a.downstream_cx_active: 2", 2)),
+        ("admin", all("listener.admin.worker_0.downstream_cx_active: 1\n", 1)),
+        ("worker_0", (named_so(b"worker_0"), none, 1, "")),
+        ("a.worker_0", (named_so(b"a.worker_0"), none, 1, "")),
+        ("x: y", (named_so(b"x: y"), none, 1, "")),
+        ("x: y, excluded", (named_so(b"x: y"), &["--exclude=x: y"], 0, "")),
+        ("UTF-8", (named_so("f\u{fc}r \u{1f980}".as_bytes()), none, 1, "")),
+        (
+            "UTF-8, excluded",
+            (named_so("f\u{fc}r \u{1f980}".as_bytes()), &["--exclude=f\u{fc}r \u{1f980}"], 0, ""),
+        ),
+        ("no UTF-8", (named_so(b"\xff\xfe"), none, 1, "")),
+        ("no UTF-8, and what it is shown as", (named_so(b"\xff"), &["--exclude=\u{fffd}"], 1, "")),
+    ])
+}
+
+#[test]
+fn odd_stats_hold_a_drain_for_as_many_connections_as_they_may_mean() {
+    let _turn = shared();
+    each_over_both(odd_stats(), |name, admin, (stats, args, open, says)| {
+        let head = format!("content-type: image/png\r\ncontent-length: {}", stats.len());
+        let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+        // What is behind its end is no part of an answer.
+        let answer = [head.as_bytes(), &stats, b"listener.z.downstream_cx_active: 9\n"].concat();
+        admin.fault(Route::Stats, Fault::Raw(answer));
+        let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
+        let mut hook = sidecar.hook(args);
+        if open > 0 {
+            let open = format!("\"open_connections\":{open},");
+            wait_status(&sidecar, &[DRAINING, &open, "\"last_error\":null", says]);
+            let polls = metric(&sidecar, "polls_total") + 3;
+            wait_for("more polls", PATIENCE, || {
+                (metric(&sidecar, "polls_total") >= polls).then_some(())
+            });
+            assert!(hook.running(), "{name}: {:?}", hook.try_wait());
+            admin.clear(Route::Stats);
+        } else {
+            wait_status(&sidecar, &["\"phase\":\"ended\"", says]);
+        }
+        assert_ends(&mut hook, 0, "drained: no connection is open");
+    });
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub enum Fault {
     Endless,
     /// A header without end.
     EndlessHead,
+    /// The answer, so long after the request.
+    Late(Duration),
     /// The answer, a byte each time.
     Slow {
         /// So often.
@@ -371,6 +373,11 @@ fn serve(
     Ok(())
 }
 
+/// Not a sleep, so that the end of the connection ends it at once.
+fn leaves_within(socket: &Socket, time: Duration) -> bool {
+    matches!(read_before(socket, &mut [0], Instant::now() + time), Ok(0))
+}
+
 /// The faults after which the connection is good for nothing.
 fn spoil(mut socket: &Socket, fault: Fault, status: u16, body: &str) -> io::Result<()> {
     match fault {
@@ -401,11 +408,16 @@ fn spoil(mut socket: &Socket, fault: Fault, status: u16, body: &str) -> io::Resu
                 socket.write_all(&[b'e'; 4096])?;
             }
         }
+        Fault::Late(after) => {
+            if leaves_within(socket, after) {
+                return Ok(());
+            }
+            socket.write_all(chunked(status, true, body).as_bytes())?;
+        }
         Fault::Slow { every } => {
             for byte in chunked(status, true, body).bytes() {
                 socket.write_all(&[byte])?;
-                // Not a sleep, so that the end of the connection ends it at once.
-                if matches!(read_before(socket, &mut [0], Instant::now() + every), Ok(0)) {
+                if leaves_within(socket, every) {
                     break;
                 }
             }
