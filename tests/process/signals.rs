@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::support::admin::{FakeAdmin, Fault, Route, State};
 use crate::support::clients::Plain;
 use crate::support::envoy::Envoy;
+use crate::support::rows::each;
 use crate::support::scene::{
     Waiter, assert_ends, assert_held, assert_told, before, beside, wait_open, wait_status,
 };
@@ -85,6 +87,67 @@ fn a_signal_in_a_drain_waits_for_its_end() {
 }
 
 #[test]
+fn a_signal_lets_a_drain_end_whatever_its_phase_and_a_second_one_does_not() {
+    let _turn = shared();
+    let alone = "Envoy is left alone";
+    let rows = [
+        ("delaying", "--drain-delay=2s", "drained"),
+        ("delaying", "--require-envoy-hook", alone),
+        ("failing", "--check-delay=0s", "drained"),
+        ("settling", "--check-delay=2s", "drained"),
+        ("draining", "--check-delay=0s", "drained"),
+    ];
+    let rows = rows.into_iter().flat_map(|row| {
+        [false, true].map(|twice| (format!("{}, {}, twice: {twice}", row.0, row.1), (row, twice)))
+    });
+    each(rows.collect(), |name, ((phase, option, outcome), twice)| {
+        let admin = FakeAdmin::unix();
+        admin.set_open(1);
+        if phase == "failing" {
+            admin.fault(Route::Fail, Fault::Status(500));
+        }
+        let mut sidecar = before(&admin.address(), &[option]);
+        let waiter = (outcome != alone).then(|| Waiter::new(&sidecar));
+        let mut hook = sidecar.hook(&[]);
+        wait_status(&sidecar, &[&format!("\"phase\":\"{phase}\"")]);
+        sidecar.signal(Signal::SIGTERM);
+        sidecar.wait_log(&format!("signal=SIGTERM phase={phase}"), PATIENCE);
+        assert!(hook.running(), "{name}: {:?}", hook.try_wait());
+        assert!(!waiter.as_ref().is_some_and(Waiter::is_answered), "{name}");
+        if twice {
+            sidecar.signal(Signal::SIGTERM);
+            assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(143), "{name}");
+            hook.kill();
+        } else {
+            admin.clear(Route::Fail);
+            admin.set_open(0);
+            assert_ends(&mut hook, 0, outcome);
+            if let Some(waiter) = waiter {
+                assert_eq!(waiter.answer(), (200, "OK".to_owned()), "{name}");
+            }
+            assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0), "{name}");
+            let state = if outcome == alone { State::Live } else { State::Draining };
+            assert_eq!(admin.state(), state, "{name}");
+        }
+        assert_eq!(admin.count(Route::Ok), 0, "{name}");
+    });
+}
+
+#[test]
+fn a_signal_behind_the_end_of_a_drain_ends_the_sidecar() {
+    let _turn = shared();
+    let admin = FakeAdmin::unix();
+    let mut sidecar = before(&admin.address(), &[]);
+    assert_ends(&mut sidecar.hook(&[]), 0, "drained");
+    let sent = Instant::now();
+    sidecar.signal(Signal::SIGTERM);
+    let exit = sidecar.wait_exit(PATIENCE);
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    assert!(exit.at - sent < Duration::from_millis(500), "{:?}", exit.at - sent);
+    assert_told(&sidecar, &["outcome=drained", "signal=SIGTERM phase=ended", "msg=\"stopped\""]);
+}
+
+#[test]
 fn a_hook_that_has_joined_a_stopping_sidecar_is_told_the_end() {
     let _turn = shared();
     let envoy = Envoy::builder().tcp("tcp").start();
@@ -158,7 +221,7 @@ fn a_signal_ends_a_sidecar_that_is_process_1() {
     let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let tried = Command::new(namespace[0]).args(&namespace[1..]).arg("true").output();
     if !tried.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: unshare cannot make a PID namespace here");
+        println!("SKIPPED: unshare cannot make a PID namespace here");
         return;
     }
     let dir = temp_dir("init");

@@ -222,6 +222,8 @@ fn each_fault_is_what_it_says() {
         assert_eq!(kind(Fault::TruncatedChunk), ErrorKind::UnexpectedEof);
         assert_eq!(kind(Fault::Raw(b"HTTP/1.1 OK\r\n\r\n".to_vec())), ErrorKind::InvalidData);
         let every = Duration::from_millis(20);
+        assert_eq!(kind(Fault::Late(PATIENCE)), ErrorKind::TimedOut);
+        assert_eq!(meets(Fault::Late(every)).status, 200);
         assert_eq!(kind(Fault::Slow { every }), ErrorKind::TimedOut);
         let client = Plain::open_at(fake.admin());
         client.send(b"GET /ready HTTP/1.1\r\n\r\n");
@@ -270,7 +272,9 @@ fn the_fake_goes_and_comes_back() {
 #[test]
 fn the_fake_ends_while_clients_hang_on_its_faults() {
     let _turn = shared();
-    for fault in [Fault::Silent, Fault::Endless, Fault::Slow { every: PATIENCE }] {
+    for fault in
+        [Fault::Silent, Fault::Endless, Fault::Late(PATIENCE), Fault::Slow { every: PATIENCE }]
+    {
         let fake = FakeAdmin::unix();
         fake.fault(Route::Ready, fault);
         let client = Plain::open_at(fake.admin());
