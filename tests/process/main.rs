@@ -1,6 +1,7 @@
 //! Process-level tests: the built program against a real Envoy and against a scripted one.
 
 mod command_line;
+mod disk;
 mod faults;
 mod hooks;
 mod lives;

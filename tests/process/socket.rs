@@ -14,7 +14,10 @@ use nix::sys::signal::Signal;
 use crate::support::admin::{FakeAdmin, Route};
 use crate::support::clients::Plain;
 use crate::support::net::{self, Address, Response, read_before};
-use crate::support::scene::{Waiter, assert_ends, assert_told, before, freeze, wait_status};
+use crate::support::rows::{each, named};
+use crate::support::scene::{
+    Waiter, assert_ends, assert_told, before, freeze, may_unshare, wait_status,
+};
 use crate::support::sidecar::{Process, Sidecar, run, run_under};
 use crate::support::{PATIENCE, shared, temp_dir, wait_for};
 
@@ -34,16 +37,6 @@ fn in_namespace(script: &str, args: &[&str]) -> Process {
 fn beside(process: &Process, args: &[&str]) -> Process {
     let namespace = format!("--mount=/proc/{}/ns/mnt", process.pid());
     run_under(&["nsenter", &namespace, "--"], args)
-}
-
-/// Whether this machine permits namespaces of this kind; says so if not.
-fn may_unshare(kind: &str) -> bool {
-    let mut run = run_under(&["unshare", kind, "--fork"], &["--version"]);
-    let exit = run.wait(PATIENCE);
-    if exit.code != Some(0) {
-        println!("SKIPPED: no unshare {kind} here: {}", exit.output);
-    }
-    exit.code == Some(0)
 }
 
 /// A file as a process in another mount namespace sees it.
@@ -299,21 +292,29 @@ fn the_next_place_is_taken_where_one_cannot_be_written() {
     }
     let dir = temp_dir("admin");
     let dir = dir.path().to_str().expect("a path");
-    let read_only = format!("mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs -o ro tmpfs {dir}");
-    let missing = "mount -t tmpfs tmpfs /dev/shm";
-    for (script, address) in [
-        (read_only.as_str(), format!("{dir}/admin.sock")),
-        (missing, format!("{dir}/none/admin.sock")),
-    ] {
+    let mount = |options: &str| {
+        format!("mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs {options} tmpfs {dir}")
+    };
+    // The mount's own inode is the first: there is room for no socket, and for one of the two.
+    let rows = [
+        ("read-only", (mount("-o ro"), "admin.sock")),
+        ("full", (mount("-o nr_inodes=1"), "admin.sock")),
+        ("full then", (mount("-o nr_inodes=2"), "admin.sock")),
+        ("missing", (mount(""), "none/admin.sock")),
+    ];
+    each(named(rows), |name, (script, admin)| {
+        let address = format!("{dir}/{admin}");
         let args = ["shutdown-manager", "--check-delay=0", "--admin-address", &address];
-        let mut sidecar = in_namespace(script, &args);
+        let mut sidecar = in_namespace(&script, &args);
         let socket = seen_by(&sidecar, SHM);
         wait_healthy(&mut sidecar, &socket);
+        let inside = fs::read_dir(seen_by(&sidecar, dir)).expect("look into the directory");
+        assert_eq!(inside.count(), 0, "{name}: something is left");
         // Nobody is at the admin address, which is what the hook is told by whom it has found.
         let mut hook = beside(&sidecar, &["shutdown", "--admin-address", &address]);
         assert_ends(&mut hook, 0, "Envoy is gone");
         stop(&mut sidecar, &socket);
-    }
+    });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use socket2::Socket;
 
 use super::envoy::{Builder, Envoy};
 use super::net::{self, Address, ipv6_available};
-use super::sidecar::{Process, Sidecar};
+use super::sidecar::{Process, Sidecar, run_under};
 use super::{PATIENCE, try_wait_for, wait_for};
 
 /// What keeps a scenario short, where it says nothing else.
@@ -117,6 +117,16 @@ pub fn freeze(process: &Process) {
         };
         tasks.map(|task| task.expect("a thread")).all(stopped).then_some(())
     });
+}
+
+/// Whether this machine permits namespaces of this kind; says so if not.
+pub fn may_unshare(kind: &str) -> bool {
+    let mut run = run_under(&["unshare", kind, "--fork"], &["--version"]);
+    let exit = run.wait(PATIENCE);
+    if exit.code != Some(0) {
+        println!("SKIPPED: no unshare {kind} here: {}", exit.output);
+    }
+    exit.code == Some(0)
 }
 
 /// A GET whose answer is yet to come.
