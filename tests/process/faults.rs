@@ -289,6 +289,7 @@ fn odd_stats() -> Vec<(String, Said)> {
         ("lines for Windows", all("listener.a.downstream_cx_active: 2\r\n", 2)),
         ("no last end of a line", all("listener.a.downstream_cx_active: 2", 2)),
         ("admin", all("listener.admin.worker_0.downstream_cx_active: 1\n", 1)),
+        ("a thread's share", all(&(gauge(a, "1") + &gauge("listener.a.worker_0", "1")), 1)),
         ("worker_0", (named_so(b"worker_0"), none, 1, "")),
         ("a.worker_0", (named_so(b"a.worker_0"), none, 1, "")),
         ("x: y", (named_so(b"x: y"), none, 1, "")),
