@@ -67,6 +67,9 @@ const ACCEPTED_AT_ONCE: usize = 64;
 /// After an error of `accept`: too few descriptors, mostly.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// Panics in a row.
+const MOST_STARTS: u32 = 10;
+
 /// How long a brief answer of the server's is waited for. A kubelet waits 1 s if not told
 /// otherwise, and hangs up by itself.
 const ANSWERED: Duration = Duration::from_secs(5);
@@ -156,6 +159,8 @@ pub struct Front {
     desks: Vec<Desk>,
     /// How many clients there have been.
     number: u64,
+    /// How often it has begun to serve without a whole round behind it.
+    starts: u32,
     accept_at: Time,
     full: Seldom,
     not_accepted: Seldom,
@@ -192,6 +197,7 @@ impl Front {
             clients: Vec::new(),
             desks: Vec::new(),
             number: 0,
+            starts: 0,
             accept_at: Time::ZERO,
             full: Seldom::default(),
             not_accepted: Seldom::default(),
@@ -202,13 +208,18 @@ impl Front {
 
     /// Serves for as long as the process lives.
     pub fn serve(&mut self) {
-        // What a panic has left behind is not trusted.
-        self.clients = Vec::new();
+        // What a panic has left behind is not trusted, but for those who wait: they have come once
+        // and will not come again. Unless it is one of them who makes every round panic.
+        let trusted = self.starts < MOST_STARTS;
+        self.clients.retain(|client| trusted && matches!(client.state, State::Waiting(..)));
         self.desks = Vec::new();
+        self.starts += 1;
+        self.ask(clock::now());
         loop {
             let now = clock::now();
             let ready = self.look(now, self.due(now));
             self.go_on(&ready, clock::now());
+            self.starts = 0;
         }
     }
 

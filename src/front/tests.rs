@@ -754,30 +754,61 @@ fn panics(method: &str, target: &str) -> Result<Wanted, (Option<Route>, Status)>
     head::public(method, target)
 }
 
-#[test]
-fn a_door_serves_and_does_not_trust_what_a_panic_has_left() {
-    let mut scene = Scene::private(RULES);
-    scene.front.keeper = panics;
-    let waits = scene.say(SHUTDOWN);
-    let panics = scene.say("GET /panic HTTP/1.1\r\n\r\n");
-    let probe = scene.say(HEALTHZ);
-    let Scene { mut front, server, .. } = scene;
-    server.set_nonblocking(false).unwrap();
+/// Serves as under a supervisor.
+fn serve(mut front: Front) {
     // It has no end.
     thread::spawn(move || while catch_unwind(AssertUnwindSafe(|| front.serve())).is_err() {});
-    let heard = |client: &Socket| {
-        let mut text = String::new();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut client = client;
-        match client.read_to_string(&mut text) {
-            Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
-            _ => text,
+}
+
+fn accept(server: &UnixListener) -> UnixStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match server.accept() {
+            Ok((stream, _)) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "nobody asks: {error}"),
         }
-    };
-    assert_eq!(heard(&panics), "");
-    assert_eq!(heard(&waits), "");
-    let mut asked = server.accept().unwrap().0;
-    assert!(request(&mut asked).starts_with("GET /healthz "));
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn heard(mut client: &Socket) -> String {
+    let mut text = String::new();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    match client.read_to_string(&mut text) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => text,
+    }
+}
+
+#[test]
+fn who_waits_is_kept_over_a_panic_and_nobody_else() {
+    let mut scene = Scene::private(RULES);
+    scene.now = clock::now();
+    scene.front.keeper = panics;
+    let waits = scene.say(SHUTDOWN);
+    scene.holds("1W");
+    let half = scene.say("GET /healthz");
+    scene.holds("1W 2R");
+    let panics = scene.say("GET /panic HTTP/1.1\r\n\r\n");
+    let Scene { front, server, manager, folder: _folder, .. } = scene;
+    serve(front);
+    // What was asked by the scene and before the panic.
+    let _lost = [accept(&server), accept(&server)];
+    assert_eq!((heard(&panics), heard(&half)), (String::new(), String::new()));
+    let mut asked = accept(&server);
+    assert!(request(&mut asked).starts_with("GET /shutdown?waiters "));
+    assert_eq!(manager.watch().snapshot().waiters, 1);
     reply(&mut asked, 200, "OK");
-    assert!(heard(&probe).ends_with("\r\n\r\nOK"));
+    assert!(heard(&waits).ends_with("\r\n\r\nOK"));
+}
+
+#[test]
+fn nobody_is_kept_who_makes_every_round_panic() {
+    let mut scene = Scene::private(RULES);
+    scene.now = clock::now();
+    let waits = scene.say(SHUTDOWN);
+    scene.holds("1W");
+    scene.front.starts = MOST_STARTS;
+    serve(scene.front);
+    assert_eq!(heard(&waits), "");
 }
