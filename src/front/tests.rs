@@ -221,6 +221,7 @@ fn say(client: &Socket, text: impl AsRef<[u8]>) {
 /// What the server is asked.
 fn request(stream: &mut UnixStream) -> String {
     let mut piece = [0; 4096];
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let length = stream.read(&mut piece).unwrap();
     String::from_utf8_lossy(&piece[..length]).into_owned()
 }
