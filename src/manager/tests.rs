@@ -5,6 +5,7 @@ use std::thread;
 use super::*;
 use crate::drain::{Health, Outcome, Poll};
 use crate::options::{DrainOption, Overrides};
+use crate::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -12,7 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// An Envoy with this many connections open, which answers at once.
 struct Script {
     open: u64,
-    panics: bool,
+    /// The calls in which it panics, each once.
+    panics: Vec<Call>,
     asked: mpsc::Sender<(Call, Options)>,
 }
 
@@ -20,7 +22,10 @@ impl Admin for Script {
     fn call(&mut self, call: Call, options: &Options) -> Answer {
         // Whoever does not look at the calls has dropped the other end.
         let _ = self.asked.send((call, options.clone()));
-        assert!(!std::mem::take(&mut self.panics), "as the test wants");
+        if self.panics.first() == Some(&call) {
+            self.panics.remove(0);
+            panic!("as the test wants");
+        }
         match call {
             Call::Fail => Answer::Failed,
             Call::PutBack => Answer::PutBack,
@@ -44,7 +49,7 @@ fn at_work(open: u64) -> (Manager, mpsc::Receiver<(Call, Options)>) {
     let manager = manager();
     let (asked, calls) = mpsc::channel();
     let worker = manager.clone();
-    thread::spawn(move || worker.work(&mut Script { open, panics: false, asked }));
+    thread::spawn(move || worker.work(&mut Script { open, panics: Vec::new(), asked }));
     (manager, calls)
 }
 
@@ -216,7 +221,7 @@ fn a_ready_file_is_made_when_nothing_is_left_to_wait_for() {
 fn a_worker_that_panics_goes_on_where_it_was() {
     let manager = manager();
     let (asked, _calls) = mpsc::channel();
-    let mut script = Script { open: 0, panics: true, asked };
+    let mut script = Script { open: 0, panics: vec![Call::Fail], asked };
     manager.control().begin(&Request::default()).unwrap();
     let panicked = catch_unwind(AssertUnwindSafe(|| manager.work(&mut script)));
     assert!(panicked.is_err());
@@ -225,4 +230,22 @@ fn a_worker_that_panics_goes_on_where_it_was() {
     manager.work(&mut script);
     let last = manager.watch().snapshot().last.unwrap();
     assert_eq!(last.outcome, Outcome::Drained { open: 0 });
+}
+
+#[test]
+fn who_waits_is_told_the_end_of_a_drain_whose_worker_panics_in_every_call() {
+    let manager = manager();
+    let (asked, _calls) = mpsc::channel();
+    let worker = manager.clone();
+    let mut script = Script { open: 0, panics: vec![Call::Fail, Call::Poll], asked };
+    let thread = supervise("worker", Box::new(move || worker.work(&mut script))).unwrap();
+    let waiter = waiter(&manager);
+    manager.control().begin(&Request::default()).unwrap();
+    for told in [waiter, hook(&manager)] {
+        let verdict = told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(outcome(&verdict), Outcome::Drained { open: 0 });
+    }
+    assert!(manager.watch().is_working());
+    manager.stop();
+    thread.join().unwrap();
 }
