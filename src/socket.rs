@@ -1,13 +1,14 @@
 //! The control socket between the hook and the sidecar: where it is, and how each side finds it
 //! without a word from the user.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -24,6 +25,11 @@ const LAST_PLACE: &str = "/dev/shm";
 
 /// A process that listens but is stopped lets connections in until its backlog is full.
 const CONNECT: Duration = Duration::from_secs(2);
+
+/// Finding out who is at a place, and taking it, lasts microseconds. Nobody who takes 2 s for it may
+/// keep a sidecar from starting.
+const TURNS: u32 = 400;
+const TURN: Duration = Duration::from_millis(5);
 
 /// Where a sidecar listens: the first place that can be written.
 #[must_use]
@@ -120,6 +126,7 @@ pub struct Sockets {
 pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
     let mut reasons = Vec::new();
     for path in places {
+        let _turn = turn(path);
         let bound = bind_at(path)
             .and_then(|control| Ok((control, bind_at(&path.with_added_extension("server"))?)));
         match bound {
@@ -141,6 +148,20 @@ pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
          be written, of 100 bytes or less",
         reasons.join("; ")
     ))
+}
+
+/// Sidecars that start together take turns, so that none removes what another has just bound. It is
+/// the folder that is locked: nothing is left behind, and the kernel ends the turn of a process
+/// that dies.
+fn turn(path: &Path) -> Option<File> {
+    let folder = File::open(path.parent()?).ok()?;
+    for _ in 0..TURNS {
+        if !matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        thread::sleep(TURN);
+    }
+    Some(folder)
 }
 
 fn bind_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {

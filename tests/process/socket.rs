@@ -5,9 +5,9 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -16,7 +16,7 @@ use crate::support::clients::Plain;
 use crate::support::net::{self, Address, Response, read_before};
 use crate::support::rows::{each, named};
 use crate::support::scene::{
-    Waiter, assert_ends, assert_told, before, freeze, may_unshare, wait_status,
+    Waiter, assert_ends, assert_told, before, freeze, leave_socket, may_unshare, wait_status,
 };
 use crate::support::sidecar::{Process, Sidecar, run, run_under};
 use crate::support::{PATIENCE, shared, temp_dir, wait_for};
@@ -195,6 +195,59 @@ fn a_live_socket_is_left_to_its_owner() {
     drop(other);
     assert_eq!(first.request("GET", "/healthz"), (200, "OK".to_owned()));
     assert_ends(&mut first.hook(&[]), 0, "drained");
+}
+
+#[test]
+fn of_sidecars_that_start_together_one_has_the_stale_socket() {
+    let _turn = shared();
+    let rounds = (0..50).map(|round| (format!("round {round}"), ()));
+    each(rounds.collect(), |round, ()| {
+        let dir = temp_dir("control");
+        let path = dir.path().join("s");
+        leave_socket(&path, 0o600);
+        leave_socket(&path.with_added_extension("server"), 0o600);
+        let control = format!("--control-socket={}", path.display());
+        let mut sidecars: Vec<_> =
+            (0..6).map(|_| run(&["shutdown-manager", &control, "--admin-address=/none"])).collect();
+        let ended = |sidecars: &mut Vec<Process>| {
+            sidecars.iter_mut().position(|sidecar| !sidecar.running())
+        };
+        for _ in 1..sidecars.len() {
+            let loser = wait_for("all but one to end", PATIENCE, || ended(&mut sidecars));
+            let exit = sidecars.swap_remove(loser).wait(PATIENCE);
+            let sentence = format!("another shutdown-manager answers at {}", path.display());
+            let is_told = exit.output.contains(&sentence);
+            assert!(exit.code == Some(1) && is_told, "{round}: {exit:?}");
+        }
+        wait_healthy(&mut sidecars[0], &path);
+        stop(&mut sidecars[0], &path);
+    });
+}
+
+#[test]
+fn a_sidecar_waits_for_its_turn_but_not_for_ever() {
+    let _turn = shared();
+    let rows = named([("a moment", true), ("for ever", false)]);
+    each(rows, |name, ends| {
+        let dir = temp_dir("control");
+        let path = dir.path().join("s");
+        let held = fs::File::open(dir.path()).expect("open the directory");
+        held.lock().expect("lock the directory");
+        let start = Instant::now();
+        let control = format!("--control-socket={}", path.display());
+        let mut sidecar = run(&["shutdown-manager", &control, "--admin-address=/none"]);
+        wait_for("the sidecar to look", PATIENCE, || {
+            (sidecar.context_switches() > 20).then_some(())
+        });
+        assert!(sidecar.running() && !path.exists(), "{name}");
+        if ends {
+            drop(held);
+        }
+        wait_healthy(&mut sidecar, &path);
+        let took = start.elapsed().as_secs_f32();
+        assert!(if ends { took < 1.5 } else { (2.0..4.0).contains(&took) }, "{name}: {took} s");
+        stop(&mut sidecar, &path);
+    });
 }
 
 #[test]
@@ -660,6 +713,32 @@ fn a_frozen_sidecar_neither_keeps_its_hook_nor_drains_when_it_thaws() {
 }
 
 #[test]
+fn a_sidecar_that_thaws_while_its_hook_still_waits_drains_once() {
+    let _turn = shared();
+    // Before and after the request has expired, which the hook then repeats.
+    let rows = named([("soon", (1, false)), ("late", (5, true))]);
+    each(rows, |name, (seconds, repeats)| {
+        let admin = FakeAdmin::unix();
+        admin.set_open(1);
+        let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
+        freeze(&sidecar);
+        let (start, mut hook) = (Instant::now(), sidecar.hook(&[]));
+        // The time itself is what matters here.
+        thread::sleep(Duration::from_secs(seconds));
+        assert!(hook.running(), "{name}: {:?}", hook.try_wait());
+        sidecar.signal(Signal::SIGCONT);
+        wait_status(&sidecar, &[DRAINING, "\"open_connections\":1,", "\"drain\":1,"]);
+        assert!(start.elapsed() < Duration::from_secs(seconds + 3), "{name}");
+        let log = sidecar.log().join("\n");
+        assert_eq!(log.contains("came too late"), repeats, "{name}: {log}");
+        assert!(hook.running(), "{name}: {:?}", hook.try_wait());
+        admin.set_open(0);
+        assert_ends(&mut hook, 0, "drained");
+        assert_eq!(admin.count(Route::Fail), 1, "{name}");
+    });
+}
+
+#[test]
 fn a_hook_that_comes_before_its_sidecar_waits_for_it() {
     let _turn = shared();
     let admin = FakeAdmin::unix();
@@ -683,8 +762,7 @@ fn without_a_sidecar_a_hook_says_so_in_one_sentence() {
     let _turn = shared();
     let dir = temp_dir("control");
     let stale = dir.path().join("stale");
-    drop(UnixListener::bind(&stale).expect("listen"));
-    assert!(stale.exists());
+    leave_socket(&stale, 0o600);
     let mut hooks = [("none", "no such socket"), ("stale", "nobody listens")].map(|(name, why)| {
         let path = dir.path().join(name).to_str().expect("a path").to_owned();
         let [hook, status] = ["shutdown", "status"]

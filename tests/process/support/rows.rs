@@ -6,18 +6,25 @@ use std::thread;
 
 use super::lock;
 
-/// So many at a time: most of them only wait.
-const AT_A_TIME: usize = 16;
-
 /// Does it with each of these, many at a time, and tells which of them have failed.
 pub fn each<T: Send>(rows: Vec<(String, T)>, run: impl Fn(&str, T) + Sync) {
+    // Most of them only wait.
+    at_a_time(16, rows, run);
+}
+
+/// The same with a few at a time, each of which has an Envoy of its own.
+pub fn each_few<T: Send>(rows: Vec<(String, T)>, run: impl Fn(&str, T) + Sync) {
+    at_a_time(4, rows, run);
+}
+
+fn at_a_time<T: Send>(most: usize, rows: Vec<(String, T)>, run: impl Fn(&str, T) + Sync) {
     let total = rows.len();
     assert!(total > 0, "nothing is tested");
     let rows = Mutex::new(rows.into_iter());
     let failed = Mutex::new(Vec::new());
     let next = || lock(&rows).next();
     thread::scope(|scope| {
-        for _ in 0..AT_A_TIME.min(total) {
+        for _ in 0..most.min(total) {
             scope.spawn(|| {
                 while let Some((name, row)) = next() {
                     let run = AssertUnwindSafe(|| run(&name, row));

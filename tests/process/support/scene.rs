@@ -1,8 +1,11 @@
 //! Steps that scenarios share: a quick sidecar, what it says of itself, and `/shutdown`s that wait.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Write as _};
 use std::mem::MaybeUninit;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -116,6 +119,18 @@ pub fn freeze(process: &Process) {
             stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
         };
         tasks.map(|task| task.expect("a thread")).all(stopped).then_some(())
+    });
+}
+
+/// Leaves a socket behind, as a process does that was killed.
+#[track_caller]
+pub fn leave_socket(path: &Path, mode: u32) {
+    drop(UnixListener::bind(path).expect("listen"));
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("set a mode");
+    // Another test may be starting a process, which has a copy of it for a moment.
+    wait_for("nobody to listen", PATIENCE, || {
+        let error = UnixStream::connect(path).err()?;
+        (error.kind() == ErrorKind::ConnectionRefused).then_some(())
     });
 }
 
