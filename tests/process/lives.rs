@@ -1,6 +1,8 @@
 //! Envoy dies, restarts, freezes or is meddled with; the sidecar dies and lives again.
 
+use std::env;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -102,6 +104,38 @@ fn an_envoy_that_comes_back_live_is_taken_out_of_service_again() {
     assert_ends(&mut hook, 0, "drained: no connection is open");
     let failed = "health checks failed: Envoy is out of service";
     assert_told(&sidecar, &[failed, "open=1", DELAY_ANEW, failed, "open=0", "outcome=drained"]);
+}
+
+#[test]
+fn an_envoy_that_another_version_replaces_in_a_drain_is_taken_out_of_service_again() {
+    let _turn = shared();
+    let Some(other) = env::var_os("OLD_ENVOY").map(PathBuf::from) else {
+        println!("SKIPPED: $OLD_ENVOY is no Envoy of another version");
+        return;
+    };
+    for (before, after) in [(Some(&*other), None), (None, Some(&*other))] {
+        let builder = Envoy::builder().http("http").tcp("tcp");
+        let builder = before.into_iter().fold(builder, Builder::program);
+        let mut envoy = builder.start();
+        let version = |envoy: &Envoy| {
+            let (_, info) = envoy.get("/server_info");
+            info.lines().find(|line| line.contains("\"version\"")).map(str::to_owned)
+        };
+        let (sidecar, first) = (beside(&envoy, &[]), version(&envoy));
+        let _client = Plain::open(envoy.port("tcp"));
+        let mut hook = sidecar.hook(&[]);
+        assert_held(&sidecar, &mut hook, &envoy, 1);
+        sidecar.signal(Signal::SIGSTOP);
+        envoy.restart_as(after);
+        let clients = (KeptAlive::open(envoy.port("http")), Plain::open(envoy.port("tcp")));
+        assert!(clients.1.echoes());
+        assert_ne!(first, version(&envoy), "it is the same one");
+        sidecar.signal(Signal::SIGCONT);
+        sidecar.wait_log(DELAY_ANEW, PATIENCE);
+        assert_held(&sidecar, &mut hook, &envoy, 2);
+        drop(clients);
+        assert_ends(&mut hook, 0, "drained: no connection is open");
+    }
 }
 
 #[test]

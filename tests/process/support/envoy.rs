@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +23,8 @@ pub struct Builder {
     listeners: String,
     stats_config: String,
     flags: Vec<String>,
+    /// The one that is fetched, if no other is named.
+    program: Option<PathBuf>,
 }
 
 /// A running Envoy; dropping it kills it and removes all that it has left.
@@ -153,6 +155,12 @@ impl Builder {
         self
     }
 
+    /// Another Envoy's program.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
+    }
+
     fn listener(
         mut self,
         name: &str,
@@ -207,7 +215,7 @@ impl Builder {
         fs::write(self.path("envoy.yaml"), config).expect("write the configuration");
         let log = File::options().create(true).append(true).open(self.path("log"));
         let log = log.expect("open the log");
-        Command::new(envoy_binary::envoy())
+        Command::new(self.program.clone().unwrap_or_else(envoy_binary::envoy))
             .args(["-l", "error", "--concurrency", "1", "--drain-time-s", "600"])
             // Hot restart would leave shared memory behind for each Envoy that is killed.
             .args(["--disable-hot-restart", "-c", "envoy.yaml"])
@@ -241,6 +249,7 @@ impl Envoy {
             listeners: String::new(),
             stats_config: String::new(),
             flags: Vec::new(),
+            program: None,
         }
         .admin_unix()
     }
@@ -363,6 +372,12 @@ impl Envoy {
         self.kill();
         self.start_again();
         self.wait_until_live();
+    }
+
+    /// The same with another program, or the one that is fetched.
+    pub fn restart_as(&mut self, program: Option<&Path>) {
+        self.setup.program = program.map(Path::to_owned);
+        self.restart();
     }
 
     /// Starts it again after a kill, and does not wait until it is live.
