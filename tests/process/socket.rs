@@ -16,7 +16,8 @@ use crate::support::clients::Plain;
 use crate::support::net::{self, Address, Response, read_before};
 use crate::support::rows::{each, named};
 use crate::support::scene::{
-    Waiter, assert_ends, assert_told, before, freeze, leave_socket, may_unshare, wait_status,
+    Waiter, arguments, assert_ends, assert_told, before, freeze, leave_socket, may_unshare,
+    wait_status,
 };
 use crate::support::sidecar::{Process, Sidecar, run, run_under};
 use crate::support::{PATIENCE, shared, temp_dir, wait_for};
@@ -708,6 +709,43 @@ fn a_frozen_sidecar_neither_keeps_its_hook_nor_drains_when_it_thaws() {
     assert!(exit.output.lines().count() == 1 && exit.output.contains(sentence), "{exit:?}");
     sidecar.signal(Signal::SIGCONT);
     sidecar.wait_log("a request to drain came too late", PATIENCE);
+    assert_nothing_began(&sidecar, &admin);
+    assert_a_drain_can_begin(&sidecar, &admin);
+}
+
+#[test]
+fn a_frozen_sidecar_whose_backlog_is_full_keeps_no_hook_and_gives_up_no_place() {
+    let _turn = shared();
+    let small = "echo 8 > /proc/sys/net/core/somaxconn && exec \"$@\"";
+    let small = ["unshare", "--net", "sh", "-c", small, "sh"];
+    let tried = run_under(&small, &["--version"]).wait(PATIENCE);
+    if tried.code != Some(0) {
+        println!("SKIPPED: no backlog can be made small here: {}", tried.output);
+        return;
+    }
+    let admin = FakeAdmin::unix();
+    let args = arguments(&admin.address(), &["--check-interval=50ms"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let sidecar = Sidecar::launch().args(&args).under(&small).start();
+    freeze(&sidecar);
+    let control = Address::Unix(sidecar.control_socket().to_owned());
+    let mut crowd = Vec::new();
+    while let Ok(socket) = control.connect(PATIENCE) {
+        crowd.push(socket);
+        assert!(crowd.len() < 100, "the backlog does not get full");
+    }
+    let another = format!("--control-socket={control}");
+    let mut another = run(&["shutdown-manager", &another, "--admin-address=/none"]);
+    let exit = sidecar.hook(&[]).wait(PATIENCE);
+    assert_eq!(exit.code, Some(3), "{exit:?}");
+    let took = exit.took.as_secs_f32();
+    assert!((4.9..10.0).contains(&took), "{took} s");
+    assert!(exit.output.starts_with("no sidecar could be reached: "), "{exit:?}");
+    assert_ends(&mut another, 1, "another shutdown-manager answers at ");
+    sidecar.signal(Signal::SIGCONT);
+    drop(crowd);
+    let healthz = || sidecar.try_request("GET", "/healthz", PATIENCE).ok();
+    wait_for("it to take them all", PATIENCE, healthz);
     assert_nothing_began(&sidecar, &admin);
     assert_a_drain_can_begin(&sidecar, &admin);
 }
