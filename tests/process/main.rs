@@ -1,5 +1,6 @@
 //! Process-level tests: the built program against a real Envoy and against a scripted one.
 
+mod attacks;
 mod clock;
 mod command_line;
 mod disk;

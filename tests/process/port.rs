@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
-mod crowds;
+pub mod crowds;
 mod outside;
 
 use std::collections::BTreeSet;
@@ -17,8 +17,8 @@ use crate::support::sidecar::{Hook, Sidecar};
 use crate::support::{PATIENCE, shared, try_wait_for, wait_for};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
-const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
-const SHUTDOWN: &str = "GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n";
+pub const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+pub const SHUTDOWN: &str = "GET /shutdown HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// Asks for this and nothing else.
 #[track_caller]
@@ -27,7 +27,7 @@ fn ask(port: u16, request: impl AsRef<[u8]>) -> Answer {
 }
 
 #[track_caller]
-fn assert_healthy(port: u16) {
+pub fn assert_healthy(port: u16) {
     let answer = ask(port, HEALTHZ);
     assert_eq!((answer.status.as_str(), answer.body.as_str()), ("200 OK", "OK"));
 }
@@ -43,20 +43,20 @@ fn beside(admin: &FakeAdmin) -> Sidecar {
 
 /// The same behind a wrapper.
 #[track_caller]
-fn under(wrapper: &[&str], admin: &FakeAdmin) -> Sidecar {
+pub fn under(wrapper: &[&str], admin: &FakeAdmin) -> Sidecar {
     let args = arguments(&admin.address(), &[PATIENT]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     Sidecar::launch().under(wrapper).args(&args).start()
 }
 
 #[track_caller]
-fn wait_waiters(sidecar: &Sidecar, n: usize) {
+pub fn wait_waiters(sidecar: &Sidecar, n: usize) {
     wait_status(sidecar, &[&format!("\"waiters\":{n},")]);
 }
 
 /// Starts a drain that does not end by itself.
 #[track_caller]
-fn begin_drain(sidecar: &Sidecar, admin: &FakeAdmin) -> Hook {
+pub fn begin_drain(sidecar: &Sidecar, admin: &FakeAdmin) -> Hook {
     admin.set_open(1);
     let hook = sidecar.hook(&[]);
     wait_status(sidecar, &["\"phase\":\"draining\"", "\"open_connections\":1,"]);
@@ -64,7 +64,7 @@ fn begin_drain(sidecar: &Sidecar, admin: &FakeAdmin) -> Hook {
 }
 
 #[track_caller]
-fn end_drain(admin: &FakeAdmin, hook: &mut Hook) {
+pub fn end_drain(admin: &FakeAdmin, hook: &mut Hook) {
     assert!(hook.running(), "{:?}", hook.try_wait());
     admin.set_open(0);
     assert_ends(hook, 0, "drained");
@@ -82,12 +82,12 @@ fn assert_drains(sidecar: &Sidecar, admin: &FakeAdmin) {
     assert_eq!(admin.count(Route::Fail), 1);
 }
 
-const METHODS: &str = "GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT PROPFIND get post \
+pub const METHODS: &str = "GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT PROPFIND get post \
                        Post DRAIN M-SEARCH !#$%&'*+.^_`|~ P\u{d6}ST POST\0 \u{ff27}ET";
 
 /// What begins, tells or waits for something elsewhere: at the control socket, at Envoy's admin
 /// interface, or in Contour before 1.7.
-const PATHS: [&str; 6] =
+pub const PATHS: [&str; 6] =
     ["/drain", "/shutdown", "/status", "/healthcheck/fail", "/quitquitquit", "/drain_listeners"];
 
 const QUERIES: &str = "? ?? ?drain=1 ?outside ?outside=1 ?check-delay=0 ?expires=18446744073709551615 \

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use envoy_shutdown_manager::port::raise_descriptor_limit;
 
@@ -23,7 +24,7 @@ fn limited(admin: &FakeAdmin, descriptors: u32) -> Sidecar {
 }
 
 /// Threads and descriptors.
-fn resources(sidecar: &Sidecar) -> (usize, usize) {
+pub fn resources(sidecar: &Sidecar) -> (usize, usize) {
     (sidecar.threads(), sidecar.fds())
 }
 
@@ -34,10 +35,19 @@ fn resources_at_rest(sidecar: &Sidecar) -> (usize, usize) {
     assert_healthy(sidecar.port());
     sidecar.wait_log("Envoy answers", PATIENCE);
     wait_waiters(sidecar, 0);
-    let mut last = resources(sidecar);
+    calm(sidecar)
+}
+
+/// The same when it has come to rest.
+#[track_caller]
+pub fn calm(sidecar: &Sidecar) -> (usize, usize) {
+    let (mut last, mut since) = (resources(sidecar), Instant::now());
     wait_for("a calm", PATIENCE, || {
         let now = resources(sidecar);
-        mem::replace(&mut last, now).eq(&now).then_some(now)
+        if mem::replace(&mut last, now) != now {
+            since = Instant::now();
+        }
+        (since.elapsed() > Duration::from_millis(100)).then_some(now)
     })
 }
 

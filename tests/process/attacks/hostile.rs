@@ -1,0 +1,216 @@
+//! Clients that mean harm. None of them minds what becomes of it.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::port::{HEALTHZ, METHODS, PATHS, SHUTDOWN};
+use crate::support::caller::Client;
+
+/// Who is attacked, and how badly.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pub port: u16,
+    pub full: bool,
+    /// Counts the connections that are made.
+    pub made: &'a AtomicUsize,
+}
+
+impl Target<'_> {
+    /// A size that depends on how much time there is.
+    fn of<T>(self, full: T, small: T) -> T {
+        if self.full { full } else { small }
+    }
+
+    /// How long an attack lasts, in seconds.
+    pub fn lasts(self, full: f32, small: f32) -> Instant {
+        Instant::now() + Duration::from_secs_f32(self.of(full, small))
+    }
+
+    fn from(self, from: Option<IpAddr>, bytes: impl AsRef<[u8]>) -> Option<Client> {
+        let client = Client::try_to((Ipv4Addr::LOCALHOST, self.port).into(), from).ok()?;
+        client.say_what_is_taken(bytes.as_ref());
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Some(client)
+    }
+
+    fn client(self, bytes: impl AsRef<[u8]>) -> Option<Client> {
+        self.from(None, bytes)
+    }
+
+    fn crowd(self, n: usize, bytes: &str) -> Vec<Client> {
+        (0..n).filter_map(|_| self.client(bytes)).collect()
+    }
+
+    /// So many who wait, the `n`th of them at this address.
+    fn waiters(self, n: usize, address: fn(usize) -> [u8; 4]) -> Vec<Client> {
+        let from = |n| Some(Ipv4Addr::from(address(n)).into());
+        (0..n).filter_map(|n| self.from(from(n), SHUTDOWN)).collect()
+    }
+}
+
+fn until(end: Instant) {
+    thread::sleep(end.saturating_duration_since(Instant::now()));
+}
+
+/// They say nothing.
+pub fn silent(target: Target<'_>) {
+    let _crowd = target.crowd(target.of(10_000, 1_500), "");
+    until(target.lasts(8.0, 0.5));
+}
+
+/// They say a byte every half second, and come again when nobody listens any more.
+pub fn drip(target: Target<'_>) {
+    const START: &str = "GET /healthz HTTP/1.1\r\na: ";
+    let mut crowd = target.crowd(target.of(2_000, 1_100), START);
+    let end = target.lasts(12.0, 1.0);
+    while Instant::now() < end {
+        thread::sleep(Duration::from_millis(500));
+        for client in &mut crowd {
+            if !client.is_answered() {
+                client.say_what_is_taken(b"x");
+            } else if let Some(again) = target.client(START) {
+                *client = again;
+            }
+        }
+    }
+}
+
+/// They connect and reset, some with a word before it.
+pub fn reset(target: Target<'_>) {
+    for n in 0..target.of(5_000, 1_000) {
+        let words = ["", "GET", HEALTHZ, SHUTDOWN][n % 4];
+        target.client(words).into_iter().for_each(Client::reset);
+    }
+}
+
+/// They say what has no end, until they are cut off.
+pub fn never_end(target: Target<'_>) {
+    // That many header lines, and as many bytes of anything else.
+    const LINES: usize = 200_000;
+    let starts = [
+        ("GET /healthz HTTP/1.1\r\n", "a: b\r\n"),
+        ("GET /healthz HTTP/1.1\r\na: ", "bbbbbb"),
+        ("GET /", "aaaaaa"),
+        ("", "\r\n\r\n\r\n"),
+        ("POST /drain HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n", "xxxxxx"),
+        ("GET /shutdown HTTP/1.1\r\n\r\n", "GET /h"),
+    ];
+    thread::scope(|scope| {
+        for (start, more) in starts {
+            scope.spawn(move || {
+                let bytes = start.to_owned() + &more.repeat(LINES);
+                for _ in 0..target.of(100, 5) {
+                    target.client(&bytes);
+                }
+            });
+        }
+    });
+}
+
+/// They say these by turns, and stay until all have.
+fn say_all(target: Target<'_>, requests: &[Vec<u8>]) {
+    for _ in 0..target.of(50, 3) {
+        let _all: Vec<_> = requests.iter().map(|request| target.client(request)).collect();
+    }
+}
+
+/// They announce bodies that are none, and what this server does not do.
+pub fn announce(target: Target<'_>) {
+    let lengths = ["99999999999999", "18446744073709551615", "18446744073709551616", "-1", "0x10"];
+    let mut fields: Vec<_> = lengths.map(|length| format!("Content-Length: {length}")).into();
+    let others = [
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 1\r\nContent-Length: 2",
+        "Expect: 100-continue\r\nContent-Length: 1000000",
+        "Expect: anything",
+        "Connection: Upgrade\r\nUpgrade: websocket",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQA",
+    ];
+    fields.extend(others.map(str::to_owned));
+    let requests = ["GET", "POST"].into_iter().flat_map(|method| {
+        let request = move |(path, field)| {
+            format!("{method} {path} HTTP/1.1\r\n{field}\r\n\r\nffffffffffffffff\r\nhello").into()
+        };
+        PATHS
+            .iter()
+            .chain(&["/healthz"])
+            .flat_map(|path| fields.iter().map(move |f| (path, f)))
+            .map(request)
+    });
+    say_all(target, &requests.collect::<Vec<_>>());
+}
+
+/// They speak every version of HTTP, and other protocols.
+pub fn speak_others(target: Target<'_>) {
+    let tls: &[u8] = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03";
+    let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let others = [tls, http2, b"GET /healthz\r\n", b"SSH-2.0-x\r\n", &[0; 64], &[255; 5000]];
+    let mut all: Vec<_> = others.map(<[u8]>::to_vec).into();
+    all.extend(
+        (0..100)
+            .map(|n| format!("GET /healthz HTTP/{}.{}\r\nHost: x\r\n\r\n", n / 10, n % 10).into()),
+    );
+    say_all(target, &all);
+}
+
+/// They ask for everything in every way.
+pub fn ask_all(target: Target<'_>) {
+    let paths = PATHS.iter().chain(&["/healthz", "/metrics", "/", "*"]);
+    let all = METHODS.split(' ').flat_map(|method| {
+        paths.clone().map(move |path| format!("{method} {path} HTTP/1.1\r\n\r\n").into())
+    });
+    say_all(target, &all.collect::<Vec<_>>());
+}
+
+/// More wait than may, at three addresses.
+pub fn wait(target: Target<'_>) {
+    let _crowd = target.waiters(target.of(2_000, 700), |n| [127, 0, 0, 4 + (n % 3) as u8]);
+    until(target.lasts(10.0, 0.5));
+}
+
+/// Each waits at an address of its own.
+pub fn wait_apart(target: Target<'_>) {
+    let _crowd = target.waiters(300, |n| [127, 0, 1 + (n >> 8) as u8, n as u8]);
+    until(target.lasts(10.0, 0.5));
+}
+
+/// They ask for the end of the drain and hang up, in every way.
+pub fn hang_up(target: Target<'_>) {
+    let end = target.lasts(150.0, 1.0);
+    let mut n = 0;
+    while Instant::now() < end {
+        n += 1;
+        let Some(client) = target.client(SHUTDOWN) else { continue };
+        match n % 8 {
+            0 => drop(client),
+            1 => client.say_what_is_taken(b"x"),
+            _ => client.reset(),
+        }
+    }
+}
+
+/// They ask and never read, some with next to no room for an answer.
+pub fn never_read(target: Target<'_>) {
+    let metrics = "GET /metrics HTTP/1.1\r\n\r\n";
+    let many = HEALTHZ.repeat(200);
+    let crowd = (0..target.of(2_000, 600)).filter_map(|n| {
+        let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
+        if n % 4 > 0 {
+            socket.set_recv_buffer_size(1).ok()?;
+        }
+        socket
+            .connect(&std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, target.port)).into())
+            .ok()?;
+        let _cut_short = socket.write_all([metrics, &many, metrics, SHUTDOWN][n % 4].as_bytes());
+        target.made.fetch_add(1, Ordering::Relaxed);
+        Some(socket)
+    });
+    let _crowd: Vec<_> = crowd.collect();
+    until(target.lasts(10.0, 0.5));
+}
