@@ -31,6 +31,16 @@ test-static:
     rustup target add {{target}}
     cargo test --release --locked --target {{target}}
 
+# The binary that ships under attack, at full size
+attack:
+    rustup target add {{target}}
+    ATTACK=full cargo test --release --locked --target {{target}} --test process attacks:: -- --nocapture
+
+# Probes, waiters, drains and hostile clients together, for ten minutes
+soak seconds="600":
+    rustup target add {{target}}
+    SOAK={{seconds}} cargo test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
+
 # Which changes no fast test notices, but those that .cargo/mutants.toml explains; takes half an
 # hour (needs `cargo install cargo-mutants`)
 mutants:

@@ -3,12 +3,15 @@
 
 #![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
+mod cgroup;
 mod hostile;
 mod probe;
+mod soak;
 mod watched;
 
 use std::thread;
 
+use self::cgroup::Group;
 use self::hostile::Target;
 use self::watched::watch;
 
@@ -53,18 +56,28 @@ fn mixture(target: Target<'_>) {
     }
 }
 
-/// So many descriptors, and no more to be had.
-fn with_descriptors(n: u32) {
-    let script = format!("ulimit -n {n}; exec \"$@\"");
-    watch(&format!("with {n} descriptors"), &["sh", "-c", &script, "sh"], mixture);
+/// All of them, at a sidecar that this script starts.
+fn all_behind(name: &str, script: &str) {
+    watch(name, &["sh", "-c", script, "sh"], mixture);
 }
 
 #[test]
 fn all_of_them_where_few_descriptors_can_be_had() {
-    with_descriptors(128);
+    all_behind("128 descriptors", "ulimit -n 128; exec \"$@\"");
 }
 
 #[test]
 fn all_of_them_where_next_to_no_descriptors_can_be_had() {
-    with_descriptors(32);
+    all_behind("32 descriptors", "ulimit -n 32; exec \"$@\"");
+}
+
+#[test]
+fn all_of_them_where_little_memory_can_be_had() {
+    let group = match Group::new(8 << 20) {
+        Ok(group) => group,
+        Err(error) => return println!("SKIPPED: no memory cgroup can be made here: {error}"),
+    };
+    all_behind("8 MiB", &group.enter());
+    println!("8 MiB: at most {:?} bytes of the group, and of its sockets", group.peak());
+    assert_eq!(group.kills(), 0, "the kernel has killed it");
 }

@@ -52,7 +52,7 @@ pub fn calm(sidecar: &Sidecar) -> (usize, usize) {
 }
 
 #[track_caller]
-fn assert_nothing_is_left(sidecar: &Sidecar, rest: (usize, usize)) {
+pub fn assert_nothing_is_left(sidecar: &Sidecar, rest: (usize, usize)) {
     let mut last = rest;
     let calm = try_wait_for(PATIENCE, || {
         last = resources(sidecar);
