@@ -30,7 +30,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use self::answer::{Answer, PLAIN};
 use self::client::{Client, Said, State};
 use self::desk::{Desk, Reply};
-use self::places::{Origin, Place, place};
+use self::places::{Origin, Place, crowd, place};
 use crate::clock;
 use crate::control::Bell;
 use crate::drain::Time;
@@ -481,7 +481,7 @@ impl Front {
                 },
             };
             if self.is_full() {
-                self.make_room(now);
+                self.make_room(origin, now);
             }
             self.number += 1;
             let index = self.clients.len();
@@ -513,16 +513,28 @@ impl Front {
     }
 
     /// Whether one more fits, or can take the place of somebody who can be spared. Where everybody
-    /// waits, which most do for less than a millisecond, those who come do so in the backlog.
+    /// waits, which most do for less than a millisecond, those who come do so in the backlog; and
+    /// rather than the last who could be spared goes, one of those who wait so briefly.
     fn has_room(&self) -> bool {
-        !self.is_full() || self.clients.iter().any(|client| client.worth().is_some())
+        if !self.is_full() {
+            return true;
+        }
+        let brief = |client: &Client| client.wants().is_some_and(|w| w.waits == Waits::Briefly);
+        let spared = self.clients.iter().filter(|client| client.worth().is_some()).count();
+        spared > usize::from(self.clients.iter().any(brief))
     }
 
-    /// Lets one go: of those who can best be spared, the oldest.
-    fn make_room(&mut self, now: Time) {
+    /// Lets one go for a newcomer: of those who can be spared, one of the origin that has most of
+    /// them, and of these who can best be spared, the oldest. So a client may take its time
+    /// between its connect and its request, however often others come.
+    fn make_room(&mut self, newcomer: Origin, now: Time) {
         self.gives_way(now);
         loop {
+            let spared = self.clients.iter().filter(|client| client.worth().is_some());
+            let crowd = crowd(spared.map(|client| client.origin), newcomer);
             let clients = self.clients.iter().enumerate();
+            let clients =
+                clients.filter(|(_, client)| crowd.is_none_or(|crowd| client.origin == crowd));
             let spared =
                 clients.filter_map(|(index, client)| Some((client.worth()?, client.number, index)));
             let Some((worth, _, index)) = spared.min() else { return };

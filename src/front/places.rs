@@ -38,16 +38,8 @@ pub enum Place {
 /// origins than places.
 #[must_use]
 pub fn place(waiting: impl Iterator<Item = Origin>, newcomer: Origin, most: usize) -> Place {
-    let mut counts: Vec<(Origin, usize)> = Vec::new();
-    let mut total = 0;
-    for origin in waiting {
-        total += 1;
-        match counts.iter_mut().find(|(other, _)| *other == origin) {
-            Some((_, count)) => *count += 1,
-            None => counts.push((origin, 1)),
-        }
-    }
-    if total < most {
+    let counts = count(waiting, most);
+    if counts.iter().map(|(_, count)| count).sum::<usize>() < most {
         return Place::Free;
     }
     let own = counts.iter().find(|(origin, _)| *origin == newcomer).map_or(0, |(_, own)| *own);
@@ -55,6 +47,30 @@ pub fn place(waiting: impl Iterator<Item = Origin>, newcomer: Origin, most: usiz
         Some((origin, count)) if own + 1 < *count => Place::InsteadOf(*origin),
         _ => Place::Taken,
     }
+}
+
+/// The origin that has most of these, with `newcomer` counted in, if one has more than one: then
+/// others need not give way. Of many origins the first few are looked at, for this is asked often.
+#[must_use]
+pub fn crowd(there: impl Iterator<Item = Origin>, newcomer: Origin) -> Option<Origin> {
+    const FEW: usize = 16;
+    let more = |(origin, count)| (count + usize::from(origin == newcomer), origin);
+    let (count, origin) =
+        count(there, FEW).into_iter().map(more).max_by_key(|(count, _)| *count)?;
+    (count > 1).then_some(origin)
+}
+
+/// How many come from each of the first so many origins.
+fn count(all: impl Iterator<Item = Origin>, most: usize) -> Vec<(Origin, usize)> {
+    let mut counts: Vec<(Origin, usize)> = Vec::new();
+    for origin in all {
+        if let Some((_, count)) = counts.iter_mut().find(|(other, _)| *other == origin) {
+            *count += 1;
+        } else if counts.len() < most {
+            counts.push((origin, 1));
+        }
+    }
+    counts
 }
 
 #[cfg(test)]
@@ -95,5 +111,22 @@ mod tests {
                 "{waiting:?} {newcomer:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_crowd_gives_way_before_who_is_alone() {
+        let (a, b, c) = (origin("10.0.0.1"), origin("10.0.0.2"), origin("::1"));
+        for (there, newcomer, expected) in [
+            (vec![], a, None),
+            (vec![a, b], c, None),
+            (vec![a, b, b], c, Some(b)),
+            (vec![a, b, a, b, a, a], b, Some(a)),
+            (vec![a, b], b, Some(b)),
+            (vec![a], b, None),
+        ] {
+            assert_eq!(crowd(there.iter().copied(), newcomer), expected, "{there:?} {newcomer:?}");
+        }
+        let many = (0..255).map(|n| origin(&format!("10.1.1.{n}")));
+        assert_eq!(crowd(many, a), None);
     }
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use envoy_shutdown_manager::port::raise_descriptor_limit;
 
 use super::{
-    SHUTDOWN, assert_drains, assert_healthy, begin_drain, beside, end_drain, under, wait_waiters,
+    HEALTHZ, SHUTDOWN, assert_drains, assert_healthy, begin_drain, beside, end_drain, under,
+    wait_waiters,
 };
 use crate::support::admin::FakeAdmin;
 use crate::support::caller::Client;
@@ -162,6 +163,24 @@ fn whoever_comes_often_cannot_keep_others_from_waiting() {
     end_drain(&admin, &mut hook);
     for waiter in many.iter().chain(&others) {
         assert_eq!(waiter.answer().status, "200 OK");
+    }
+}
+
+#[test]
+fn whoever_takes_its_time_to_ask_is_not_crowded_out() {
+    let _turn = shared();
+    let admin = FakeAdmin::unix();
+    for descriptors in [128, 32] {
+        println!("with {descriptors} descriptors");
+        let sidecar = limited(&admin, descriptors);
+        let port = sidecar.port();
+        let slow = Client::from(2, port, "");
+        let crowd = ["", "G", HEALTHZ, SHUTDOWN].iter().cycle().take(400);
+        let _crowd: Vec<_> = crowd.map(|words| Client::new(port, words)).collect();
+        sidecar.wait_log("msg=\"the public port is full", PATIENCE);
+        assert_healthy(port);
+        slow.say(HEALTHZ);
+        assert_eq!(slow.answer().status, "200 OK");
     }
 }
 
