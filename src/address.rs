@@ -72,11 +72,13 @@ pub fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
 impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // A path without a slash would read as HOST:PORT.
-            Self::Unix(path) if !path.to_string_lossy().contains('/') => {
-                write!(f, "unix:{}", path.display())
+            Self::Unix(path) => {
+                let path = path.to_string_lossy();
+                // Without a prefix it would read as HOST:PORT, or its own beginning as the prefix.
+                let prefix =
+                    if !path.contains('/') || path.starts_with("unix:") { "unix:" } else { "" };
+                write!(f, "{prefix}{path}")
             }
-            Self::Unix(path) => write!(f, "{}", path.display()),
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
         }
@@ -128,6 +130,7 @@ mod tests {
             ("./admin.sock", unix("./admin.sock")),
             ("unix:admin.sock", unix("admin.sock")),
             ("unix:/admin/admin.sock", unix("/admin/admin.sock")),
+            ("unix:unix:/admin.sock", unix("unix:/admin.sock")),
             ("/admin/a:9001", unix("/admin/a:9001")),
             ("127.0.0.1:9001", tcp("127.0.0.1", 9001)),
             ("localhost:19000", tcp("localhost", 19000)),
