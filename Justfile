@@ -18,6 +18,8 @@ demo:
 lint:
     cargo fmt --check
     cargo clippy --all-targets -- --deny warnings
+    cd fuzz && cargo fmt --check
+    cd fuzz && cargo clippy --release -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 
 # The binary that ships
@@ -46,5 +48,10 @@ soak seconds="600":
 mutants:
     cargo mutants --output target --timeout 60 -- --lib -- --skip simulation
 
+# Every parser for so many seconds, from what earlier runs found (needs a C++ compiler)
+fuzz seconds="30" *targets="":
+    fuzz/run {{seconds}} {{targets}}
+
 fmt:
     cargo fmt
+    cd fuzz && cargo fmt

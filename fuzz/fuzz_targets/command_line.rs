@@ -1,0 +1,48 @@
+//! Arguments, a line each, or ended by NULs as in `/proc/PID/cmdline`.
+#![no_main]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+
+use envoy_shutdown_manager::address::{ServeAt, socket_path};
+use envoy_shutdown_manager::cli::{Command, ManagerArgs, ShutdownArgs, parse};
+use envoy_shutdown_manager::options::{DrainOption, Overrides, Request};
+use envoy_shutdown_manager_fuzz::within;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let end = if input.contains(&0) { 0 } else { b'\n' };
+    let input = input.strip_suffix(&[end]).unwrap_or(input);
+    let args: Vec<_> =
+        input.split(|byte| *byte == end).map(|arg| OsString::from_vec(arg.to_vec())).collect();
+    // The help, or a sentence that repeats what is wrong.
+    let (overrides, command) = match within(8192 + 20 * input.len(), || parse(args)) {
+        Ok(Command::Manager(args)) => {
+            assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
+            assert!(args.start_timeout.as_secs() > 0);
+            assert!(
+                args.control_socket.is_none_or(|path| socket_path(path.to_str().unwrap()).is_ok())
+            );
+            (args.overrides, "shutdown-manager")
+        }
+        Ok(Command::Shutdown(args)) => (args.overrides, "shutdown"),
+        Ok(Command::Status(_)) => return,
+        Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
+        Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
+    };
+    let again = match parse([command.into()].into_iter().chain(arguments(&overrides))) {
+        Ok(Command::Manager(ManagerArgs { overrides, .. }))
+        | Ok(Command::Shutdown(ShutdownArgs { overrides, .. })) => overrides,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(again, overrides, "said once more");
+    let request = Request { overrides, expires: None };
+    assert_eq!(Request::from_query(&request.to_query()), Ok(request), "as the sidecar hears it");
+});
+
+fn arguments(overrides: &Overrides) -> impl Iterator<Item = OsString> {
+    overrides.pairs().into_iter().map(|(name, value)| {
+        let switch = name == DrainOption::RequireEnvoyHook.name();
+        if switch { format!("--{name}") } else { format!("--{name}={value}") }.into()
+    })
+}
