@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let [outside, inside] = [public as Keeper, private].map(|keeper| {
         let whole = within(64 + LONGEST.min(input.len()), || read(input, keeper));
-        for cut in (0..input.len()).step_by(1 + input.len() / 64) {
+        for cut in (0..input.len()).step_by(1 + input.len() / 16) {
             agrees(cut, read(&input[..cut], keeper), &whole);
         }
         assert!(whole != Head::Partial || input.len() < LONGEST);
