@@ -18,8 +18,8 @@ demo:
 lint:
     cargo fmt --check
     cargo clippy --all-targets -- --deny warnings
-    cd fuzz && cargo fmt --check
-    cd fuzz && cargo clippy --release -- --deny warnings
+    cd tests/fuzz && cargo fmt --check
+    cd tests/fuzz && cargo clippy --release -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 
 # The binary that ships
@@ -50,8 +50,8 @@ mutants:
 
 # Every parser for so many seconds, from what earlier runs found (needs a C++ compiler)
 fuzz seconds="30" *targets="":
-    fuzz/run {{seconds}} {{targets}}
+    tests/fuzz/run {{seconds}} {{targets}}
 
 fmt:
     cargo fmt
-    cd fuzz && cargo fmt
+    cd tests/fuzz && cargo fmt
