@@ -43,6 +43,10 @@ soak seconds="600":
     rustup target add {{target}}
     SOAK={{seconds}} cargo test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
 
+# The manager's threads in every interleaving, up to a few preemptions
+model:
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked --lib manager::model -- --nocapture
+
 # Which changes no fast test notices, but those that .cargo/mutants.toml explains; takes half an
 # hour (needs `cargo install cargo-mutants`)
 mutants:

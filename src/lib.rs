@@ -12,7 +12,7 @@
 //! | the sidecar's mind | [`manager`] shares the state of [`drain`], a pure machine, with a worker |
 //! | the sidecar's hand | [`envoy`] asks Envoy ([`transport`]: over Unix and TCP sockets), [`count`] adds up what it answers, [`fault`] is what can go wrong |
 //! | what is told | [`story`] words a step for the log ([`logger`]), [`page`] the state for status and metrics |
-//! | below | [`clock`], [`json`], [`slot`], [`supervisor`] |
+//! | below | [`clock`], [`json`], [`slot`], [`supervisor`], [`sync`] |
 //!
 //! `address`, `cli`, `count`, `drain`, `duration`, `fault`, `head`, `json`, `options`, `page` and
 //! `story` are pure: no I/O, no clock.
@@ -39,4 +39,5 @@ pub mod slot;
 pub mod socket;
 pub mod story;
 pub mod supervisor;
+pub mod sync;
 pub mod transport;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::clock;
@@ -15,6 +15,7 @@ use crate::logger::Line;
 use crate::options::{Options, Request};
 use crate::page::{Counters, Snapshot};
 use crate::story::Story;
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// A hook is answered when nobody else waits any more, but not later than this.
 const HOOK_GIVES_WAY: Duration = Duration::from_secs(1);
@@ -503,4 +504,8 @@ impl Drop for Working<'_> {
 }
 
 #[cfg(test)]
+#[cfg(loom)]
+mod model;
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
