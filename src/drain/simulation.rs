@@ -1,6 +1,9 @@
 //! Random schedules: a drain, an Envoy that restarts, hangs, refuses and is put back by others,
 //! hooks and waiters that come at any time, and a clock that jumps to the next thing to happen.
-//! `SEED=n cargo test --lib simulation` runs one schedule alone.
+//! `SEED=n cargo test --lib simulation` runs one schedule alone, `SCHEDULES=n` so many, from the
+//! seed `BASE` on; `just simulate` runs a million that nobody has run before.
+
+use std::time::Instant;
 
 use super::*;
 
@@ -78,8 +81,12 @@ struct World {
     arrivals: Vec<Time>,
     /// A drain has gone further than to look for Envoy's own hook.
     drained: bool,
+    tried: bool,
     failed_at: Option<Time>,
     last_poll: Option<Poll>,
+    /// The latest answer was a valid poll.
+    polled: bool,
+    starting: bool,
     reverted: bool,
     refused: Vec<Time>,
 }
@@ -108,8 +115,11 @@ impl World {
             began: Time::ZERO,
             arrivals: Vec::new(),
             drained: false,
+            tried: false,
             failed_at: None,
             last_poll: None,
+            polled: false,
+            starting: false,
             reverted: false,
             refused: Vec::new(),
         }
@@ -144,7 +154,10 @@ impl World {
         match self.random.below(12) {
             0 => self.hook(),
             1 | 2 => {
-                self.waiters.push(Waiter { awaits: self.machine.awaits(), answers: 0 });
+                let next = self.machine.phase() == Phase::Serving;
+                let awaits = self.drains + u64::from(next);
+                assert_eq!(self.machine.awaits(), awaits);
+                self.waiters.push(Waiter { awaits, answers: 0 });
                 self.machine.arrived(self.now);
                 self.arrivals.push(self.now);
             }
@@ -172,8 +185,11 @@ impl World {
                 self.drains += 1;
                 self.options = options;
                 self.began = self.now;
+                self.tried = false;
                 self.failed_at = None;
                 self.last_poll = None;
+                self.polled = false;
+                self.starting = false;
                 self.reverted = false;
                 self.refused.clear();
                 Begun::Started(self.drains)
@@ -190,7 +206,10 @@ impl World {
             Call::Fail => {
                 assert!(in_drain, "health checks failed outside a drain");
                 assert!(!self.options.require_envoy_hook || self.envoys_hook_came());
+                assert!(asked >= self.began + self.options.drain_delay, "failed too early");
+                self.tried = true;
             }
+            Call::Poll if in_drain => self.assert_settled(asked),
             Call::PutBack => {
                 assert!(self.put_back && !self.drained && asked >= ARRIVAL, "put back");
                 let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
@@ -260,15 +279,26 @@ impl World {
                 self.failed_at = Some(self.now);
                 self.reverted = false;
             }
-            Answer::Seen(health) => {
-                self.reverted = *health == Health::Live && self.failed_at.is_some()
-            }
+            Answer::Seen(health) => self.saw(*health),
             Answer::Polled(poll) => {
                 self.last_poll = Some(*poll);
-                self.reverted = poll.health == Health::Live;
+                self.saw(poll.health);
             }
             _ => {}
         }
+        self.polled = matches!(answer, Answer::Polled(_));
+    }
+
+    /// One that is starting was restarted, which counts once.
+    fn saw(&mut self, health: Health) {
+        let was_starting = std::mem::replace(&mut self.starting, health == Health::Starting);
+        let restarted = self.starting && !was_starting;
+        self.reverted = (health == Health::Live || restarted) && self.failed_at.is_some();
+    }
+
+    fn assert_settled(&self, now: Time) {
+        let failed_at = self.failed_at.expect("health checks were failed");
+        assert!(now >= failed_at + self.options.check_delay, "polled unsettled");
     }
 
     fn envoys_hook_came(&self) -> bool {
@@ -284,17 +314,18 @@ impl World {
                 assert_eq!(poll.open, open);
                 assert!(open <= self.options.min_open_connections, "drained above the threshold");
                 assert_eq!(poll.health, Health::Draining, "drained in service");
-                let failed_at = self.failed_at.expect("drained without failing health checks");
-                assert!(self.now >= failed_at + self.options.check_delay, "drained unsettled");
+                assert!(self.polled, "drained by something else than a valid poll");
+                self.assert_settled(self.now);
             }
             Outcome::TimedOut { open } => {
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= self.began + timeout, "timed out too early");
                 assert_eq!(open, self.last_poll.map(|poll| poll.open));
+                let delayed = self.began + self.options.drain_delay;
+                assert!(self.tried || self.now < delayed, "timed out before health checks failed");
             }
             Outcome::EnvoyGone => {
-                let n = self.refused.len();
-                assert!(n >= 3, "gone after {n} refusals in a row");
+                assert_eq!(self.refused.len(), 3, "refusals in a row");
                 for pair in self.refused.windows(2) {
                     assert!(pair[1] >= pair[0] + Duration::from_secs(1), "refusals too close");
                 }
@@ -317,7 +348,10 @@ impl World {
 
     fn answer_waiters(&mut self) {
         for waiter in self.waiters.iter_mut().filter(|waiter| waiter.answers == 0) {
-            waiter.answers += u32::from(self.machine.end_of(waiter.awaits).is_some());
+            if let Some(ended) = self.machine.end_of(waiter.awaits) {
+                assert_eq!(ended.number, waiter.awaits, "told the end of another drain");
+                waiter.answers += 1;
+            }
         }
         if self.waiters.iter().all(|waiter| waiter.answers > 0) {
             self.machine.all_left(self.now);
@@ -334,9 +368,15 @@ impl World {
                     let wake = match action {
                         Action::SleepUntil(time) => {
                             assert!(time > self.now, "a wake-up in the past");
+                            let unseen = time - self.now;
+                            let settling = self.machine.phase() == Phase::Settling;
+                            assert!(!settling || unseen <= LONGEST_LOOK, "a revert stays unseen");
                             time
                         }
-                        _ => end,
+                        _ => {
+                            assert!(self.machine.drain().is_none(), "a drain that sleeps for good");
+                            end
+                        }
                     };
                     self.now = wake.min(self.outside).min(end);
                     if self.outside <= self.now {
@@ -378,13 +418,24 @@ fn schedule(seed: u64) {
     world.settle();
 }
 
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}
+
 #[test]
 fn no_schedule_breaks_an_invariant() {
-    if let Ok(seed) = std::env::var("SEED") {
-        return schedule(seed.parse().expect("SEED is a number"));
+    if let Some(seed) = number("SEED") {
+        return schedule(seed);
     }
-    for seed in 0..100_000 {
-        let outcome = std::panic::catch_unwind(|| schedule(seed));
-        assert!(outcome.is_ok(), "to repeat it: SEED={seed} cargo test --lib simulation");
+    let (base, schedules) = (number("BASE").unwrap_or(0), number("SCHEDULES").unwrap_or(100_000));
+    let start = Instant::now();
+    println!("{schedules} schedules, the first of them BASE={base}");
+    for i in 0..schedules {
+        let seed = base.wrapping_add(i);
+        if std::panic::catch_unwind(|| schedule(seed)).is_err() {
+            let took = start.elapsed().as_secs_f32();
+            panic!("{took:.3}s; to repeat it: SEED={seed} cargo test --lib simulation");
+        }
     }
 }
