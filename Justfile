@@ -47,6 +47,15 @@ soak seconds="600":
 model:
     RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked --lib manager::model -- --nocapture
 
+# A million random schedules of a drain that nobody has run before, or those from a given BASE on
+simulate:
+    BASE=${BASE:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} SCHEDULES=${SCHEDULES:-1000000} \
+        cargo test --release --locked --lib simulation -- --nocapture
+
+# Bugs that are planted one at a time, and that the simulation and the model must find
+planted:
+    tests/planted
+
 # Which changes no fast test notices, but those that .cargo/mutants.toml explains; takes half an
 # hour (needs `cargo install cargo-mutants`)
 mutants:

@@ -155,6 +155,19 @@ fn both_hooks_are_told_the_same_however_early_the_sidecar_is_stopped() {
 }
 
 #[test]
+fn both_hooks_are_told_though_nothing_stops_the_sidecar() {
+    explore(2, &[(Drained, Drained)], |manager| {
+        let worker = spawn(manager, work);
+        let waiter = spawn(manager, waiter);
+        let all = (hook(manager), waiter.join().unwrap());
+        stop(manager);
+        worker.join().unwrap();
+        assert_over(manager);
+        all
+    });
+}
+
+#[test]
 fn a_drain_that_requires_envoys_hook_goes_on_when_that_comes() {
     explore(2, &[(Drained, Drained), (Stopping, Stopping)], |manager| {
         let requires = Overrides { require_envoy_hook: true, ..Overrides::default() };
@@ -216,6 +229,21 @@ fn a_drain_begins_before_the_stop_or_not_at_all() {
         stop(manager);
         let told = hook.join().unwrap();
         worker.join().unwrap();
+        assert_over(manager);
+        told
+    });
+}
+
+#[test]
+fn a_signal_ends_the_sidecar_though_somebody_waits_for_a_drain() {
+    explore(3, &[Stopping], |manager| {
+        let worker = spawn(manager, work);
+        let waiter = spawn(manager, waiter);
+        let signal = spawn(manager, Manager::stop);
+        manager.wait_until_over();
+        signal.join().unwrap();
+        worker.join().unwrap();
+        let told = waiter.join().unwrap();
         assert_over(manager);
         told
     });
