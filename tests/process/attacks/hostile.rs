@@ -168,9 +168,9 @@ pub fn ask_all(target: Target<'_>) {
     say_all(target, &all.collect::<Vec<_>>());
 }
 
-/// More wait than may, at three addresses.
+/// More wait than may, at one address after another of three.
 pub fn wait(target: Target<'_>) {
-    let _crowd = target.waiters(target.of(2_000, 700), |n| [127, 0, 0, 4 + (n % 3) as u8]);
+    let _crowd = target.waiters(target.of(2_000, 700), |n| [127, 0, 0, 4 + (n / 600 % 3) as u8]);
     until(target.lasts(10.0, 0.5));
 }
 
