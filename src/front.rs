@@ -62,13 +62,21 @@ const MOST_UNFINISHED: usize = 128 * 1024;
 const MOST_LINGERING: usize = 64;
 
 /// Connections that are taken before those that are there have their turn.
-const ACCEPTED_AT_ONCE: usize = 64;
+const ACCEPTED_AT_ONCE: u64 = 64;
+
+/// A door that is full takes this part of what it holds at once, before as many others are let go:
+/// each time costs a look at everybody, and where that takes long, a burst fills the backlog, so
+/// that the kernel drops whoever comes next, who tries again after a second.
+const CROWD: usize = 16;
 
 /// After an error of `accept`: too few descriptors, mostly.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Panics in a row.
 const MOST_STARTS: u32 = 10;
+
+/// Who has just come can be spared worse than anybody who can.
+const NEWEST: u8 = 3;
 
 /// How long a brief answer of the server's is waited for. A kubelet waits 1 s if not told
 /// otherwise, and hangs up by itself.
@@ -233,7 +241,7 @@ impl Front {
 
     /// Sleeps until then, or until somebody has something to say.
     fn look(&self, now: Time, until: Time) -> Ready {
-        let accepts = now >= self.accept_at && self.has_room();
+        let accepts = now >= self.accept_at && self.room() > 0;
         let mut fds = Vec::with_capacity(1 + self.desks.len() + self.clients.len());
         let listens = if accepts { PollFlags::POLLIN } else { PollFlags::empty() };
         fds.push(PollFd::new(self.listener.as_fd(), listens));
@@ -343,6 +351,7 @@ impl Front {
         let client = &mut self.clients[index];
         match client.state {
             State::Reading(_) => match client.read(self.keeper) {
+                Said::Nothing if client.unfinished() == 0 => {}
                 Said::Nothing => self.bound_unfinished(),
                 Said::Asked(asked) => self.asked(index, asked, now),
                 Said::Refused(refused) => self.refuse(index, refused, "", now),
@@ -455,14 +464,22 @@ impl Front {
 
     /// Takes new connections in, and lets others go for them.
     fn accept(&mut self, now: Time) {
-        for _ in 0..ACCEPTED_AT_ONCE {
-            if !self.has_room() {
-                return;
-            }
+        let most = self.number + ACCEPTED_AT_ONCE;
+        let mut more = true;
+        while more && self.number < most {
+            let (room, last) = (self.room().min(most - self.number), self.number);
+            more = room > 0 && self.take_in(room, now);
+            self.make_room(last, now);
+        }
+    }
+
+    /// Takes so many in, if they are there; whether more may be.
+    fn take_in(&mut self, most: u64, now: Time) -> bool {
+        for _ in 0..most {
             let (socket, origin) = match self.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return,
+                    io::ErrorKind::WouldBlock => return false,
                     // The client's own fault.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
                     _ => {
@@ -476,19 +493,17 @@ impl Front {
                             .with("times", times)
                             .emit();
                         }
-                        return;
+                        return false;
                     }
                 },
             };
-            if self.is_full() {
-                self.make_room(origin, now);
-            }
             self.number += 1;
             let index = self.clients.len();
             self.clients.push(Client::new(socket, origin, self.number, now));
             // Most have sent their request by now.
             self.attend(index, now);
         }
+        true
     }
 
     fn answer(&self, status: Status, kind: &str, body: &[u8]) -> Arc<Answer> {
@@ -508,42 +523,53 @@ impl Front {
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.clients.len() >= self.rules.clients
-    }
-
-    /// Whether one more fits, or can take the place of somebody who can be spared. Where everybody
-    /// waits, which most do for less than a millisecond, those who come do so in the backlog; and
-    /// rather than the last who could be spared goes, one of those who wait so briefly.
-    fn has_room(&self) -> bool {
-        if !self.is_full() {
-            return true;
-        }
+    /// How many may be taken in at once: as many as fit, and some in the place of those who can be
+    /// spared. Where everybody waits, which most do for less than a millisecond, those who come do
+    /// so in the backlog; and rather than the last who could be spared goes, one of those who wait
+    /// so briefly.
+    fn room(&self) -> u64 {
+        let (held, most) = (self.clients.len(), self.rules.clients);
+        let crowd = (most / CROWD).max(1);
         let brief = |client: &Client| client.wants().is_some_and(|w| w.waits == Waits::Briefly);
         let spared = self.clients.iter().filter(|client| client.worth().is_some()).count();
-        spared > usize::from(self.clients.iter().any(brief))
+        let spared = spared - spared.min(usize::from(self.clients.iter().any(brief)));
+        let room = most.saturating_sub(held) + spared.min(crowd);
+        room.min((most + crowd).saturating_sub(held)) as u64
     }
 
-    /// Lets one go for a newcomer: of those who can be spared, one of the origin that has most of
-    /// them, and of these who can best be spared, the oldest. So a client may take its time
-    /// between its connect and its request, however often others come.
-    fn make_room(&mut self, newcomer: Origin, now: Time) {
-        self.gives_way(now);
-        loop {
-            let spared = self.clients.iter().filter(|client| client.worth().is_some());
-            let crowd = crowd(spared.map(|client| client.origin), newcomer);
-            let clients = self.clients.iter().enumerate();
-            let clients =
-                clients.filter(|(_, client)| crowd.is_none_or(|crowd| client.origin == crowd));
-            let spared =
-                clients.filter_map(|(index, client)| Some((client.worth()?, client.number, index)));
-            let Some((worth, _, index)) = spared.min() else { return };
-            // Where few fit, many have sent their request and not been read yet.
-            self.attend(index, now);
-            if self.clients[index].worth().is_some_and(|now| now <= worth) {
-                self.clients.swap_remove(index);
-                return;
+    /// Lets go of those who are too many: of those who can be spared, some of the origin that has
+    /// most of them, and of these who can best be spared, the oldest; and whoever has come after
+    /// number `last` after all others. So a client may take its time between its connect and its
+    /// request, however often others come.
+    fn make_room(&mut self, last: u64, now: Time) {
+        while self.clients.len() > self.rules.clients {
+            let is_spared = |client: &&Client| client.worth().is_some();
+            let counted = self.clients.iter().filter(|c| c.number > last || is_spared(c));
+            let crowd = crowd(counted.map(|client| client.origin));
+            let spared = self.clients.iter().filter(is_spared);
+            let crowd = crowd.filter(|crowd| spared.map(|c| c.origin).any(|own| own == *crowd));
+            let worth = |client: &Client| {
+                let worth = client.worth()?;
+                let worth = if client.number > last { worth + NEWEST } else { worth };
+                crowd.is_none_or(|crowd| client.origin == crowd).then_some(worth)
+            };
+            let worths = self.clients.iter().filter_map(worth);
+            let Some(least) = worths.clone().min() else { return };
+            // Who is left is looked at again: another origin may have most by then.
+            let some = worths.filter(|worth| *worth == least).count().div_ceil(2);
+            let mut left = (self.clients.len() - self.rules.clients).min(some);
+            for index in 0..self.clients.len() {
+                if left > 0 && worth(&self.clients[index]) == Some(least) {
+                    // Where few fit, many have sent their request and not been read yet.
+                    self.attend(index, now);
+                    if worth(&self.clients[index]).is_some_and(|now| now <= least) {
+                        self.clients[index].state = State::Gone;
+                        self.gives_way(now);
+                        left -= 1;
+                    }
+                }
             }
+            self.part();
         }
     }
 
