@@ -100,12 +100,15 @@ pub fn never_end(target: Target<'_>) {
         ("POST /drain HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n", "xxxxxx"),
         ("GET /shutdown HTTP/1.1\r\n\r\n", "GET /h"),
     ];
+    // More at a time would only keep the processors busy that the prober and the kernel need here.
     thread::scope(|scope| {
-        for (start, more) in starts {
+        for some in starts.chunks(3) {
             scope.spawn(move || {
-                let bytes = start.to_owned() + &more.repeat(LINES);
-                for _ in 0..target.of(100, 5) {
-                    target.client(&bytes);
+                for (start, more) in some {
+                    let bytes = (*start).to_owned() + &more.repeat(LINES);
+                    for _ in 0..target.of(100, 5) {
+                        target.client(&bytes);
+                    }
                 }
             });
         }
