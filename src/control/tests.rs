@@ -1,4 +1,6 @@
+use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 
 use tempfile::TempDir;
@@ -26,6 +28,7 @@ impl Admin for Nobody {
 struct Scene {
     folder: TempDir,
     manager: Manager,
+    bell: Bell,
 }
 
 impl Scene {
@@ -35,9 +38,10 @@ impl Scene {
         let manager = Manager::new(Options::default(), false);
         let files = Arc::new(files);
         let mut service = Service::new(server, files, manager.control(), manager.watch());
+        let bell = service.bell();
         // It has no end.
         thread::spawn(move || service.serve());
-        Self { folder, manager }
+        Self { folder, manager, bell }
     }
 
     /// The status, the media type and the body that are answered.
@@ -59,6 +63,29 @@ impl Scene {
         let kind = "text/plain; charset=utf-8".to_owned();
         assert_eq!(self.ask(line), (status, kind, body.to_owned()), "{line}");
     }
+}
+
+#[test]
+fn a_server_is_replaced_when_nobody_listens_and_only_then() {
+    let scene = Scene::new();
+    let place = scene.folder.path().join("s.server");
+    let inode = || fs::metadata(&place).map(|file| file.ino()).ok();
+    scene.ask("GET /healthz");
+    let first = inode();
+    scene.bell.ring(ErrorKind::NotFound);
+    // It is asked only after it has heard the bell.
+    scene.ask("GET /healthz");
+    assert_eq!(inode(), first);
+    fs::remove_file(&place).unwrap();
+    scene.bell.ring(ErrorKind::TimedOut);
+    scene.bell.ring(ErrorKind::NotFound);
+    let deadline = clock::now() + PATIENCE;
+    while UnixStream::connect(&place).is_err() {
+        assert!(clock::now() < deadline, "nobody listens");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let (status, _, body) = scene.ask("GET /healthz");
+    assert_eq!((status, body.as_str()), (503, "the worker is down\n"));
 }
 
 #[test]
