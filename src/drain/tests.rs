@@ -230,6 +230,16 @@ fn an_error_is_never_zero() {
 }
 
 #[test]
+fn after_an_error_the_next_look_and_the_next_poll_keep_their_intervals() {
+    let options = Options { check_interval: s(30), ..options() };
+    let mut scenario = drain(1, options).at(ms(1), Envoy::Hangs);
+    scenario.run_to(s(110));
+    // Each call hangs for 2 s. A look comes 2 s after the answer, a poll 30 s after the poll.
+    assert_eq!(scenario.times(Call::Look), [s(2), s(6)]);
+    assert_eq!(scenario.times(Call::Poll), [s(10), s(40), s(70), s(100)]);
+}
+
+#[test]
 fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
     let options = Options { check_interval: s(7), ..options() };
     let mut scenario = drain(0, options).at(s(0), Envoy::Hangs).at(s(40), Envoy::Live(0));

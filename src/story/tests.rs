@@ -234,6 +234,7 @@ fn a_silent_minute_of_a_drain_is_broken() {
     assert_eq!(Told::new().story.reminder(&Told::new().machine), None, "no drain, no wake-up");
     let mut told = Told::new();
     told.at(s(100)).begin(&[]);
+    assert_eq!(told.story.reminder(&told.machine), Some(s(103)));
     told.hook_told();
     assert_eq!(told.story.reminder(&told.machine), Some(s(160)));
 }
