@@ -337,12 +337,13 @@ impl World {
             }
         }
         if let Some(timeout) = timeout {
-            // Where Envoy's own hook is required, that is waited for first.
-            let hook = if self.options.require_envoy_hook { TOGETHER } else { Duration::ZERO };
-            assert!(
-                self.now <= self.began + timeout.max(hook) + CALL,
-                "later than one call after its timeout"
-            );
+            // Where Envoy's own hook is required, that is waited for first, with a look at Envoy
+            // under way when it comes, and then it is tried to fail health checks.
+            let end = match self.options.require_envoy_hook {
+                true => timeout.max(TOGETHER + CALL) + CALL,
+                false => timeout + CALL,
+            };
+            assert!(self.now <= self.began + end, "later than one call after its timeout");
         }
     }
 
