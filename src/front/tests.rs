@@ -434,6 +434,7 @@ fn who_has_asked_by_now_does_not_give_way() {
 fn those_who_are_there_have_their_turn_after_64_that_come() {
     let mut scene = Scene::private(Rules { clients: 100, ..RULES });
     let _clients: Vec<_> = (0..65).map(|_| scene.say("")).collect();
+    scene.front.number = 10;
     scene.round();
     assert_eq!(scene.front.clients.len(), 64);
     scene.round();
@@ -806,9 +807,12 @@ fn who_waits_is_kept_over_a_panic_and_nobody_else() {
 fn nobody_is_kept_who_makes_every_round_panic() {
     let mut scene = Scene::private(RULES);
     scene.now = clock::now();
+    scene.front.keeper = panics;
     let waits = scene.say(SHUTDOWN);
     scene.holds("1W");
-    scene.front.starts = MOST_STARTS;
+    let _panics = scene.say("GET /panic HTTP/1.1\r\n\r\n");
+    // The first time it is kept.
+    scene.front.starts = MOST_STARTS - 1;
     serve(scene.front);
     assert_eq!(heard(&waits), "");
 }
