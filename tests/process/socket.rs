@@ -246,7 +246,7 @@ fn a_sidecar_waits_for_its_turn_but_not_for_ever() {
         }
         wait_healthy(&mut sidecar, &path);
         let took = start.elapsed().as_secs_f32();
-        assert!(if ends { took < 1.5 } else { (2.0..4.0).contains(&took) }, "{name}: {took} s");
+        assert!(if ends { took < 1.5 } else { (2.0..10.0).contains(&took) }, "{name}: {took} s");
         stop(&mut sidecar, &path);
     });
 }
