@@ -246,7 +246,9 @@ fn a_sidecar_waits_for_its_turn_but_not_for_ever() {
         }
         wait_healthy(&mut sidecar, &path);
         let took = start.elapsed().as_secs_f32();
-        assert!(if ends { took < 1.5 } else { (2.0..10.0).contains(&took) }, "{name}: {took} s");
+        // What is not built to be quick may take longer.
+        let most = if cfg!(debug_assertions) { 10.0 } else { 4.0 };
+        assert!(if ends { took < 1.5 } else { (2.0..most).contains(&took) }, "{name}: {took} s");
         stop(&mut sidecar, &path);
     });
 }

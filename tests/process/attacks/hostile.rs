@@ -53,6 +53,7 @@ impl Target<'_> {
     }
 }
 
+/// An attack lasts as long as it lasts: nothing is waited for.
 fn until(end: Instant) {
     thread::sleep(end.saturating_duration_since(Instant::now()));
 }

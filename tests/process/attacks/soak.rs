@@ -32,6 +32,7 @@ fn pause(most: Duration) {
 fn drain(sidecar: &Sidecar, admin: &FakeAdmin) -> usize {
     // It is told for 30 s that the one before has ended.
     wait_for("the next drain to be possible", Duration::from_secs(60), || {
+        // Seldom: each look is a request more.
         thread::sleep(Duration::from_millis(200));
         sidecar.status().contains("\"phase\":\"serving\"").then_some(())
     });
