@@ -531,7 +531,7 @@ impl Front {
         let (held, most) = (self.clients.len(), self.rules.clients);
         let crowd = (most / CROWD).max(1);
         let brief = |client: &Client| client.wants().is_some_and(|w| w.waits == Waits::Briefly);
-        let spared = self.clients.iter().filter(|client| client.worth().is_some()).count();
+        let spared = self.clients.iter().filter(|client| client.wants().is_none()).count();
         let spared = spared - spared.min(usize::from(self.clients.iter().any(brief)));
         let room = most.saturating_sub(held) + spared.min(crowd);
         room.min((most + crowd).saturating_sub(held)) as u64
@@ -543,13 +543,13 @@ impl Front {
     /// request, however often others come.
     fn make_room(&mut self, last: u64, now: Time) {
         while self.clients.len() > self.rules.clients {
-            let is_spared = |client: &&Client| client.worth().is_some();
+            let is_spared = |client: &&Client| client.wants().is_none();
             let counted = self.clients.iter().filter(|c| c.number > last || is_spared(c));
             let crowd = crowd(counted.map(|client| client.origin));
             let spared = self.clients.iter().filter(is_spared);
             let crowd = crowd.filter(|crowd| spared.map(|c| c.origin).any(|own| own == *crowd));
             let worth = |client: &Client| {
-                let worth = client.worth()?;
+                let worth = client.worth(now)?;
                 let worth = if client.number > last { worth + NEWEST } else { worth };
                 crowd.is_none_or(|crowd| client.origin == crowd).then_some(worth)
             };

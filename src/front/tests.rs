@@ -399,6 +399,7 @@ fn who_has_not_been_told_all_is_kept_longer_than_who_has_and_who_waits_never_goe
     let _refused = scene.say("PUT / HTTP/1.1\r\n\r\n");
     let _silent = scene.say("");
     scene.holds("1A 2L 3R");
+    scene.later(ms(100));
     let fourth = scene.say("");
     scene.holds("1A 2L 4R");
     say(&fourth, HEALTHZ);
@@ -415,6 +416,22 @@ fn who_has_not_been_told_all_is_kept_longer_than_who_has_and_who_waits_never_goe
     reply(&mut scene.asked("GET /healthz"), 200, "OK");
     scene.assert_told(&outside, "200", "OK");
     assert_eq!(scene.refused(), 0, "that is counted at the public port alone");
+}
+
+#[test]
+fn who_has_just_come_is_kept_longer_than_who_has_its_answer() {
+    let mut scene = Scene::public(Rules { clients: 2, ..RULES });
+    let answered = scene.say("PUT / HTTP/1.1\r\n\r\n");
+    let slow = scene.from(2, "");
+    scene.holds("1L 2R");
+    scene.later(ms(100) - NANO);
+    let _third = scene.from(3, "");
+    scene.holds("2R 3R");
+    scene.later(NANO);
+    let _fourth = scene.from(4, "PUT / HTTP/1.1\r\n\r\n");
+    scene.holds("3R 4L");
+    assert!(scene.hear(&answered).starts_with("HTTP/1.1 404 "));
+    assert_eq!(scene.hear(&slow), "");
 }
 
 #[test]
