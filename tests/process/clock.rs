@@ -4,13 +4,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::support::admin::FakeAdmin;
 use crate::support::rows::each;
 use crate::support::scene::{arguments, assert_told, wait_status};
 use crate::support::sidecar::Sidecar;
-use crate::support::{PATIENCE, shared, temp_dir};
+use crate::support::{PATIENCE, assert_took, shared, temp_dir};
 
 /// A library that lets a program see another time of day, as <https://github.com/wolfcw/libfaketime>.
 fn libfaketime() -> Option<PathBuf> {
@@ -84,8 +84,7 @@ fn a_clock_that_is_set_shortens_and_lengthens_no_drain() {
         }
         let exit = hook.wait(PATIENCE);
         assert_eq!(exit.code, Some(code), "{name}: {exit:?}");
-        let (least, most) = (Duration::from_millis(1500), Duration::from_secs(4));
-        assert!(exit.took >= least && exit.took < most, "{name}: {exit:?}");
+        assert_took(name, exit.took, 1.5..4.0);
         assert_told(&sidecar, &["msg=\"drain requested\"", "health checks failed", "outcome="]);
         let ended = time_of(&sidecar, "outcome=");
         assert_eq!(days > 0, ended > today, "{name}: from {started} to {ended}");

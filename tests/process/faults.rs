@@ -9,7 +9,7 @@ use crate::support::admin::{FakeAdmin, Fault, OPEN, Route, State};
 use crate::support::rows::{each, named};
 use crate::support::scene::{assert_ends, assert_told, before, wait_status};
 use crate::support::sidecar::{Hook, Sidecar};
-use crate::support::{PATIENCE, shared, wait_for};
+use crate::support::{PATIENCE, SHIPS, assert_took, shared, wait_for};
 
 const DELAYING: &str = "\"phase\":\"delaying\"";
 const FAILING: &str = "\"phase\":\"failing\"";
@@ -409,8 +409,7 @@ fn no_fault_of_ready_ends_a_delay() {
         assert_eq!(told(&sidecar, &error), 1, "{name}: {status} {:#?}", sidecar.log());
         let exit = hook.wait(PATIENCE);
         assert_eq!(exit.code, Some(0), "{name}: {exit:?}");
-        let took = exit.took.as_secs_f32();
-        assert!((3.0..6.0).contains(&took), "{name}: {took} s");
+        assert_took(name, exit.took, 3.0..6.0);
         assert_eq!((admin.count(Route::Fail), poll_errors(&sidecar, "timeout")), (1, 0), "{name}");
     });
 }
@@ -481,10 +480,10 @@ fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {
         assert!(hook.running(), "{name}: gone at once: {:?}", hook.try_wait());
         let error = last_error(&sidecar);
         let exit = hook.wait(PATIENCE);
-        let took = exit.at.duration_since(since).as_secs_f32();
+        let took = exit.at.duration_since(since);
         assert_eq!(exit.code, Some(0), "{name}: {exit:?}");
         assert!(exit.output.contains("Envoy is gone"), "{name}: {exit:?}");
-        assert!((1.9..4.0).contains(&took), "{name}: gone after {took} s");
+        assert_took(name, took, 1.9..4.0);
         assert_eq!(told(&sidecar, &error), 1, "{name}: {:#?}", sidecar.log());
         assert_told(&sidecar, &["trying again", "outcome=envoy_gone"]);
         let status = sidecar.status();
@@ -547,6 +546,7 @@ fn a_call_is_given_up_after_its_time() {
             took.push(asked[n - 1].elapsed().as_secs_f32());
         }
         let bounds = |seen: &[f32], least: f32, most: f32| {
+            let most = if SHIPS { most } else { 4.0 * most };
             seen.iter().any(|time| *time >= least) && seen.iter().any(|time| *time < most)
         };
         assert!(bounds(&took, time - 0.1, time + 1.5), "{name}: {took:?} s");
@@ -569,8 +569,8 @@ fn failing_is_tried_again_after_a_fifth_of_a_second_one_five_and_then_at_each_in
     let mut hook = sidecar.hook(&[]);
     let times: Vec<_> = (1..=6).map(|n| admin.wait_for(Route::Fail, n, PATIENCE)).collect();
     for (n, pause) in [0.2, 1.0, 5.0, 0.7, 0.7].into_iter().enumerate() {
-        let gap = (times[n + 1] - times[n]).as_secs_f32();
-        assert!((pause - 0.01..pause + 0.5).contains(&gap), "{gap} s instead of {pause} s");
+        // What is heard late makes the pause behind it shorter.
+        assert_took("the pause", times[n + 1] - times[n], 0.5 * pause..pause + 0.5);
     }
     assert!(hook.running(), "{:?}", hook.try_wait());
     wait_status(&sidecar, &[FAILING]);
@@ -603,8 +603,7 @@ fn a_drain_timeout_bounds_a_drain_whose_envoy_does_not_answer() {
         let exit = hook.wait(PATIENCE);
         assert_eq!(exit.code, Some(1), "{name}: {exit:?}");
         assert!(exit.output.contains("gave up at the drain timeout"), "{name}: {exit:?}");
-        let took = exit.took.as_secs_f32();
-        assert!((1.0..4.0).contains(&took), "{name}: {took} s");
+        assert_took(name, exit.took, 1.0..4.0);
         assert_told(&sidecar, &["outcome=timed_out"]);
         assert_eq!(metric(&sidecar, "drains_total{outcome=\"timed_out\"}"), 1, "{name}");
     });
@@ -740,8 +739,7 @@ fn a_name_that_nobody_knows_is_an_error_and_not_gone() {
     assert!(exit.is_none(), "it is not gone: {exit:?}");
     let exit = hook.wait(PATIENCE);
     assert_eq!(exit.code, Some(1), "{exit:?}");
-    let took = exit.took.as_secs_f32();
-    assert!((9.0..12.0).contains(&took), "{took} s");
+    assert_took("the hook", exit.took, 9.0..12.0);
     wait_for("the look-ups' threads to end", PATIENCE, || {
         (sidecar.threads() <= threads + 4).then_some(())
     });
@@ -770,8 +768,7 @@ fn a_sidecar_looks_at_envoy_when_it_starts() {
         assert!(log.contains(says) && !log.contains(says_not), "{name}: {log}");
         assert_eq!(log.contains("state=LIVE"), state == State::Live || times == 1, "{name}: {log}");
         let first = admin.wait_for(Route::Ready, 1, PATIENCE) - started;
-        let first = first.as_secs_f32();
-        assert!((2.0..4.0).contains(&first), "{name}: looked after {first} s");
+        assert_took(name, first, 2.0..4.0);
         if times == 1 {
             let line = admin.requests().into_iter().find(|(_, line)| line.contains("/ok"));
             let line = line.expect("a request").1;

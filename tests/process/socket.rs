@@ -20,7 +20,7 @@ use crate::support::scene::{
     wait_status,
 };
 use crate::support::sidecar::{Process, Sidecar, run, run_under};
-use crate::support::{PATIENCE, shared, temp_dir, wait_for};
+use crate::support::{PATIENCE, assert_took, shared, temp_dir, wait_for};
 
 const SERVING: &str = "\"phase\":\"serving\"";
 const DRAINING: &str = "\"phase\":\"draining\"";
@@ -245,10 +245,7 @@ fn a_sidecar_waits_for_its_turn_but_not_for_ever() {
             drop(held);
         }
         wait_healthy(&mut sidecar, &path);
-        let took = start.elapsed().as_secs_f32();
-        // What is not built to be quick may take longer.
-        let most = if cfg!(debug_assertions) { 10.0 } else { 4.0 };
-        assert!(if ends { took < 1.5 } else { (2.0..most).contains(&took) }, "{name}: {took} s");
+        assert_took(name, start.elapsed(), if ends { 0.0..1.5 } else { 2.0..4.0 });
         stop(&mut sidecar, &path);
     });
 }
@@ -705,8 +702,7 @@ fn a_frozen_sidecar_neither_keeps_its_hook_nor_drains_when_it_thaws() {
     let mut hook = sidecar.hook(&[]);
     let exit = hook.wait(PATIENCE);
     assert_eq!(exit.code, Some(3), "{exit:?}");
-    let took = exit.took.as_secs_f32();
-    assert!((9.9..13.0).contains(&took), "{took} s");
+    assert_took("the hook", exit.took, 9.9..13.0);
     let sentence = "did not answer within 10s; it starts no drain when it wakes";
     assert!(exit.output.lines().count() == 1 && exit.output.contains(sentence), "{exit:?}");
     sidecar.signal(Signal::SIGCONT);
@@ -740,8 +736,7 @@ fn a_frozen_sidecar_whose_backlog_is_full_keeps_no_hook_and_gives_up_no_place() 
     let mut another = run(&["shutdown-manager", &another, "--admin-address=/none"]);
     let exit = sidecar.hook(&[]).wait(PATIENCE);
     assert_eq!(exit.code, Some(3), "{exit:?}");
-    let took = exit.took.as_secs_f32();
-    assert!((4.9..10.0).contains(&took), "{took} s");
+    assert_took("the hook", exit.took, 4.9..10.0);
     assert!(exit.output.starts_with("no sidecar could be reached: "), "{exit:?}");
     assert_ends(&mut another, 1, "another shutdown-manager answers at ");
     sidecar.signal(Signal::SIGCONT);
@@ -768,7 +763,8 @@ fn a_sidecar_that_thaws_while_its_hook_still_waits_drains_once() {
         assert!(hook.running(), "{name}: {:?}", hook.try_wait());
         sidecar.signal(Signal::SIGCONT);
         wait_status(&sidecar, &[DRAINING, "\"open_connections\":1,", "\"drain\":1,"]);
-        assert!(start.elapsed() < Duration::from_secs(seconds + 3), "{name}");
+        let seconds = seconds as f32;
+        assert_took(name, start.elapsed(), seconds..seconds + 3.0);
         let log = sidecar.log().join("\n");
         assert_eq!(log.contains("came too late"), repeats, "{name}: {log}");
         assert!(hook.running(), "{name}: {:?}", hook.try_wait());
@@ -810,13 +806,12 @@ fn without_a_sidecar_a_hook_says_so_in_one_sentence() {
         (hook, status, format!("{path}: {why}"))
     });
     for (hook, status, why) in &mut hooks {
-        for (process, (least, most)) in [(hook, (4.9, 8.0)), (status, (0.0, 3.0))] {
+        for (process, expected) in [(hook, 4.9..8.0), (status, 0.0..3.0)] {
             let exit = process.wait(PATIENCE);
             assert_eq!((exit.code, exit.output.lines().count()), (Some(3), 1), "{exit:?}");
             assert!(exit.output.starts_with("no sidecar could be reached: "), "{exit:?}");
             assert!(exit.output.contains(why.as_str()), "{exit:?}");
-            let took = exit.took.as_secs_f32();
-            assert!((least..most).contains(&took), "{took} s");
+            assert_took(why, exit.took, expected);
         }
     }
     assert!(stale.exists(), "a hook removes nothing");

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use super::ALL;
 use super::hostile::Target;
 use super::probe::Prober;
-use super::watched::{LATEST, Peak, SHIPS};
+use super::watched::{LATEST, Peak};
 use crate::port::crowds::{assert_nothing_is_left, calm};
 use crate::port::{SHUTDOWN, assert_healthy, begin_drain, end_drain};
 use crate::support::admin::{FakeAdmin, Route, State};
 use crate::support::caller::Client;
 use crate::support::scene::before;
 use crate::support::sidecar::Sidecar;
-use crate::support::{quiet, wait_for};
+use crate::support::{SHIPS, quiet, wait_for};
 
 fn random(below: usize) -> usize {
     RandomState::new().build_hasher().finish() as usize % below

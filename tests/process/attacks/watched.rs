@@ -14,10 +14,7 @@ use crate::port::{SHUTDOWN, assert_healthy, begin_drain, end_drain, under, wait_
 use crate::support::admin::{FakeAdmin, Route};
 use crate::support::caller::Client;
 use crate::support::sidecar::Sidecar;
-use crate::support::{quiet, try_wait_for};
-
-/// The build whose times and memory are promised.
-pub const SHIPS: bool = cfg!(all(target_env = "musl", not(debug_assertions)));
+use crate::support::{SHIPS, quiet, try_wait_for};
 
 /// No probe may take longer.
 pub const LATEST: Duration = Duration::from_millis(500);

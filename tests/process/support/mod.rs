@@ -20,6 +20,7 @@ pub mod scene;
 pub mod sidecar;
 pub mod tap;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
@@ -29,6 +30,18 @@ use tempfile::TempDir;
 
 /// How long a test waits for what must come; only a failing test waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The build whose times and memory are promised.
+pub const SHIPS: bool = cfg!(all(target_env = "musl", not(debug_assertions)));
+
+/// Asserts that something took so many seconds. Any other build than the one that ships may take
+/// four times as long, on a machine that may be doing anything else.
+#[track_caller]
+pub fn assert_took(what: &str, took: Duration, seconds: Range<f32>) {
+    let most = if SHIPS { seconds.end } else { 4.0 * seconds.end };
+    let took = took.as_secs_f32();
+    assert!((seconds.start..most).contains(&took), "{what}: {took} s, not in {seconds:?}");
+}
 
 static TURN: RwLock<()> = RwLock::new(());
 

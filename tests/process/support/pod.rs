@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::PATIENCE;
 use super::clients::Plain;
 use super::envoy::Envoy;
 use super::net::{self, Address};
 use super::scene::{self, Waiter, assert_ends, assert_held, wait_status};
 use super::sidecar::{Hook, Sidecar};
+use super::{PATIENCE, assert_took};
 
 /// Where Envoy's own hook may wait.
 pub const PATHS: [&str; 2] = ["/shutdown", "/shutdown/ready"];
@@ -83,7 +83,7 @@ pub fn assert_stops(sidecar: &mut Sidecar) {
     sidecar.signal(Signal::SIGTERM);
     let exit = sidecar.wait_exit(PATIENCE);
     assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert!(exit.at - sent < Duration::from_secs(1), "{:?}", exit.at - sent);
+    assert_took("its end", exit.at - sent, 0.0..1.0);
 }
 
 /// Both hooks of a pod that is deleted; dropping them hangs up and kills.
