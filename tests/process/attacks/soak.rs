@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::ALL;
 use super::hostile::Target;
 use super::probe::Prober;
-use super::watched::{LATEST, Peak};
+use super::watched::{LATEST, Peak, step_back};
 use crate::port::crowds::{assert_nothing_is_left, calm};
 use crate::port::{SHUTDOWN, assert_healthy, begin_drain, end_drain};
 use crate::support::admin::{FakeAdmin, Route, State};
@@ -65,6 +65,7 @@ fn a_soak() {
     let (over, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let target = Target { port: sidecar.port(), full: false, made: &made };
     let harm = || {
+        step_back();
         while Instant::now() < end && !over.load(Ordering::Relaxed) {
             ALL[random(ALL.len())](target);
             pause(Duration::from_secs(1));

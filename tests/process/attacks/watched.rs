@@ -1,9 +1,10 @@
 //! A scene around an attack: a probe, a hook that waits, and what the process takes meanwhile.
 
-use std::fmt;
+use std::process::Command;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use envoy_shutdown_manager::port::raise_descriptor_limit;
 
@@ -59,6 +60,18 @@ pub fn is_full() -> bool {
     std::env::var("ATTACK").is_ok_and(|size| size == "full")
 }
 
+/// Lets whoever else has something to do go first, from here on and in all threads that this one
+/// starts. A real attacker has processors of its own; this one shares a few with the sidecar, the
+/// prober and the kernel, and would show how Linux shares them.
+pub fn step_back() {
+    let thread = fs::read_link("/proc/thread-self").expect("a thread");
+    let id = thread.file_name().expect("its id");
+    let output = Command::new("chrt").args(["--idle", "--pid", "0"]).arg(id).output();
+    if !output.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("the attackers do not step back, so probes may be late: {output:?}");
+    }
+}
+
 /// Attacks a sidecar behind this wrapper, and asserts that nobody who means well has suffered.
 #[track_caller]
 pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
@@ -86,6 +99,7 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
     let mut peak = Peak::default();
     thread::scope(|scope| {
         let attack = scope.spawn(|| {
+            step_back();
             let least = target.lasts(10.0, 0.5);
             while {
                 attack(target);
