@@ -94,12 +94,6 @@ pub struct ServeAt {
     pub port: u16,
 }
 
-impl Default for ServeAt {
-    fn default() -> Self {
-        Self { address: None, port: 8090 }
-    }
-}
-
 impl ServeAt {
     /// The address that a text stands for, with or without the brackets of IPv6.
     ///

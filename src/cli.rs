@@ -1,5 +1,6 @@
 //! The command line: arguments in, a [`Command`] out, without a look at the environment. One
-//! table of flags serves the parser and the help.
+//! table of flags serves the parser and the help. Every option is known under every name that the
+//! program is started by; defaults differ.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -11,7 +12,7 @@ use lexopt::{Arg, Parser};
 use crate::address::{self, ServeAt};
 use crate::duration;
 use crate::logger::Format;
-use crate::options::{DrainOption, ON, Overrides, once};
+use crate::options::{DrainOption, Name, ON, Overrides, once};
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,12 +30,16 @@ pub enum Command {
 /// The sidecar's arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagerArgs {
+    /// The name that the program was started by.
+    pub name: Name,
     /// Options of a drain, which a hook's override.
     pub overrides: Overrides,
     /// `--serve-address` and `--serve-port`
     pub serve: ServeAt,
     /// `--start-timeout`
     pub start_timeout: Duration,
+    /// `--ready-timeout`
+    pub ready_timeout: Option<Duration>,
     /// `--control-socket`
     pub control_socket: Option<PathBuf>,
     /// `--no-restore`
@@ -80,6 +85,7 @@ enum Effect {
     ServePort,
     ServeAddress,
     StartTimeout,
+    ReadyTimeout,
     ControlSocket,
     NoRestore,
     LogFormat,
@@ -95,19 +101,33 @@ struct Flag {
     on: &'static [On],
     effect: Effect,
     help: &'static str,
+    /// Its default, for the help, where there is one: by the name of contour, and of envoy-gateway.
+    default: [&'static str; 2],
 }
 
 const DRAINS: &[On] = &[On::Manager, On::Shutdown];
 const EVERYWHERE: &[On] = &[On::Manager, On::Shutdown, On::Status];
 
-const fn drain(option: DrainOption, value: &'static str, help: &'static str) -> Flag {
+const NONE: [&str; 2] = [""; 2];
+
+const fn drain(
+    option: DrainOption,
+    value: &'static str,
+    help: &'static str,
+    default: [&'static str; 2],
+) -> Flag {
     Flag {
         name: option.name(),
         value: Some(value),
         on: DRAINS,
         effect: Effect::Drain(option),
         help,
+        default,
     }
+}
+
+const fn switch(option: DrainOption, help: &'static str) -> Flag {
+    Flag { value: None, ..drain(option, "", help, NONE) }
 }
 
 const LOG_FORMAT: Flag = Flag {
@@ -115,48 +135,82 @@ const LOG_FORMAT: Flag = Flag {
     value: Some("FORMAT"),
     on: DRAINS,
     effect: Effect::LogFormat,
-    help: "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook [text]",
+    help: "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook",
+    default: ["text"; 2],
 };
 
 const FLAGS: &[Flag] = &[
     drain(
         DrainOption::CheckInterval,
         "DURATION",
-        "time between two polls of Envoy for open connections [5s]",
+        "time between two polls of Envoy for open connections",
+        ["5s", "1s"],
     ),
     drain(
         DrainOption::CheckDelay,
         "DURATION",
-        "time to wait, after failing health checks, before the first poll for open connections [60s]",
+        "time to wait, after failing health checks, before the first poll for open connections",
+        ["60s", "0s"],
+    ),
+    drain(
+        DrainOption::MinDrainDuration,
+        "DURATION",
+        "time from the start of the drain before which nothing is polled either",
+        ["0s", "10s"],
     ),
     drain(
         DrainOption::MinOpenConnections,
         "NUMBER",
-        "the drain is done at this many open connections or fewer [0]",
+        "the drain is done at this many open connections or fewer",
+        ["0"; 2],
     ),
-    drain(DrainOption::DrainDelay, "DURATION", "time to wait before failing health checks [0s]"),
+    Flag {
+        name: "exit-at-connections",
+        help: "another name of --min-open-connections",
+        ..drain(DrainOption::MinOpenConnections, "NUMBER", "", ["0"; 2])
+    },
+    drain(
+        DrainOption::DrainDelay,
+        "DURATION",
+        "time to wait before failing health checks",
+        ["0s"; 2],
+    ),
+    drain(
+        DrainOption::HealthCheckFailureDelay,
+        "DURATION",
+        "tell Envoy's listeners to drain, and wait so long before failing health checks; see \
+         --drain-listeners",
+        ["0s"; 2],
+    ),
     drain(
         DrainOption::DrainTimeout,
         "DURATION",
-        "give up waiting this long after the start [none]",
+        "give up waiting this long after the start",
+        ["none", "60s"],
     ),
-    Flag {
-        name: DrainOption::RequireEnvoyHook.name(),
-        value: None,
-        on: DRAINS,
-        effect: Effect::Drain(DrainOption::RequireEnvoyHook),
-        help: "drain only if Envoy's own hook comes to /shutdown within 3s of this one; else end \
-               with 0 and leave Envoy alone",
-    },
+    switch(
+        DrainOption::DrainListeners,
+        "after failing health checks also tell Envoy's listeners to drain, which reaches HTTP/3 and \
+         others that take no notice of health checks. Only while Envoy's own hook waits on \
+         /shutdown, since it cannot be taken back: an Envoy that lives on closes its clients' \
+         connections until it is restarted",
+    ),
+    switch(
+        DrainOption::RequireEnvoyHook,
+        "drain only if Envoy's own hook comes to /shutdown within 3s of this one; else end with 0 \
+         and leave Envoy alone",
+    ),
     drain(
         DrainOption::Exclude,
         "NAME",
         "do not count this listener or HTTP stat prefix: its exact name in Envoy's stats; may be repeated",
+        NONE,
     ),
     drain(
         DrainOption::AdminAddress,
         "ADDRESS",
-        "Envoy's admin interface: a path, unix:PATH, HOST:PORT or [IPV6]:PORT [/admin/admin.sock]",
+        "Envoy's admin interface: a path, unix:PATH, HOST:PORT or [IPV6]:PORT",
+        ["/admin/admin.sock", "localhost:19000"],
     ),
     Flag {
         name: "admin-port",
@@ -164,41 +218,56 @@ const FLAGS: &[Flag] = &[
         on: DRAINS,
         effect: Effect::AdminPort,
         help: "ignored, as Contour does; use --admin-address",
+        default: NONE,
     },
     drain(
         DrainOption::ReadyFile,
         "PATH",
-        "also create this file when drained; a stale one is removed at the start [none]",
+        "also create this file when drained; a stale one is removed at the start",
+        ["none"; 2],
     ),
     Flag {
         name: "serve-port",
         value: Some("PORT"),
         on: DRAINS,
         effect: Effect::ServePort,
-        help: "the public port; 0 is any that is free; no effect on a hook [8090]",
+        help: "the public port; 0 is any that is free; no effect on a hook",
+        default: ["8090", "19002"],
     },
     Flag {
         name: "serve-address",
         value: Some("IP"),
         on: &[On::Manager],
         effect: Effect::ServeAddress,
-        help: "the address of the public port; 127.0.0.1 for a pod on the host's network [all of \
-               IPv6 and IPv4]",
+        help: "the address of the public port; 127.0.0.1 for a pod on the host's network",
+        default: ["all of IPv6 and IPv4"; 2],
     },
     Flag {
         name: "start-timeout",
         value: Some("DURATION"),
         on: &[On::Manager],
         effect: Effect::StartTimeout,
-        help: "let a waiting /shutdown go with 503 when no drain has begun within this time [15s]",
+        help: "let a waiting /shutdown go with 503 when no drain has begun within this time",
+        default: ["15s"; 2],
+    },
+    Flag {
+        name: "ready-timeout",
+        value: Some("DURATION"),
+        on: &[On::Manager],
+        effect: Effect::ReadyTimeout,
+        help: "let a waiting /shutdown go with 500 after this time, even while a drain goes on",
+        default: ["none", "610s"],
     },
     Flag {
         name: "control-socket",
         value: Some("PATH"),
         on: EVERYWHERE,
         effect: Effect::ControlSocket,
-        help: "the private socket between hook and sidecar [shutdown-manager.sock beside the admin \
-               socket, else in /dev/shm]",
+        help: "the private socket between hook and sidecar",
+        default: [
+            "shutdown-manager.sock beside the admin socket, else in /dev/shm",
+            "/dev/shm/shutdown-manager.sock, or beside the admin socket",
+        ],
     },
     Flag {
         name: "no-restore",
@@ -206,6 +275,7 @@ const FLAGS: &[Flag] = &[
         on: &[On::Manager],
         effect: Effect::NoRestore,
         help: "do not put back in service an Envoy that is found out of service at the start",
+        default: NONE,
     },
     LOG_FORMAT,
     Flag {
@@ -214,6 +284,7 @@ const FLAGS: &[Flag] = &[
         on: &[On::Status],
         effect: Effect::Watch,
         help: "show it again whenever it changes",
+        default: NONE,
     },
     Flag {
         name: "json",
@@ -221,12 +292,17 @@ const FLAGS: &[Flag] = &[
         on: &[On::Status],
         effect: Effect::Json,
         help: "show it as JSON",
+        default: NONE,
     },
 ];
 
-const NAME: &str = "envoy-shutdown-manager";
+/// What the program calls itself.
+const PROGRAM: &str = "envoy-shutdown-manager";
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Envoy Gateway's own: longer than any drain of its.
+const READY_TIMEOUT: Duration = Duration::from_secs(610);
 
 /// The kubelet starts both hooks at about the same time, either first.
 const SHORTEST_START_TIMEOUT: Duration = Duration::from_secs(1);
@@ -238,6 +314,7 @@ struct Given {
     serve_port: Option<u16>,
     serve_address: Option<String>,
     start_timeout: Option<Duration>,
+    ready_timeout: Option<Duration>,
     control_socket: Option<PathBuf>,
     log_format: Option<Format>,
     no_restore: bool,
@@ -246,11 +323,11 @@ struct Given {
     ignored: Vec<&'static str>,
 }
 
-/// Reads the arguments, without the program's name.
+/// Reads the arguments behind the program's name.
 ///
 /// # Errors
 /// A sentence for stderr, when they are not of the grammar; the exit code is then 2.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+pub fn parse(name: Name, args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = Parser::from_args(args);
     let mut given = Given::default();
     let Some(on) = command(&mut parser, &mut given)? else {
@@ -260,14 +337,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         First::Command(on) => on,
         First::Print(text) => return Ok(Command::Print(text)),
     };
-    let see = format!("see {NAME} {} --help", on.name());
+    let see = format!("see {PROGRAM} {} --help", on.name());
     loop {
         match parser.next().map_err(|error| format!("{error}; {see}"))? {
             None => break,
-            Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Print(help(on))),
-            Some(Arg::Long(name)) => {
-                let flag = flag(name, on)
-                    .ok_or_else(|| format!("{} has no option --{name}; {see}", on.name()))?;
+            Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Print(help(on, name))),
+            Some(Arg::Long(option)) => {
+                let flag = flag(option, on)
+                    .ok_or_else(|| format!("{} has no option --{option}; {see}", on.name()))?;
                 apply(flag, &mut parser, &mut given)?;
             }
             Some(other) => return Err(format!("{}; {see}", other.unexpected())),
@@ -276,12 +353,20 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     let Given { overrides, control_socket, ignored, .. } = given;
     Ok(match on {
         On::Manager => Command::Manager(ManagerArgs {
+            name,
             overrides,
             serve: ServeAt {
                 address: given.serve_address,
-                port: given.serve_port.unwrap_or(ServeAt::default().port),
+                port: given.serve_port.unwrap_or(match name {
+                    Name::Contour => 8090,
+                    Name::EnvoyGateway => 19002,
+                }),
             },
             start_timeout: given.start_timeout.unwrap_or(START_TIMEOUT),
+            ready_timeout: given.ready_timeout.or(match name {
+                Name::Contour => None,
+                Name::EnvoyGateway => Some(READY_TIMEOUT),
+            }),
             control_socket,
             no_restore: given.no_restore,
             log_format: given.log_format.unwrap_or_default(),
@@ -301,7 +386,7 @@ enum First {
 
 /// Reads up to the command. Contour takes `--log-format` before it, too.
 fn command(parser: &mut Parser, given: &mut Given) -> Result<Option<First>, String> {
-    let see = format!("see {NAME} --help");
+    let see = format!("see {PROGRAM} --help");
     let mut envoy = false;
     loop {
         match parser.next().map_err(|error| format!("{error}; {see}"))? {
@@ -317,12 +402,13 @@ fn command(parser: &mut Parser, given: &mut Given) -> Result<Option<First>, Stri
                 Some("shutdown-manager") => return Ok(Some(First::Command(On::Manager))),
                 Some("shutdown") => return Ok(Some(First::Command(On::Shutdown))),
                 Some("status") => return Ok(Some(First::Command(On::Status))),
-                Some("bootstrap") => {
-                    return Err(
-                        "this image is for the container shutdown-manager only: it has no \
-                                bootstrap, which Contour's own image has"
-                            .to_owned(),
-                    );
+                Some(
+                    other @ ("bootstrap" | "certgen" | "gateway-provisioner" | "serve" | "server"),
+                ) => {
+                    return Err(format!(
+                        "this image is for the container shutdown-manager only: it has no {other}, \
+                         which the image of Contour or Envoy Gateway has"
+                    ));
                 }
                 _ => return Err(format!("there is no command {word:?}; {see}")),
             },
@@ -376,6 +462,9 @@ fn apply(flag: &Flag, parser: &mut Parser, given: &mut Given) -> Result<(), Stri
                 })
                 .map_err(|reason| format!("{value:?} is {reason}"))
                 .and_then(|time| once(&mut given.start_timeout, time)),
+            Effect::ReadyTimeout => duration::parse(&value)
+                .map_err(|reason| format!("{value:?} is {reason}"))
+                .and_then(|time| once(&mut given.ready_timeout, time)),
             Effect::ControlSocket => address::socket_path(&value)
                 .map_err(|reason| format!("{value:?} is {reason}"))
                 .and_then(|path| once(&mut given.control_socket, path)),
@@ -431,28 +520,32 @@ impl On {
 
 fn overview() -> String {
     format!(
-        "{NAME} {}\n\
+        "{PROGRAM} {}\n\
          Drains Envoy before Kubernetes ends its pod.\n\n\
          Usage:\n\
-         \x20 {NAME} [envoy] shutdown-manager [OPTIONS]   the sidecar: drains when told to\n\
-         \x20 {NAME} [envoy] shutdown [OPTIONS]           the preStop hook: starts the drain, blocks until it ends\n\
-         \x20 {NAME} status [--watch] [--json]            where the drain stands\n\
-         \x20 {NAME} --help | --version                   and --help after each command\n",
+         \x20 {PROGRAM} [envoy] shutdown-manager [OPTIONS]   the sidecar: drains when told to\n\
+         \x20 {PROGRAM} [envoy] shutdown [OPTIONS]           the preStop hook: starts the drain, blocks until it ends\n\
+         \x20 {PROGRAM} status [--watch] [--json]            where the drain stands\n\
+         \x20 {PROGRAM} --help | --version                   and --help after each command\n",
         env!("CARGO_PKG_VERSION")
     )
 }
 
-fn help(on: On) -> String {
+fn help(on: On, name: Name) -> String {
     let envoy = if on == On::Status { "" } else { "[envoy] " };
     let mut text =
-        format!("Usage: {NAME} {envoy}{} [OPTIONS]\n\n{}\nOptions:\n", on.name(), on.about());
+        format!("Usage: {PROGRAM} {envoy}{} [OPTIONS]\n\n{}\nOptions:\n", on.name(), on.about());
     for flag in FLAGS.iter().filter(|flag| flag.on.contains(&on)) {
         let left = match flag.value {
             Some(value) => format!("--{}={value}", flag.name),
             None => format!("--{}", flag.name),
         };
         // Writing to a String does not fail.
-        let _ = writeln!(text, "  {left}\n      {}", flag.help);
+        let default = match flag.default[name as usize] {
+            "" => String::new(),
+            default => format!(" [{default}]"),
+        };
+        let _ = writeln!(text, "  {left}\n      {}{default}", flag.help);
     }
     text + "  --help\n      this text\n"
 }

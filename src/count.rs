@@ -21,8 +21,10 @@ pub const POLL: &str = "/stats?type=Gauges&usedonly&filter=\
 /// An answer longer than this is not one to [`POLL`].
 pub const MAX_BODY: usize = 1 << 20;
 
-/// HTTP stat prefixes of Envoy's and Contour's own listeners, which serve nobody's traffic.
-const EXCLUDED_PREFIXES: [&[u8]; 4] = [b"envoy-admin", b"stats", b"health", b"stats-health"];
+/// HTTP stat prefixes of Envoy's, Contour's and Envoy Gateway's own listeners, which serve nobody's
+/// traffic.
+const EXCLUDED_PREFIXES: [&[u8]; 6] =
+    [b"envoy-admin", b"stats", b"health", b"stats-health", b"eg-stats-http", b"eg-ready-http"];
 
 /// What one poll showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ impl fmt::Display for NotAPoll {
 pub struct Tally<'a> {
     /// Names given to `--exclude`: of listeners, and of HTTP stat prefixes.
     excluded: &'a [String],
+    /// How the names of other listeners end that are not counted.
+    own: &'a [&'a str],
     /// The beginning of a line whose end is in a later piece.
     partial: Vec<u8>,
     live: Option<bool>,
@@ -109,11 +113,13 @@ pub struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    /// Begins with no connections.
+    /// Begins with no connections. `excluded`: names of listeners and of HTTP stat prefixes; `own`:
+    /// ends of listeners' names.
     #[must_use]
-    pub fn new(excluded: &'a [String]) -> Self {
+    pub fn new(excluded: &'a [String], own: &'a [&'a str]) -> Self {
         Self {
             excluded,
+            own,
             partial: Vec::new(),
             live: None,
             listeners: Vec::new(),
@@ -160,7 +166,9 @@ impl<'a> Tally<'a> {
         let (mut counted, mut excluded) = (0_u64, 0_u64);
         self.share_out();
         for listener in &self.listeners {
-            let sum = if self.is_excluded(&listener.name) { &mut excluded } else { &mut counted };
+            let own = self.own.iter().any(|end| listener.name.ends_with(end.as_bytes()));
+            let is_counted = !own && !self.is_excluded(&listener.name);
+            let sum = if is_counted { &mut counted } else { &mut excluded };
             *sum = sum.saturating_add(listener.open());
         }
         // An excluded listener's connections may be the very ones that an excluded prefix

@@ -9,6 +9,9 @@
 //!      +----------------------------------- 30 s -----------------------------------------------+
 //! ```
 //!
+//! Where Envoy's listeners are told to drain, that is a call more: after the drain delay, or behind
+//! Failing, and only while Envoy's own hook waits, for it cannot be taken back.
+//!
 //! From Delaying on, three refused calls in a row end the drain (Envoy is gone), and so does its
 //! time-out. Where Envoy's own hook is required, Delaying lasts until that has come, and ends the
 //! drain when it has not within 3 s. Somebody else performs what [`Machine::step`] asks for, one call at a time, and
@@ -79,6 +82,8 @@ pub struct Poll {
 pub enum Call {
     /// `POST /healthcheck/fail`
     Fail,
+    /// `POST /drain_listeners?graceful&skip_exit`
+    DrainListeners,
     /// `GET /ready`
     Look,
     /// `GET /stats`
@@ -92,6 +97,8 @@ pub enum Call {
 pub enum Answer {
     /// `POST /healthcheck/fail` succeeded.
     Failed,
+    /// `POST /drain_listeners` succeeded.
+    ListenersDrain,
     /// `GET /ready` was understood.
     Seen(Health),
     /// `GET /stats` was understood.
@@ -366,15 +373,12 @@ impl Machine {
 
     /// Somebody has come to wait for a drain, as Envoy's own hook does. Whether a step is due.
     pub fn arrived(&mut self, now: Time) -> bool {
-        self.awaited = true;
+        let was_awaited = std::mem::replace(&mut self.awaited, true);
         self.arrived = Some(now);
-        match &mut self.state {
-            State::Drain(drain) if !drain.envoy_hook && now < drain.started + TOGETHER => {
-                drain.envoy_hook = true;
-                true
-            }
-            _ => false,
-        }
+        let State::Drain(drain) = &mut self.state else { return false };
+        let comes_together = !drain.envoy_hook && now < drain.started + TOGETHER;
+        drain.envoy_hook |= comes_together;
+        comes_together || (!was_awaited && drain.has_listeners_to_drain())
     }
 
     /// Nobody waits for a drain any more.
@@ -442,7 +446,7 @@ impl Machine {
             self.state = State::Serving(Some(look));
         }
         match &mut self.state {
-            State::Drain(drain) => drain.next(now),
+            State::Drain(drain) => drain.next(self.awaited, now),
             State::Serving(Some(look)) if look.puts_back() && self.awaited => Action::Sleep,
             State::Serving(Some(look)) if now < look.next => Action::SleepUntil(look.next),
             State::Serving(Some(look)) => Action::Call(look.call),
@@ -481,7 +485,9 @@ impl Machine {
             State::Serving(look) => look.as_ref(),
             State::Drain(_) | State::Ended { .. } => None,
         };
-        let drain_polls = self.drain().is_some_and(|drain| drain.stage == Stage::Draining);
+        let drain_polls = self.drain().is_some_and(|drain| {
+            drain.stage == Stage::Draining && drain.call != Call::DrainListeners
+        });
         Outline {
             number: self.number,
             phase: self.phase(),
@@ -582,8 +588,12 @@ pub struct Drain {
     stage: Stage,
     /// When the next call is due.
     next: Time,
-    /// When the latest call was asked for.
+    /// The latest call, and when it was asked for.
+    call: Call,
     asked: Time,
+    /// Whether Envoy's listeners drain, or when they are told to again.
+    listeners_drain: bool,
+    listeners_next: Time,
     /// Whether Envoy's own hook came at about the same time.
     envoy_hook: bool,
     /// Whether it was tried to fail health checks.
@@ -612,7 +622,10 @@ impl Drain {
             options,
             started: now,
             stage: Stage::Delaying,
+            call: Call::Look,
             asked: now,
+            listeners_drain: false,
+            listeners_next: Time::ZERO,
             envoy_hook,
             tried: false,
             failures: 0,
@@ -622,15 +635,19 @@ impl Drain {
         }
     }
 
-    fn next(&mut self, now: Time) -> Action {
+    fn next(&mut self, awaited: bool, now: Time) -> Action {
         let deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
+        let over = deadline.is_some_and(|deadline| now >= deadline);
         let held = self.options.require_envoy_hook && !self.envoy_hook;
         match self.stage {
             Stage::Delaying if held && now >= self.started + TOGETHER => {
                 self.stage = Stage::Ending(Outcome::NoEnvoyHook);
             }
             Stage::Delaying if held => {}
-            Stage::Delaying if now >= self.started + self.options.drain_delay => self.fail(now),
+            // These first, however late it is.
+            Stage::Delaying
+                if awaited && !over && self.listeners_due().is_some_and(|due| now >= due) => {}
+            Stage::Delaying if now >= self.started + self.options.delay() => self.fail(now),
             Stage::Settling { until } if now >= until => {
                 self.stage = Stage::Draining;
                 self.call_at(now);
@@ -639,7 +656,7 @@ impl Drain {
         }
         // Once the drain delay is over, it is tried at least once to fail health checks.
         let may_end = self.tried || (self.stage == Stage::Delaying && !held);
-        if deadline.is_some_and(|deadline| now >= deadline) && may_end && !self.is_ending() {
+        if over && may_end && !self.is_ending() {
             let open = self.last_poll.map(|poll| poll.open);
             self.stage = Stage::Ending(Outcome::TimedOut { open });
         }
@@ -649,19 +666,42 @@ impl Drain {
             Stage::Draining => Call::Poll,
             Stage::Delaying | Stage::Settling { .. } => Call::Look,
         };
-        if now >= self.next {
-            self.asked = now;
+        let listeners = self.listeners_due().filter(|_| awaited && !held && !over);
+        let call = if listeners.is_some_and(|due| now >= due) {
+            Some(Call::DrainListeners)
+        } else {
+            Some(call).filter(|_| now >= self.next)
+        };
+        if let Some(call) = call {
+            (self.call, self.asked) = (call, now);
             return Action::Call(call);
         }
         let end_of_stage = match self.stage {
             Stage::Delaying if held => Some(self.started + TOGETHER),
-            Stage::Delaying => Some(self.started + self.options.drain_delay),
+            Stage::Delaying => Some(self.started + self.options.delay()),
             Stage::Settling { until } => Some(until),
             Stage::Failing | Stage::Draining | Stage::Ending(_) => None,
         };
         let deadline = deadline.filter(|deadline| *deadline > now);
-        let wake = [end_of_stage, deadline].into_iter().flatten().fold(self.next, Time::min);
-        Action::SleepUntil(wake)
+        let wakes = [end_of_stage, deadline, listeners];
+        Action::SleepUntil(wakes.into_iter().flatten().fold(self.next, Time::min))
+    }
+
+    /// When Envoy's listeners are told to drain, in this stage.
+    fn listeners_due(&self) -> Option<Time> {
+        let due = match self.stage {
+            Stage::Delaying if self.options.health_check_failure_delay.is_zero() => return None,
+            Stage::Delaying => self.started + self.options.drain_delay,
+            Stage::Settling { .. } | Stage::Draining => Time::ZERO,
+            Stage::Failing | Stage::Ending(_) => return None,
+        };
+        self.has_listeners_to_drain().then(|| due.max(self.listeners_next))
+    }
+
+    /// Whether Envoy's listeners are yet to be told to drain.
+    #[must_use]
+    pub fn has_listeners_to_drain(&self) -> bool {
+        self.options.drains_listeners() && !self.listeners_drain
     }
 
     fn answered(&mut self, answer: &Answer, now: Time) {
@@ -669,6 +709,8 @@ impl Drain {
         if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
             self.refusals += 1;
             self.next = now + REFUSED_AGAIN;
+            // The next one that answers may be another Envoy.
+            (self.listeners_drain, self.listeners_next) = (false, self.next);
             if self.refusals == REFUSALS {
                 self.stage = Stage::Ending(Outcome::EnvoyGone);
             }
@@ -678,7 +720,9 @@ impl Drain {
         match answer {
             Answer::Failed => {
                 self.failures = 0;
-                self.stage = Stage::Settling { until: now + self.options.check_delay };
+                let until = now + self.options.check_delay;
+                let until = until.max(self.started + self.options.min_drain_duration);
+                self.stage = Stage::Settling { until };
                 self.next = now + look_interval(&self.options);
             }
             Answer::Seen(health) => {
@@ -691,6 +735,11 @@ impl Drain {
                 if !self.check(poll.health, now) && poll.open <= self.options.min_open_connections {
                     self.stage = Stage::Ending(Outcome::Drained { open: poll.open });
                 }
+            }
+            Answer::ListenersDrain => self.listeners_drain = true,
+            // It holds nothing up: who is not reached is counted.
+            Answer::Fault(_) if self.call == Call::DrainListeners => {
+                self.listeners_next = now + look_interval(&self.options);
             }
             Answer::Fault(_) => {
                 self.next = match self.stage {
@@ -719,6 +768,7 @@ impl Drain {
         };
         let reverted = reverted && self.stage != Stage::Delaying;
         if reverted {
+            (self.listeners_drain, self.listeners_next) = (false, now);
             self.fail(now);
         }
         reverted
@@ -757,6 +807,15 @@ impl Drain {
     #[must_use]
     pub fn envoy_hook(&self) -> bool {
         self.envoy_hook
+    }
+
+    /// When the settling ends, while it lasts.
+    #[must_use]
+    pub fn settles(&self) -> Option<Time> {
+        match self.stage {
+            Stage::Settling { until } => Some(until),
+            _ => None,
+        }
     }
 
     /// When it began.

@@ -38,7 +38,13 @@ impl Admin for Client {
             Call::Fail => request.post("/healthcheck/fail").map(|()| Answer::Failed),
             Call::PutBack => request.post("/healthcheck/ok").map(|()| Answer::PutBack),
             Call::Look => request.look().map(Answer::Seen),
-            Call::Poll => request.poll(&options.exclude).map(Answer::Polled),
+            Call::DrainListeners => {
+                request.post("/drain_listeners?graceful&skip_exit").map(|()| Answer::ListenersDrain)
+            }
+            Call::Poll => {
+                let tally = Tally::new(&options.exclude, options.own_listeners);
+                request.poll(tally).map(Answer::Polled)
+            }
         };
         answer.unwrap_or_else(Answer::Fault)
     }
@@ -80,9 +86,8 @@ impl Request<'_> {
         }
     }
 
-    fn poll(&self, excluded: &[String]) -> Result<Poll, Fault> {
+    fn poll(&self, mut tally: Tally<'_>) -> Result<Poll, Fault> {
         const PATH: &str = "/stats";
-        let mut tally = Tally::new(excluded);
         let mut length = 0;
         let status = self.send("GET", count::POLL, &mut |status, piece| {
             length += piece.len();
@@ -116,7 +121,7 @@ impl Request<'_> {
         request(self.address, method, path, Some(left.max(Duration::from_millis(1))), take).map_err(
             |error| {
                 let (kind, what) = explain(&error, self.timeout);
-                self.fault(kind, method, path.split('?').next().unwrap_or(path), &what)
+                self.fault(kind, method, path, &what)
             },
         )
     }
@@ -126,6 +131,7 @@ impl Request<'_> {
     }
 
     fn fault(&self, kind: Kind, method: &str, path: &str, what: &str) -> Fault {
+        let path = path.split('?').next().unwrap_or(path);
         Fault { kind, text: format!("{method} {path} on {}: {what}", self.address) }
     }
 }

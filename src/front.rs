@@ -82,33 +82,42 @@ const NEWEST: u8 = 3;
 /// otherwise, and hangs up by itself.
 const ANSWERED: Duration = Duration::from_secs(5);
 
+/// How long Envoy's own hook may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For a drain to begin: `--start-timeout`.
+    pub start: Duration,
+    /// In all: `--ready-timeout`.
+    pub ready: Option<Duration>,
+}
+
 /// How many a door holds, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     clients: usize,
     waiting: usize,
-    start_timeout: Duration,
+    patience: Patience,
 }
 
 impl Rules {
     /// The rules of the public port of a process that may have so many descriptors.
     #[must_use]
-    pub fn public(descriptors: usize, start_timeout: Duration) -> Self {
+    pub fn public(descriptors: usize, patience: Patience) -> Self {
         let left = descriptors.saturating_sub(reserved(descriptors));
         let clients = left.clamp(FEWEST_PUBLIC, MOST_PUBLIC);
         // The other half is for those who want something else.
-        Self { clients, waiting: clients / 2, start_timeout }
+        Self { clients, waiting: clients / 2, patience }
     }
 
     /// The rules of its control socket.
     #[must_use]
-    pub fn private(descriptors: usize, start_timeout: Duration) -> Self {
+    pub fn private(descriptors: usize, patience: Patience) -> Self {
         // In proportion, between the fewest that are reserved and the most.
         let left = reserved(descriptors).saturating_sub(FEWEST_RESERVED);
         let clients = left * MOST_PRIVATE / (MOST_RESERVED - FEWEST_RESERVED);
         let clients = clients.clamp(FEWEST_PRIVATE, MOST_PRIVATE);
         // At most a third each for Envoy's hooks and for exec hooks, so that others get in.
-        Self { clients, waiting: clients / 3, start_timeout }
+        Self { clients, waiting: clients / 3, patience }
     }
 }
 
@@ -174,6 +183,7 @@ pub struct Front {
     not_accepted: Seldom,
     not_answered: Seldom,
     let_go: Seldom,
+    too_long: Seldom,
 }
 
 /// Who has something to say.
@@ -211,6 +221,7 @@ impl Front {
             not_accepted: Seldom::default(),
             not_answered: Seldom::default(),
             let_go: Seldom::default(),
+            too_long: Seldom::default(),
         }
     }
 
@@ -392,8 +403,11 @@ impl Front {
             }
             Place::Taken => return self.turn_away(index, status(Status::Unavailable), now),
         }
+        let Patience { start, ready } = self.rules.patience;
         let (waiting, until) = if waits == Waits::ForADrain {
-            (self.register.waiter(), now + self.rules.start_timeout)
+            let latest = ready.map_or(Time::MAX, |ready| now.saturating_add(ready));
+            self.clients[index].latest = latest;
+            (self.register.waiter(), latest.min(now + start))
         } else {
             (self.register.hook(), Time::MAX)
         };
@@ -435,9 +449,15 @@ impl Front {
                 Some(Waits::Briefly) => {
                     (Status::Unavailable, "the sidecar does not answer itself\n")
                 }
+                Some(_) if now >= client.latest => {
+                    if let Some(requests) = self.too_long.happened(now) {
+                        story::too_long(requests).emit();
+                    }
+                    (Status::TookTooLong, story::NOT_READY)
+                }
                 Some(_) if !self.register.lets_go() => {
                     // A drain has begun; that ends.
-                    client.until = now + self.rules.start_timeout;
+                    client.until = client.latest.min(now + self.rules.patience.start);
                     continue;
                 }
                 Some(_) => {

@@ -116,13 +116,15 @@ pub enum Status {
     ContentTooLarge,
     /// 431
     HeadTooLarge,
+    /// 500
+    TookTooLong,
     /// 503
     Unavailable,
 }
 
 impl Status {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::BadRequest,
         Self::NotFound,
@@ -131,6 +133,7 @@ impl Status {
         Self::Gone,
         Self::ContentTooLarge,
         Self::HeadTooLarge,
+        Self::TookTooLong,
         Self::Unavailable,
     ];
 
@@ -146,6 +149,7 @@ impl Status {
             Self::Gone => "410 Gone",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
+            Self::TookTooLong => "500 Internal Server Error",
             Self::Unavailable => "503 Service Unavailable",
         }
     }
@@ -334,9 +338,9 @@ mod tests {
     #[test]
     fn every_status_has_its_code() {
         let codes = Status::ALL.map(Status::code);
-        assert_eq!(codes, ["200", "400", "404", "405", "408", "410", "413", "431", "503"]);
+        assert_eq!(codes, ["200", "400", "404", "405", "408", "410", "413", "431", "500", "503"]);
         assert_eq!(
-            [200, 410, 500].map(Status::of),
+            [200, 410, 502].map(Status::of),
             [Status::Ok, Status::Gone, Status::Unavailable]
         );
     }

@@ -9,19 +9,21 @@ use envoy_shutdown_manager::cli::{self, Command, ManagerArgs};
 use envoy_shutdown_manager::control::{self, Service};
 use envoy_shutdown_manager::duration;
 use envoy_shutdown_manager::envoy::Client;
-use envoy_shutdown_manager::front::{Front, Listener, Rules};
+use envoy_shutdown_manager::front::{Front, Listener, Patience, Rules};
 use envoy_shutdown_manager::head;
 use envoy_shutdown_manager::hook::{self, Exit};
 use envoy_shutdown_manager::logger::{self, Line};
 use envoy_shutdown_manager::manager::{Manager, remove_ready_file};
-use envoy_shutdown_manager::options::Options;
+use envoy_shutdown_manager::options::{Name, Options};
 use envoy_shutdown_manager::port;
 use envoy_shutdown_manager::socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::supervisor::supervise;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os().skip(1)) {
+    let mut args = std::env::args_os();
+    let name = Name::of(&args.next().unwrap_or_default());
+    match cli::parse(name, args) {
         Ok(Command::Manager(args)) => match sidecar(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => {
@@ -55,7 +57,7 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
     let public = port::listener(&args.serve)?;
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
-    let options = Options::default().with(&args.overrides);
+    let options = Options::of(args.name).with(&args.overrides);
     let places = socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
     let Sockets { control: private, server: listener, files } = socket::bind(&places)?;
     private
@@ -80,10 +82,11 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
         let server = files[1].path.clone();
         Front::new(listener, keeper, server, bell.clone(), manager.register(), rules)
     };
-    let rules = Rules::private(descriptors, args.start_timeout);
+    let patience = Patience { start: args.start_timeout, ready: args.ready_timeout };
+    let rules = Rules::private(descriptors, patience);
     let mut private = door(Listener::Private(private), control::private, rules);
     supervise("private", Box::new(move || private.serve())).map_err(thread_failed)?;
-    let rules = Rules::public(descriptors, args.start_timeout);
+    let rules = Rules::public(descriptors, patience);
     let mut public = door(Listener::Public(public), head::public, rules);
     supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
     let place = files[0].path.display().to_string();
@@ -97,6 +100,7 @@ fn sidecar(args: &ManagerArgs) -> Result<(), String> {
         .with("serving", serving.to_string())
         .with("control-socket", place)
         .with("start-timeout", duration::format(args.start_timeout))
+        .with("ready-timeout", args.ready_timeout.map_or("none".to_owned(), duration::format))
         .with("restore", if args.no_restore { "off" } else { "on" });
     for (name, value) in options.settings() {
         started = started.with(name, value);

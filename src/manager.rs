@@ -450,7 +450,9 @@ impl State {
                     }
                     self.last_error = Some(fault.text.clone());
                 }
-                Answer::Failed | Answer::Seen(_) | Answer::PutBack => self.last_error = None,
+                Answer::Failed | Answer::ListenersDrain | Answer::Seen(_) | Answer::PutBack => {
+                    self.last_error = None;
+                }
             },
             Event::Finished => {
                 if let Some(ended) = self.machine.last() {

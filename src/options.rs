@@ -1,7 +1,8 @@
 //! What a drain is told: the options that the sidecar and the hook share, how the hook's
 //! override the sidecar's, and the query in which they travel between the two.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -11,6 +12,26 @@ use crate::duration;
 
 /// Polling faster than this would only keep Envoy's main thread busy.
 const SHORTEST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The name that the program is started by, which picks the defaults, so that its image takes the
+/// place of another's with nothing else changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Name {
+    /// `contour`, and any other.
+    #[default]
+    Contour,
+    /// `envoy-gateway`
+    EnvoyGateway,
+}
+
+impl Name {
+    /// The name in a process's first argument, which is a path or was found on `PATH`.
+    #[must_use]
+    pub fn of(program: &OsStr) -> Self {
+        let name = Path::new(program).file_name();
+        if name == Some(OsStr::new("envoy-gateway")) { Self::EnvoyGateway } else { Self::Contour }
+    }
+}
 
 /// What a drain is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +44,15 @@ pub struct Options {
     pub min_open_connections: u64,
     /// Time from the start of the drain to failing health checks.
     pub drain_delay: Duration,
+    /// Time from the end of that delay, when Envoy's listeners are told to drain, to failing health
+    /// checks; none: they are failed at once.
+    pub health_check_failure_delay: Duration,
+    /// Time from the start of the drain before which nothing is polled.
+    pub min_drain_duration: Duration,
     /// Time from the start of the drain to giving up.
     pub drain_timeout: Option<Duration>,
+    /// Tell Envoy's listeners to drain, too.
+    pub drain_listeners: bool,
     /// Drain only if Envoy's own hook waits, too.
     pub require_envoy_hook: bool,
     /// Listeners and HTTP stat prefixes that are not counted.
@@ -33,26 +61,63 @@ pub struct Options {
     pub admin_address: AdminAddress,
     /// A file to create when drained.
     pub ready_file: Option<PathBuf>,
+    /// Listeners are not counted either whose address, as Envoy's stats have it, ends so.
+    pub own_listeners: &'static [&'static str],
 }
 
 impl Default for Options {
     /// The defaults of the name `contour`.
     fn default() -> Self {
-        Self {
-            check_interval: Duration::from_secs(5),
-            check_delay: Duration::from_secs(60),
-            min_open_connections: 0,
-            drain_delay: Duration::ZERO,
-            drain_timeout: None,
-            require_envoy_hook: false,
-            exclude: Vec::new(),
-            admin_address: AdminAddress::Unix(PathBuf::from("/admin/admin.sock")),
-            ready_file: None,
-        }
+        Self::of(Name::Contour)
     }
 }
 
 impl Options {
+    /// The defaults of a name.
+    #[must_use]
+    pub fn of(name: Name) -> Self {
+        let contour = Self {
+            check_interval: Duration::from_secs(5),
+            check_delay: Duration::from_secs(60),
+            min_open_connections: 0,
+            drain_delay: Duration::ZERO,
+            health_check_failure_delay: Duration::ZERO,
+            min_drain_duration: Duration::ZERO,
+            drain_timeout: None,
+            drain_listeners: false,
+            require_envoy_hook: false,
+            exclude: Vec::new(),
+            admin_address: AdminAddress::Unix(PathBuf::from("/admin/admin.sock")),
+            ready_file: None,
+            own_listeners: &[],
+        };
+        match name {
+            Name::Contour => contour,
+            // Envoy Gateway has listeners of its own for its scrapes and probes.
+            Name::EnvoyGateway => Self {
+                check_interval: Duration::from_secs(1),
+                check_delay: Duration::ZERO,
+                min_drain_duration: Duration::from_secs(10),
+                drain_timeout: Some(Duration::from_secs(60)),
+                admin_address: AdminAddress::Tcp("localhost".to_owned(), 19000),
+                own_listeners: &["_19001", "_19003"],
+                ..contour
+            },
+        }
+    }
+
+    /// Time from the start of the drain to failing health checks.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        self.drain_delay.saturating_add(self.health_check_failure_delay)
+    }
+
+    /// Whether Envoy's listeners are to be told to drain.
+    #[must_use]
+    pub fn drains_listeners(&self) -> bool {
+        self.drain_listeners || !self.health_check_failure_delay.is_zero()
+    }
+
     /// These options with what `overrides` says in place of their own.
     #[must_use]
     pub fn with(&self, overrides: &Overrides) -> Self {
@@ -61,6 +126,10 @@ impl Options {
         set(&mut options.check_delay, overrides.check_delay.as_ref());
         set(&mut options.min_open_connections, overrides.min_open_connections.as_ref());
         set(&mut options.drain_delay, overrides.drain_delay.as_ref());
+        let failure_delay = overrides.health_check_failure_delay.as_ref();
+        set(&mut options.health_check_failure_delay, failure_delay);
+        set(&mut options.min_drain_duration, overrides.min_drain_duration.as_ref());
+        options.drain_listeners |= overrides.drain_listeners;
         options.drain_timeout = overrides.drain_timeout.or(options.drain_timeout);
         options.require_envoy_hook |= overrides.require_envoy_hook;
         set(&mut options.exclude, Some(&overrides.exclude).filter(|names| !names.is_empty()));
@@ -79,7 +148,10 @@ impl Options {
             check_delay: Some(self.check_delay),
             min_open_connections: Some(self.min_open_connections),
             drain_delay: Some(self.drain_delay),
+            health_check_failure_delay: Some(self.health_check_failure_delay),
+            min_drain_duration: Some(self.min_drain_duration),
             drain_timeout: self.drain_timeout,
+            drain_listeners: self.drain_listeners,
             require_envoy_hook: self.require_envoy_hook,
             exclude: self.exclude.clone(),
             admin_address: Some(self.admin_address.clone()),
@@ -88,6 +160,7 @@ impl Options {
         let mut settings = everything.pairs();
         for (option, none) in [
             (DrainOption::DrainTimeout, "none"),
+            (DrainOption::DrainListeners, "off"),
             (DrainOption::RequireEnvoyHook, "off"),
             (DrainOption::ReadyFile, "none"),
         ] {
@@ -116,8 +189,14 @@ pub enum DrainOption {
     MinOpenConnections,
     /// `drain-delay`
     DrainDelay,
+    /// `health-check-failure-delay`
+    HealthCheckFailureDelay,
+    /// `min-drain-duration`
+    MinDrainDuration,
     /// `drain-timeout`
     DrainTimeout,
+    /// `drain-listeners`, which is [`ON`] or not given
+    DrainListeners,
     /// `require-envoy-hook`, which is [`ON`] or not given
     RequireEnvoyHook,
     /// `exclude`, which may be given more than once
@@ -133,12 +212,15 @@ pub const ON: &str = "on";
 
 impl DrainOption {
     /// All of them, in the order in which help and log show them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::CheckInterval,
         Self::CheckDelay,
         Self::MinOpenConnections,
         Self::DrainDelay,
+        Self::HealthCheckFailureDelay,
+        Self::MinDrainDuration,
         Self::DrainTimeout,
+        Self::DrainListeners,
         Self::RequireEnvoyHook,
         Self::Exclude,
         Self::AdminAddress,
@@ -153,7 +235,10 @@ impl DrainOption {
             Self::CheckDelay => "check-delay",
             Self::MinOpenConnections => "min-open-connections",
             Self::DrainDelay => "drain-delay",
+            Self::HealthCheckFailureDelay => "health-check-failure-delay",
+            Self::MinDrainDuration => "min-drain-duration",
             Self::DrainTimeout => "drain-timeout",
+            Self::DrainListeners => "drain-listeners",
             Self::RequireEnvoyHook => "require-envoy-hook",
             Self::Exclude => "exclude",
             Self::AdminAddress => "admin-address",
@@ -173,8 +258,14 @@ pub struct Overrides {
     pub min_open_connections: Option<u64>,
     /// See [`Options::drain_delay`].
     pub drain_delay: Option<Duration>,
+    /// See [`Options::health_check_failure_delay`].
+    pub health_check_failure_delay: Option<Duration>,
+    /// See [`Options::min_drain_duration`].
+    pub min_drain_duration: Option<Duration>,
     /// See [`Options::drain_timeout`].
     pub drain_timeout: Option<Duration>,
+    /// See [`Options::drain_listeners`].
+    pub drain_listeners: bool,
     /// See [`Options::require_envoy_hook`].
     pub require_envoy_hook: bool,
     /// See [`Options::exclude`]; empty where none was given.
@@ -194,6 +285,7 @@ impl Overrides {
     pub fn set(&mut self, option: DrainOption, text: &str) -> Result<(), String> {
         let bad = |reason: &str| format!("{text:?} is {reason}");
         let time = || duration::parse(text).map_err(bad);
+        let on = || if text == ON { Ok(true) } else { Err(bad("not \"on\"")) };
         match option {
             DrainOption::CheckInterval => {
                 let interval = time()?;
@@ -204,6 +296,10 @@ impl Overrides {
             }
             DrainOption::CheckDelay => once(&mut self.check_delay, time()?),
             DrainOption::DrainDelay => once(&mut self.drain_delay, time()?),
+            DrainOption::HealthCheckFailureDelay => {
+                once(&mut self.health_check_failure_delay, time()?)
+            }
+            DrainOption::MinDrainDuration => once(&mut self.min_drain_duration, time()?),
             DrainOption::DrainTimeout => once(&mut self.drain_timeout, time()?),
             DrainOption::MinOpenConnections => {
                 if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -214,9 +310,13 @@ impl Overrides {
                     text.parse().map_err(|_| bad("too large a number"))?,
                 )
             }
+            DrainOption::DrainListeners => {
+                self.drain_listeners = on()?;
+                Ok(())
+            }
             DrainOption::RequireEnvoyHook => {
-                self.require_envoy_hook = true;
-                if text == ON { Ok(()) } else { Err(bad("not \"on\"")) }
+                self.require_envoy_hook = on()?;
+                Ok(())
             }
             DrainOption::Exclude => {
                 if text.is_empty() {
@@ -249,7 +349,12 @@ impl Overrides {
                     self.min_open_connections.map(|number| number.to_string())
                 }
                 DrainOption::DrainDelay => self.drain_delay.map(duration::format),
+                DrainOption::HealthCheckFailureDelay => {
+                    self.health_check_failure_delay.map(duration::format)
+                }
+                DrainOption::MinDrainDuration => self.min_drain_duration.map(duration::format),
                 DrainOption::DrainTimeout => self.drain_timeout.map(duration::format),
+                DrainOption::DrainListeners => self.drain_listeners.then(|| ON.to_owned()),
                 DrainOption::RequireEnvoyHook => self.require_envoy_hook.then(|| ON.to_owned()),
                 DrainOption::AdminAddress => {
                     self.admin_address.as_ref().map(AdminAddress::to_string)
@@ -354,7 +459,10 @@ mod tests {
             (DrainOption::CheckDelay, "2s"),
             (DrainOption::MinOpenConnections, "3"),
             (DrainOption::DrainDelay, "4s"),
+            (DrainOption::HealthCheckFailureDelay, "6s"),
+            (DrainOption::MinDrainDuration, "7s"),
             (DrainOption::DrainTimeout, "5s"),
+            (DrainOption::DrainListeners, "on"),
             (DrainOption::RequireEnvoyHook, "on"),
             (DrainOption::Exclude, "a=1&b c%"),
             (DrainOption::Exclude, "\u{fc}.metrics"),
@@ -379,6 +487,26 @@ mod tests {
         let drain = sidecar.with(&everything());
         assert_eq!(drain, Options::default().with(&everything()), "everything can be overridden");
         assert_eq!(drain.exclude, ["a=1&b c%", "\u{fc}.metrics"], "a list is replaced whole");
+    }
+
+    #[test]
+    fn the_name_is_that_of_the_program_wherever_it_is() {
+        for (program, name) in [
+            ("envoy-gateway", Name::EnvoyGateway),
+            ("/usr/local/bin/envoy-gateway", Name::EnvoyGateway),
+            ("/bin/contour", Name::Contour),
+            ("envoy-shutdown-manager", Name::Contour),
+            ("/envoy-gateway/contour", Name::Contour),
+            ("my-envoy-gateway", Name::Contour),
+            ("", Name::Contour),
+        ] {
+            assert_eq!(Name::of(OsStr::new(program)), name, "{program}");
+        }
+        assert_eq!(Options::default(), Options::of(Name::Contour));
+        let gateway = Options::of(Name::EnvoyGateway);
+        let all = gateway.with(&everything());
+        assert_eq!(all.own_listeners, gateway.own_listeners, "these are not an option");
+        assert_eq!(Options { own_listeners: &[], ..all }, Options::default().with(&everything()));
     }
 
     #[test]
@@ -426,6 +554,9 @@ mod tests {
                 "\"99999999999999999999\" is too",
             ),
             (DrainOption::RequireEnvoyHook, "off", "\"off\" is not \"on\""),
+            (DrainOption::DrainListeners, "true", "\"true\" is not \"on\""),
+            (DrainOption::MinDrainDuration, "10", "\"10\" is without a unit"),
+            (DrainOption::HealthCheckFailureDelay, "-1s", "\"-1s\" is negative"),
             (DrainOption::Exclude, "", "\"\" is not the name"),
             (DrainOption::AdminAddress, "localhost", "\"localhost\" is neither"),
             (DrainOption::ReadyFile, "", "\"\" is not a path"),

@@ -54,14 +54,16 @@ impl Story {
         }
         let mut lines = vec![line];
         let options = drain.options();
-        let polls = options.drain_delay.saturating_add(options.check_delay);
+        let polls = options.delay().saturating_add(options.check_delay);
+        let polls = polls.max(options.min_drain_duration);
         let warning = match options.drain_timeout {
-            Some(timeout) if timeout <= options.drain_delay && !timeout.is_zero() => {
+            Some(timeout) if timeout <= options.delay() && !timeout.is_zero() => {
                 "the drain timeout is over before the drain delay: health checks will not be failed"
             }
             Some(timeout) if timeout <= polls => {
                 "the drain timeout is over before the first poll, which comes after the drain \
-                 delay and the check delay: connections will not be waited for"
+                 delay and the check delay, or after the shortest drain: connections will not be \
+                 waited for"
             }
             _ => return lines,
         };
@@ -80,7 +82,7 @@ impl Story {
         let mut lines = Vec::new();
         match event {
             Event::Answer { drain, answer } if *drain == before.number => {
-                self.answered(before, answer, after, &mut lines);
+                self.answered(before, answer, after, now, &mut lines);
             }
             Event::Answer { .. } | Event::Tick => {}
             Event::Finished => self.finished(after, &mut lines),
@@ -122,6 +124,7 @@ impl Story {
         before: Outline,
         answer: &Answer,
         after: &Machine,
+        now: Time,
         lines: &mut Vec<Line>,
     ) {
         let number = after.number();
@@ -137,12 +140,14 @@ impl Story {
             Answer::Fault(_) => {}
             Answer::Failed => {
                 let line = Line::info("health checks failed: Envoy is out of service");
-                let delay = after.drain().map(|drain| drain.options().check_delay);
-                let delay = delay.unwrap_or_default();
-                lines.push(
-                    line.with("drain", number).with("first-poll-in", duration::format(delay)),
-                );
+                let poll = after.drain().and_then(Drain::settles).unwrap_or(now);
+                let delay = duration::format(to_millis(poll.saturating_sub(now)));
+                lines.push(line.with("drain", number).with("first-poll-in", delay));
             }
+            Answer::ListenersDrain => lines.push(
+                Line::info("Envoy's listeners drain, which nothing but its restart takes back")
+                    .with("drain", number),
+            ),
             Answer::Seen(health) if in_drain => {
                 if before.phase != Phase::Failing && after.phase() == Phase::Failing {
                     lines.push(reverted(*health, number));
@@ -282,7 +287,12 @@ fn envoys_hook(drain: &Drain, number: u64) -> Option<Line> {
              --require-envoy-hook Envoy would be left alone",
         )
     };
-    Some(line.with("drain", number))
+    let line = line.with("drain", number);
+    Some(if drain.has_listeners_to_drain() && !drain.envoy_hook() {
+        line.with("listeners", "not told to drain, which could not be taken back")
+    } else {
+        line
+    })
 }
 
 /// What Envoy's own hook is told when it is let go.
@@ -294,6 +304,19 @@ pub fn let_go(waiters: u64) -> Line {
     Line::warn(
         "no drain has begun within the start timeout of a request for /shutdown, which is let go: \
          only Envoy is being restarted, or the sidecar has no preStop hook",
+    )
+    .with("requests", waiters)
+}
+
+/// What Envoy's own hook is told when it has waited for the ready timeout.
+pub const NOT_READY: &str = "the drain has not ended within the ready timeout\n";
+
+/// Envoy's own hook has waited for the ready timeout.
+#[must_use]
+pub fn too_long(waiters: u64) -> Line {
+    Line::warn(
+        "a request for /shutdown has waited for the ready timeout and is let go: Kubernetes may \
+         end Envoy before the drain does",
     )
     .with("requests", waiters)
 }

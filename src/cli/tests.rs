@@ -1,9 +1,14 @@
 use std::time::Duration;
 
 use super::*;
+use crate::options::Options;
 
 fn parse_line(line: &str) -> Result<Command, String> {
-    parse(line.split_whitespace().map(OsString::from))
+    parse_as(Name::Contour, line)
+}
+
+fn parse_as(name: Name, line: &str) -> Result<Command, String> {
+    parse(name, line.split_whitespace().map(OsString::from))
 }
 
 fn manager(line: &str) -> ManagerArgs {
@@ -29,9 +34,11 @@ fn printed(line: &str) -> String {
 
 fn manager_defaults() -> ManagerArgs {
     ManagerArgs {
+        name: Name::Contour,
         overrides: Overrides::default(),
         serve: ServeAt { address: None, port: 8090 },
         start_timeout: Duration::from_secs(15),
+        ready_timeout: None,
         control_socket: None,
         no_restore: false,
         log_format: Format::Text,
@@ -59,6 +66,34 @@ fn contours_own_lines_are_taken() {
     assert_eq!(manager("--log-format=json envoy shutdown-manager").log_format, Format::Json);
     assert_eq!(manager("envoy --log-format json shutdown-manager").log_format, Format::Json);
     hook("--log-format=json envoy shutdown");
+}
+
+#[test]
+fn envoy_gateways_own_lines_are_taken() {
+    let args = match parse_as(Name::EnvoyGateway, "envoy shutdown-manager --ready-timeout=70s") {
+        Ok(Command::Manager(args)) => args,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((args.name, args.overrides), (Name::EnvoyGateway, Overrides::default()));
+    assert_eq!((args.serve.port, args.ready_timeout), (19002, Some(Duration::from_secs(70))));
+    let Ok(Command::Manager(args)) = parse_as(Name::EnvoyGateway, "envoy shutdown-manager") else {
+        panic!("no manager");
+    };
+    assert_eq!(args.ready_timeout, Some(Duration::from_secs(610)));
+    let line = "envoy shutdown --drain-timeout=60s --min-drain-duration=15s \
+                --exit-at-connections=2 --health-check-failure-delay=5s";
+    for name in [Name::Contour, Name::EnvoyGateway] {
+        let Ok(Command::Shutdown(args)) = parse_as(name, line) else { panic!("no hook") };
+        assert_eq!(args.overrides.drain_timeout, Some(Duration::from_secs(60)));
+        assert_eq!(args.overrides.min_drain_duration, Some(Duration::from_secs(15)));
+        assert_eq!(args.overrides.min_open_connections, Some(2));
+        assert_eq!(args.overrides.health_check_failure_delay, Some(Duration::from_secs(5)));
+        assert!(!args.overrides.drain_listeners);
+        let Ok(Command::Shutdown(args)) = parse_as(name, "envoy shutdown") else {
+            panic!("no hook")
+        };
+        assert_eq!(args, ShutdownArgs::default(), "its defaults are the sidecar's");
+    }
 }
 
 #[test]
@@ -139,13 +174,14 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ),
         ("status --json=yes", "unexpected argument for option '--json': \"yes\""),
         ("bootstrap /config/envoy.json", "this image is for the container shutdown-manager only"),
+        ("server", "this image is for the container shutdown-manager only: it has no server"),
     ] {
         let error = parse_line(line).unwrap_err();
         assert!(error.starts_with(sentence), "{line}: {error}");
         assert!(!error.contains('\n'), "{line}: {error}");
     }
     let latin = std::os::unix::ffi::OsStringExt::from_vec(b"--exclude=\xff".to_vec());
-    let error = parse(["shutdown".into(), latin]).unwrap_err();
+    let error = parse(Name::Contour, ["shutdown".into(), latin]).unwrap_err();
     assert_eq!(error, "--exclude: the value is not UTF-8");
 }
 
@@ -161,8 +197,8 @@ fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
         "[envoy] shutdown [OPTIONS]\n\nThe preStop hook: ",
         "status [OPTIONS]\n\nShows where the drain stands. ",
     ]) {
-        let text = help(on);
-        assert!(text.starts_with(&format!("Usage: {NAME} {start}")), "{text}");
+        let text = help(on, Name::Contour);
+        assert!(text.starts_with(&format!("Usage: {PROGRAM} {start}")), "{text}");
         let flags: Vec<&Flag> = FLAGS.iter().filter(|flag| flag.on.contains(&on)).collect();
         for (index, flag) in flags.iter().enumerate() {
             assert!(flags[..index].iter().all(|other| other.name != flag.name), "{}", flag.name);
@@ -189,33 +225,41 @@ fn every_option_of_a_drain_is_a_flag_of_both() {
 
 #[test]
 fn help_shows_the_defaults_that_hold() {
-    use crate::options::Options;
-    let text = help(On::Manager);
-    let Options {
-        check_interval,
-        check_delay,
-        min_open_connections,
-        drain_delay,
-        admin_address,
-        ..
-    } = Options::default();
-    let seconds = |duration: Duration| format!("[{}s]", duration.as_secs());
-    for (option, shown) in [
-        (DrainOption::CheckInterval, seconds(check_interval)),
-        (DrainOption::CheckDelay, seconds(check_delay)),
-        (DrainOption::MinOpenConnections, format!("[{min_open_connections}]")),
-        (DrainOption::DrainDelay, seconds(drain_delay)),
-        (DrainOption::AdminAddress, format!("[{admin_address}]")),
-    ] {
-        let flag = flag(option.name(), On::Manager).unwrap();
-        assert!(text.contains(flag.help) && flag.help.ends_with(&shown), "{}", option.name());
+    for name in [Name::Contour, Name::EnvoyGateway] {
+        let text = help(On::Manager, name);
+        let Ok(Command::Print(printed)) = parse_as(name, "shutdown-manager --help") else {
+            panic!("no help")
+        };
+        assert_eq!(printed, text);
+        let shown = |option: &str| {
+            let (_, rest) = text.split_once(&format!("  --{option}")).expect("the option");
+            let help = rest.lines().nth(1).expect("its help");
+            let (_, default) = help.rsplit_once(" [").expect("a default");
+            default.strip_suffix(']').expect("its end").to_owned()
+        };
+        // What it says is what it takes for the same: the defaults, said once more, change nothing.
+        let options = Options::of(name);
+        let mut said = Overrides::default();
+        for option in [
+            DrainOption::CheckInterval,
+            DrainOption::CheckDelay,
+            DrainOption::MinOpenConnections,
+            DrainOption::DrainDelay,
+            DrainOption::HealthCheckFailureDelay,
+            DrainOption::MinDrainDuration,
+            DrainOption::AdminAddress,
+        ] {
+            said.set(option, &shown(option.name())).unwrap();
+        }
+        assert_eq!(options.with(&said), options);
+        assert_eq!(said.pairs().len(), 7);
+        let timeout = options.drain_timeout.map_or("none".to_owned(), duration::format);
+        assert_eq!(duration::parse(&shown("drain-timeout")).ok(), duration::parse(&timeout).ok());
+        let Ok(Command::Manager(args)) = parse_as(name, "shutdown-manager") else {
+            panic!("no manager")
+        };
+        assert_eq!(shown("serve-port"), args.serve.port.to_string());
+        assert_eq!(duration::parse(&shown("start-timeout")), Ok(args.start_timeout));
+        assert_eq!(duration::parse(&shown("ready-timeout")).ok(), args.ready_timeout);
     }
-}
-
-#[test]
-fn help_and_version_need_no_command() {
-    assert_eq!(printed("--help"), overview());
-    assert_eq!(printed("envoy --help"), overview());
-    let version = printed("--version");
-    assert_eq!(version, format!("envoy-shutdown-manager {}\n", env!("CARGO_PKG_VERSION")));
 }

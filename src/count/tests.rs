@@ -8,8 +8,12 @@ const SENTINELS: &str = "server.live: 0\n\
     http.admin.downstream_cx_active: 1\n";
 
 fn count_with(body: &[u8], excluded: &[&str]) -> Result<Observation, NotAPoll> {
+    count_without(body, excluded, &[])
+}
+
+fn count_without(body: &[u8], excluded: &[&str], own: &[&str]) -> Result<Observation, NotAPoll> {
     let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
-    let mut tally = Tally::new(&excluded);
+    let mut tally = Tally::new(&excluded, own);
     tally.push(body);
     tally.finish()
 }
@@ -87,13 +91,39 @@ fn adds_listeners_and_takes_off_excluded_prefixes() {
         ),
         9
     );
-    for prefix in ["envoy-admin", "stats", "health", "stats-health"] {
+    for prefix in
+        ["envoy-admin", "stats", "health", "stats-health", "eg-stats-http", "eg-ready-http"]
+    {
         let scrape = format!(
             "listener.0.0.0.0_8002.downstream_cx_active: 5\nhttp.{prefix}.downstream_cx_active: 4\n"
         );
         assert_eq!(open(&scrape), 1, "{prefix}");
     }
     assert_eq!(open("http.stats.downstream_cx_active: 4\n"), 0, "never below zero");
+}
+
+#[test]
+fn envoy_gateways_own_listeners_are_told_by_the_end_of_their_addresses() {
+    // A scrape, a probe that speaks and one that does not, and traffic on ports like theirs.
+    let lines = "listener.0.0.0.0_19001.downstream_cx_active: 1\n\
+        listener.0.0.0.0_19001.worker_0.downstream_cx_active: 1\n\
+        listener.[__]_19003.downstream_cx_active: 2\n\
+        listener.[__]_19003.downstream_pre_cx_active: 1\n\
+        listener.0.0.0.0_10080.downstream_cx_active: 3\n\
+        listener.0.0.0.0_9001.downstream_cx_active: 1\n\
+        listener.x_19001_y.downstream_cx_active: 1\n\
+        http.eg-stats-http.downstream_cx_active: 1\n\
+        http.eg-ready-http.downstream_cx_active: 1\n\
+        http.http-10080.downstream_cx_active: 3\n";
+    let body = format!("{SENTINELS}{lines}");
+    let own = crate::options::Options::of(crate::options::Name::EnvoyGateway).own_listeners;
+    let open = |own| count_without(body.as_bytes(), &[], own).unwrap().open;
+    assert_eq!(open(own), 5);
+    // Elsewhere what speaks HTTP is known by its prefix.
+    assert_eq!(open(&[]), 7);
+    let http_alone =
+        format!("http.admin.downstream_cx_active: 1\n{}", &lines[lines.find("http.").unwrap()..]);
+    assert_eq!(count_without(http_alone.as_bytes(), &[], own).unwrap().open, 3);
 }
 
 #[test]
@@ -274,7 +304,7 @@ fn pieces_may_end_anywhere() {
         "{SENTINELS}listener.a.downstream_cx_active: 12\nlistener.b.downstream_pre_cx_active: 30"
     );
     for size in 1..body.len() {
-        let mut tally = Tally::new(&[]);
+        let mut tally = Tally::new(&[], &[]);
         body.as_bytes().chunks(size).for_each(|piece| tally.push(piece));
         assert_eq!(tally.finish().unwrap().open, 42, "in pieces of {size}");
     }

@@ -83,6 +83,8 @@ struct World {
     drained: bool,
     tried: bool,
     failed_at: Option<Time>,
+    /// It was tried to tell this Envoy's listeners to drain.
+    listeners: bool,
     last_poll: Option<Poll>,
     /// The latest answer was a valid poll.
     polled: bool,
@@ -117,6 +119,7 @@ impl World {
             drained: false,
             tried: false,
             failed_at: None,
+            listeners: false,
             last_poll: None,
             polled: false,
             starting: false,
@@ -137,6 +140,9 @@ impl World {
             ]),
             check_delay: random.pick(&[Duration::ZERO, seconds(1), seconds(10), seconds(60)]),
             drain_delay: random.pick(&[Duration::ZERO, Duration::ZERO, seconds(1), seconds(20)]),
+            health_check_failure_delay: random.pick(&[Duration::ZERO, Duration::ZERO, seconds(2)]),
+            min_drain_duration: random.pick(&[Duration::ZERO, seconds(12)]),
+            drain_listeners: random.one_in(3),
             drain_timeout: random.pick(&[
                 None,
                 Some(Duration::ZERO),
@@ -187,6 +193,7 @@ impl World {
                 self.began = self.now;
                 self.tried = false;
                 self.failed_at = None;
+                self.listeners = false;
                 self.last_poll = None;
                 self.polled = false;
                 self.starting = false;
@@ -206,14 +213,25 @@ impl World {
             Call::Fail => {
                 assert!(in_drain, "health checks failed outside a drain");
                 assert!(!self.options.require_envoy_hook || self.envoys_hook_came());
-                assert!(asked >= self.began + self.options.drain_delay, "failed too early");
+                assert!(asked >= self.began + self.options.delay(), "failed too early");
                 self.tried = true;
             }
-            Call::Poll if in_drain => self.assert_settled(asked),
+            Call::DrainListeners => {
+                assert!(in_drain && self.options.drains_listeners(), "unasked");
+                assert!(self.is_awaited(), "what cannot be taken back, while nobody waits");
+                let early = !self.options.health_check_failure_delay.is_zero();
+                assert!(early || self.failed_at.is_some(), "before health checks were failed");
+                assert!(asked >= self.began + self.options.drain_delay, "within the drain delay");
+                self.listeners = true;
+            }
+            Call::Poll if in_drain => {
+                self.assert_settled(asked);
+                let unasked = !self.options.drains_listeners() || !self.is_awaited();
+                assert!(unasked || self.listeners, "polled before the listeners drain");
+            }
             Call::PutBack => {
                 assert!(self.put_back && !self.drained && asked >= ARRIVAL, "put back");
-                let awaited = self.waiters.iter().any(|waiter| waiter.answers == 0);
-                assert!(!awaited, "put back while somebody waits");
+                assert!(!self.is_awaited(), "put back while somebody waits");
             }
             Call::Look | Call::Poll => {}
         }
@@ -242,6 +260,10 @@ impl World {
         answer
     }
 
+    fn is_awaited(&self) -> bool {
+        self.waiters.iter().any(|waiter| waiter.answers == 0)
+    }
+
     fn well(&mut self, call: Call) -> Answer {
         let health = if self.now < self.envoy.starting_until {
             Health::Starting
@@ -255,6 +277,7 @@ impl World {
                 self.envoy.failed = true;
                 Answer::Failed
             }
+            Call::DrainListeners => Answer::ListenersDrain,
             Call::PutBack => {
                 self.envoy.failed = false;
                 Answer::PutBack
@@ -271,6 +294,7 @@ impl World {
     fn note(&mut self, asked: Time, answer: &Answer) {
         if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
             self.refused.push(asked);
+            self.listeners = false;
         } else {
             self.refused.clear();
         }
@@ -294,11 +318,13 @@ impl World {
         let was_starting = std::mem::replace(&mut self.starting, health == Health::Starting);
         let restarted = self.starting && !was_starting;
         self.reverted = (health == Health::Live || restarted) && self.failed_at.is_some();
+        self.listeners &= !self.reverted;
     }
 
     fn assert_settled(&self, now: Time) {
         let failed_at = self.failed_at.expect("health checks were failed");
         assert!(now >= failed_at + self.options.check_delay, "polled unsettled");
+        assert!(now >= self.began + self.options.min_drain_duration, "polled too early");
     }
 
     fn envoys_hook_came(&self) -> bool {
@@ -321,7 +347,7 @@ impl World {
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= self.began + timeout, "timed out too early");
                 assert_eq!(open, self.last_poll.map(|poll| poll.open));
-                let delayed = self.began + self.options.drain_delay;
+                let delayed = self.began + self.options.delay();
                 assert!(self.tried || self.now < delayed, "timed out before health checks failed");
             }
             Outcome::EnvoyGone => {

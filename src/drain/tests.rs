@@ -92,6 +92,7 @@ impl Scenario {
                 }
                 Answer::Failed
             }
+            Call::DrainListeners => Answer::ListenersDrain,
             Call::PutBack => {
                 if let Envoy::Draining(open) = self.envoy {
                     self.envoy = Envoy::Live(open);
@@ -665,4 +666,118 @@ fn outcomes_explain_themselves() {
         assert!(outcome.explain().contains(words), "{}", outcome.explain());
         assert_eq!(outcome.gave_up(), name == "timed_out");
     }
+}
+
+fn listeners() -> Options {
+    Options { drain_listeners: true, ..options() }
+}
+
+#[test]
+fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_waits() {
+    let mut scenario = drain(1, listeners()).at(s(12), Envoy::Draining(0));
+    assert!(scenario.machine.arrived(s(0)));
+    assert_eq!(scenario.ends(), (s(12), DRAINED));
+    let first: Vec<Call> = scenario.calls.iter().take(2).map(|(_, call)| *call).collect();
+    assert_eq!(first, [Call::Fail, Call::DrainListeners]);
+    assert_eq!(scenario.times(Call::DrainListeners), [s(0)], "once");
+    assert_eq!(scenario.times(Call::Poll), [s(10), s(11), s(12)]);
+    // Without the option they are not.
+    let mut scenario = drain(0, options());
+    scenario.machine.arrived(s(0));
+    scenario.ends();
+    assert_eq!(scenario.times(Call::DrainListeners), []);
+}
+
+#[test]
+fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
+    let mut scenario = drain(1, listeners()).at(s(30), Envoy::Draining(0));
+    scenario.machine.arrived(s(0));
+    scenario.machine.all_left(s(0));
+    scenario.run_to(ms(5_500));
+    assert_eq!(scenario.times(Call::DrainListeners), []);
+    assert!(scenario.machine.arrived(ms(5_500)), "the worker is woken");
+    assert!(!scenario.machine.arrived(ms(5_500)), "once");
+    scenario.run_to(s(6));
+    assert_eq!(scenario.times(Call::DrainListeners), [ms(5_500)]);
+    scenario.machine.all_left(s(7));
+    assert!(!scenario.machine.arrived(s(8)), "there is nothing to be done for it");
+    // A lone hook drains all the same.
+    let mut alone = drain(0, listeners());
+    assert_eq!(alone.ends(), (s(10), DRAINED));
+    assert_eq!(alone.times(Call::DrainListeners), []);
+}
+
+#[test]
+fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
+    let refused = Answer::Fault(Fault { kind: Kind::Status, text: String::new() });
+    let mut machine = Machine::new(Time::ZERO, true);
+    machine.begin(Options { check_delay: s(3), ..listeners() }, s(0));
+    machine.arrived(s(0));
+    assert_eq!(machine.step(&Event::Tick, s(0)), Action::Call(Call::Fail));
+    let told = |answer| Event::Answer { drain: 1, answer };
+    assert_eq!(machine.step(&told(Answer::Failed), s(0)), Action::Call(Call::DrainListeners));
+    assert!(!machine.outline().polls);
+    let next = machine.step(&told(refused.clone()), s(0));
+    assert_eq!((next, machine.phase()), (Action::SleepUntil(s(1)), Phase::Settling));
+    for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
+        assert_eq!(machine.step(&Event::Tick, time), Action::Call(call));
+        // A look or a poll is due as well, and is not put off.
+        let next = machine.step(&told(refused.clone()), time);
+        let expected = if time == s(1) { Call::Look } else { Call::Poll };
+        assert_eq!(next, Action::Call(expected));
+        assert_eq!(machine.outline().polls, expected == Call::Poll);
+        machine.step(&told(Answer::Seen(Health::Draining)), time);
+    }
+    let poll = Poll { open: 0, visible: Visible::Everything, health: Health::Draining };
+    assert_eq!(machine.step(&told(Answer::Polled(poll)), s(3)), Action::Finish(DRAINED));
+}
+
+#[test]
+fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
+    let mut scenario = drain(1, listeners())
+        .at(ms(4_500), Envoy::Live(1))
+        .at(s(20), Envoy::Refuses)
+        .at(s(21), Envoy::Draining(0));
+    scenario.machine.arrived(s(0));
+    assert_eq!(scenario.ends().1, DRAINED);
+    assert_eq!(scenario.times(Call::Fail), [s(0), s(5)]);
+    assert_eq!(scenario.times(Call::DrainListeners), [s(0), s(5), s(21)]);
+}
+
+#[test]
+fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
+    let early = Options { drain_delay: s(2), health_check_failure_delay: s(5), ..options() };
+    let mut scenario = drain(0, early.clone());
+    scenario.machine.arrived(s(0));
+    assert_eq!(scenario.ends(), (s(17), DRAINED));
+    assert_eq!(scenario.times(Call::DrainListeners), [s(2)]);
+    assert_eq!(scenario.times(Call::Fail), [s(7)]);
+    // However late it is.
+    let mut late = drain(0, early.clone());
+    late.machine.arrived(s(0));
+    late.now = s(9);
+    late.ends();
+    let first: Vec<Call> = late.calls.iter().take(2).map(|(_, call)| *call).collect();
+    assert_eq!(first, [Call::DrainListeners, Call::Fail]);
+    // The delay is kept where nobody waits.
+    let mut alone = drain(0, early.clone());
+    assert_eq!(alone.ends(), (s(17), DRAINED));
+    assert_eq!(alone.times(Call::DrainListeners), []);
+    assert_eq!(alone.times(Call::Fail), [s(7)]);
+    // Nothing is done before Envoy's own hook has come where that is required.
+    let mut held = drain(0, Options { require_envoy_hook: true, drain_delay: s(0), ..early });
+    held.run_to(ms(1_500));
+    assert!(held.machine.arrived(ms(1_500)));
+    held.ends();
+    assert_eq!(held.times(Call::DrainListeners), [ms(1_500)]);
+}
+
+#[test]
+fn nothing_is_polled_before_the_shortest_drain_is_over() {
+    let shortest = Options { min_drain_duration: s(12), ..options() };
+    let mut scenario = drain(0, Options { drain_delay: s(1), ..shortest.clone() });
+    assert_eq!(scenario.ends(), (s(12), DRAINED));
+    assert_eq!(scenario.times(Call::Poll), [s(12)]);
+    let mut longer = drain(0, Options { drain_delay: s(4), ..shortest });
+    assert_eq!(longer.ends(), (s(14), DRAINED), "the check delay counts from failing");
 }

@@ -38,6 +38,8 @@ pub struct Client {
     pub state: State,
     /// When that is not waited for any longer.
     pub until: Time,
+    /// When it is not kept waiting any longer, whatever goes on.
+    pub latest: Time,
 }
 
 /// What is known of a client.
@@ -76,7 +78,8 @@ impl Client {
     /// A client that has just connected.
     #[must_use]
     pub fn new(socket: OwnedFd, origin: Origin, number: u64, now: Time) -> Self {
-        Self { socket, origin, number, state: State::Reading(Vec::new()), until: now + PATIENCE }
+        let (state, until) = (State::Reading(Vec::new()), now + PATIENCE);
+        Self { socket, origin, number, state, until, latest: Time::MAX }
     }
 
     /// Its socket.

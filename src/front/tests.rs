@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 const NANO: Duration = Duration::from_nanos(1);
 
-const RULES: Rules = Rules { clients: 4, waiting: 2, start_timeout: Duration::from_secs(15) };
+const PATIENT: Patience = Patience { start: Duration::from_secs(15), ready: None };
+
+const RULES: Rules = Rules { clients: 4, waiting: 2, patience: PATIENT };
 
 const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\n\r\n";
 const SHUTDOWN: &str = "GET /shutdown HTTP/1.1\r\n\r\n";
@@ -509,7 +511,7 @@ fn envoys_hooks_and_exec_hooks_have_places_of_their_own() {
         scene.assert_told(&late, "503", "too many wait already\n");
     }
     // Nobody asked Envoy's hooks to wait for ever.
-    scene.later(RULES.start_timeout);
+    scene.later(PATIENT.start);
     scene.assert_told(&clients[0], "503", story::NO_DRAIN);
     drop(clients);
     scene.holds("");
@@ -520,8 +522,8 @@ fn who_waits_is_let_go_after_the_start_timeout_while_no_drain_has_begun() {
     let mut scene = Scene::public(RULES);
     let client = scene.say(SHUTDOWN);
     scene.holds("1W");
-    assert_eq!(scene.front.due(scene.now), scene.now + RULES.start_timeout);
-    scene.later(RULES.start_timeout - NANO);
+    assert_eq!(scene.front.due(scene.now), scene.now + PATIENT.start);
+    scene.later(PATIENT.start - NANO);
     scene.holds("1W");
     assert_eq!(scene.waiters(), 1);
     scene.later(NANO);
@@ -533,12 +535,40 @@ fn who_waits_is_let_go_after_the_start_timeout_while_no_drain_has_begun() {
     let client = scene.say(SHUTDOWN);
     scene.holds("1L 2W");
     scene.manager.control().begin(&Request::default()).unwrap();
-    scene.later(RULES.start_timeout);
+    scene.later(PATIENT.start);
     scene.holds("2W");
-    assert_eq!(scene.front.due(scene.now), scene.now + RULES.start_timeout);
+    assert_eq!(scene.front.due(scene.now), scene.now + PATIENT.start);
     reply(&mut scene.asked("GET /shutdown?waiters"), 200, "drained");
     scene.assert_told(&client, "200", "drained");
     assert_eq!(scene.answered()[0], (Some(Route::Shutdown), "200", 1));
+}
+
+#[test]
+fn nobody_waits_longer_than_the_ready_timeout_even_in_a_drain() {
+    let patience = Patience { ready: Some(secs(20)), ..PATIENT };
+    let mut scene = Scene::public(Rules { patience, ..RULES });
+    let (client, mut later) = (scene.say(SHUTDOWN), None);
+    scene.holds("1W");
+    assert_eq!(scene.front.due(scene.now), scene.now + PATIENT.start);
+    scene.manager.control().begin(&Request::default()).unwrap();
+    scene.later(PATIENT.start);
+    later.replace(scene.say(SHUTDOWN));
+    scene.holds("1W 2W");
+    assert_eq!(scene.front.due(scene.now), scene.now + secs(5));
+    scene.later(secs(5) - NANO);
+    scene.holds("1W 2W");
+    scene.later(NANO);
+    scene.assert_told(&client, "500", story::NOT_READY);
+    assert_eq!(scene.answered(), [(Some(Route::Shutdown), "500", 1)]);
+    assert_eq!(scene.front.too_long.happened(scene.now), None, "it was told");
+    scene.until(|scene| scene.waiters() == 1);
+    // Where no drain has begun that is told, whichever of the two is over first.
+    let patience = Patience { ready: Some(secs(1)), ..PATIENT };
+    let mut scene = Scene::public(Rules { patience, ..RULES });
+    let client = scene.say(SHUTDOWN);
+    scene.holds("1W");
+    scene.later(secs(1));
+    scene.assert_told(&client, "500", story::NOT_READY);
 }
 
 #[test]
@@ -650,7 +680,7 @@ fn an_answer_that_is_too_long_is_none() {
     let longest = head.to_owned() + &"x".repeat(64 * 1024 - head.len());
     asked.write_all(longest.as_bytes()).unwrap();
     scene.holds("1W");
-    assert_eq!(scene.front.due(scene.now), scene.now + RULES.start_timeout);
+    assert_eq!(scene.front.due(scene.now), scene.now + PATIENT.start);
     asked.write_all(b"x").unwrap();
     scene.holds("1W");
     assert_eq!(scene.front.due(scene.now), scene.now + ms(25));
@@ -762,8 +792,8 @@ fn a_door_has_as_many_places_as_descriptors_allow() {
         (usize::MAX, (1024, 512), (192, 64)),
     ] {
         let rules = |(clients, waiting)| Rules { clients, waiting, ..RULES };
-        assert_eq!(Rules::public(descriptors, RULES.start_timeout), rules(public));
-        assert_eq!(Rules::private(descriptors, RULES.start_timeout), rules(private));
+        assert_eq!(Rules::public(descriptors, PATIENT), rules(public));
+        assert_eq!(Rules::private(descriptors, PATIENT), rules(private));
     }
 }
 

@@ -20,6 +20,7 @@ impl Admin for Idle {
     fn call(&mut self, call: Call, _: &Options) -> Answer {
         match call {
             Call::Fail => Answer::Failed,
+            Call::DrainListeners => Answer::ListenersDrain,
             Call::PutBack => Answer::PutBack,
             Call::Look => Answer::Seen(Health::Draining),
             Call::Poll => Answer::Polled(Poll {

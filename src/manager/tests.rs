@@ -28,6 +28,7 @@ impl Admin for Script {
         }
         match call {
             Call::Fail => Answer::Failed,
+            Call::DrainListeners => Answer::ListenersDrain,
             Call::PutBack => Answer::PutBack,
             Call::Look => Answer::Seen(Health::Draining),
             Call::Poll => Answer::Polled(Poll {

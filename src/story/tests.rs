@@ -148,6 +148,27 @@ fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
 }
 
 #[test]
+fn it_is_told_whether_listeners_drain() {
+    let switch = [(DrainOption::DrainListeners, "on"), (DrainOption::MinDrainDuration, "1m30s")];
+    let mut told = Told::draining(&switch);
+    told.machine.arrived(s(0));
+    told.texts();
+    assert_eq!(told.answer(Answer::Failed), Action::Call(crate::drain::Call::DrainListeners));
+    assert_eq!(field(&told.only(), "first-poll-in"), Some(&"1m30s".into()));
+    told.answer(Answer::ListenersDrain);
+    assert!(told.only().text.starts_with("Envoy's listeners drain"));
+    told.at(s(3)).step(Event::Tick);
+    assert_eq!(field(&told.only(), "listeners"), None, "they do");
+
+    let mut lone = Told::draining(&switch);
+    lone.answer(Answer::Failed);
+    lone.texts();
+    lone.at(s(3)).step(Event::Tick);
+    let left = "not told to drain, which could not be taken back";
+    assert_eq!(field(&lone.only(), "listeners"), Some(&left.into()));
+}
+
+#[test]
 fn an_envoy_that_is_left_alone_is_told_with_the_reason() {
     let mut told = Told::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
     told.at(s(3)).step(Event::Tick);

@@ -5,6 +5,7 @@ mod clock;
 mod command_line;
 mod disk;
 mod faults;
+mod gateway;
 mod hooks;
 mod lives;
 mod port;

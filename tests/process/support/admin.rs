@@ -39,6 +39,8 @@ pub enum Route {
     Fail,
     /// `/healthcheck/ok`
     Ok,
+    /// `/drain_listeners`, with any query.
+    Listeners,
     /// Anything else: a 404, also after a redirect.
     Other,
 }
@@ -269,6 +271,7 @@ impl Route {
             Some("/stats") => Self::Stats,
             Some("/healthcheck/fail") => Self::Fail,
             Some("/healthcheck/ok") => Self::Ok,
+            Some("/drain_listeners") => Self::Listeners,
             _ => Self::Other,
         }
     }
@@ -296,8 +299,10 @@ impl Script {
                 let lines = self.stats.iter().map(|(name, value)| format!("{name}: {value}\n"));
                 return (200, lines.collect());
             }
-            (Route::Fail | Route::Ok, "POST") => (200, "OK\n"),
-            (Route::Fail | Route::Ok, _) => (405, "Method GET not allowed, POST required."),
+            (Route::Fail | Route::Ok | Route::Listeners, "POST") => (200, "OK\n"),
+            (Route::Fail | Route::Ok | Route::Listeners, _) => {
+                (405, "Method GET not allowed, POST required.")
+            }
             (Route::Other, _) => (404, "invalid path.\n"),
         };
         (status, body.to_owned())

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use envoy_shutdown_manager::address::{ServeAt, socket_path};
 use envoy_shutdown_manager::cli::{Command, ManagerArgs, ShutdownArgs, parse};
-use envoy_shutdown_manager::options::{DrainOption, Overrides, Request};
+use envoy_shutdown_manager::options::{DrainOption, Name, Overrides, Request};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,7 +16,8 @@ fuzz_target!(|input: &[u8]| {
     let args: Vec<_> =
         input.split(|byte| *byte == end).map(|arg| OsString::from_vec(arg.to_vec())).collect();
     // The help, or a sentence that repeats what is wrong.
-    let (overrides, command) = match within(8192 + 20 * input.len(), || parse(args)) {
+    let (overrides, command) = match within(8192 + 20 * input.len(), || parse(Name::Contour, args))
+    {
         Ok(Command::Manager(args)) => {
             assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
             assert!(args.start_timeout.as_secs() > 0);
@@ -30,7 +31,10 @@ fuzz_target!(|input: &[u8]| {
         Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
         Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
     };
-    let again = match parse([command.into()].into_iter().chain(arguments(&overrides))) {
+    let again = match parse(
+        Name::EnvoyGateway,
+        [command.into()].into_iter().chain(arguments(&overrides)),
+    ) {
         Ok(Command::Manager(ManagerArgs { overrides, .. }))
         | Ok(Command::Shutdown(ShutdownArgs { overrides, .. })) => overrides,
         other => panic!("{other:?}"),
@@ -42,7 +46,12 @@ fuzz_target!(|input: &[u8]| {
 
 fn arguments(overrides: &Overrides) -> impl Iterator<Item = OsString> {
     overrides.pairs().into_iter().map(|(name, value)| {
-        let switch = name == DrainOption::RequireEnvoyHook.name();
-        if switch { format!("--{name}") } else { format!("--{name}={value}") }.into()
+        let switches = [DrainOption::RequireEnvoyHook, DrainOption::DrainListeners];
+        if switches.iter().any(|switch| switch.name() == name) {
+            format!("--{name}")
+        } else {
+            format!("--{name}={value}")
+        }
+        .into()
     })
 }
