@@ -2,7 +2,8 @@
 
 target := "x86_64-unknown-linux-musl"
 
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := `.ci/remap`
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := `cargo fetch --locked --quiet && .ci/remap`
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS
 
 default: test
 
@@ -22,11 +23,22 @@ lint:
     cd tests/fuzz && cargo clippy --release -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 
-# The binary that ships
-static:
+# The binary that ships, for x86_64-unknown-linux-musl or aarch64-unknown-linux-musl
+static target=target:
     rustup target add {{target}}
     cargo build --release --locked --target {{target}}
     @ls -l target/{{target}}/release/envoy-shutdown-manager
+
+# Both of them, built twice: the same bytes
+reproducible:
+    rustup target add x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+    tests/reproducible
+
+# The suite on the binary for aarch64, in emulation (needs qemu-user-static)
+test-aarch64: (static "aarch64-unknown-linux-musl")
+    RUST_TEST_THREADS=4 CROSS_RUNNER=qemu-aarch64-static \
+        CROSS_PROGRAM=target/aarch64-unknown-linux-musl/release/envoy-shutdown-manager \
+        cargo test --locked --test process -- --skip attacks::
 
 # The suite on the binary that ships, with its size, memory and timing
 test-static:

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::admin::{FakeAdmin, Fault, OPEN, Route, State};
 use crate::support::rows::{each, named};
 use crate::support::scene::{assert_ends, assert_told, before, wait_status};
-use crate::support::sidecar::{Hook, Sidecar};
+use crate::support::sidecar::{Hook, Sidecar, is_emulated};
 use crate::support::{PATIENCE, SHIPS, assert_took, shared, wait_for};
 
 const DELAYING: &str = "\"phase\":\"delaying\"";
@@ -63,10 +63,10 @@ fn last_error(sidecar: &Sidecar) -> String {
     rest[..end.expect("the end of a string")].to_owned()
 }
 
-/// How often the log has told this error as a new one.
+/// How often the log has told this error of the first drain as a new one.
 #[track_caller]
 fn told(sidecar: &Sidecar, error: &str) -> usize {
-    let error = format!("error=\"{error}\"");
+    let error = format!("drain=1 error=\"{error}\"");
     // The status knows of it a moment before the log does.
     sidecar.wait_log(&error, PATIENCE);
     sidecar.log().iter().filter(|line| line.contains(&error)).count()
@@ -364,6 +364,9 @@ fn no_fault_of_failing_passes_for_a_success() {
             None => admin.full_backlog(),
         }
         let mut hook = sidecar.hook(&[]);
+        wait_status(&sidecar, &[FAILING]);
+        // A slow machine may have had its first look at Envoy before.
+        let polls = admin.count(Route::Stats);
         if row.fault.is_some() {
             admin.wait_for(Route::Fail, 3, PATIENCE);
         } else {
@@ -376,7 +379,7 @@ fn no_fault_of_failing_passes_for_a_success() {
         let wanted = format!("POST /healthcheck/fail on {}: ", admin.address());
         assert!(error.starts_with(&wanted) && error.contains(row.says), "{name}: {error}");
         assert_eq!(told(&sidecar, &error), 1, "{name}: {:#?}", sidecar.log());
-        assert_eq!((admin.count(Route::Stats), admin.state()), (0, State::Live), "{name}");
+        assert_eq!((admin.count(Route::Stats), admin.state()), (polls, State::Live), "{name}");
         match row.fault {
             Some(_) => admin.clear(Route::Fail),
             None => admin.come_back(),
@@ -612,6 +615,9 @@ fn a_drain_timeout_bounds_a_drain_whose_envoy_does_not_answer() {
 #[test]
 fn answers_without_end_take_no_memory() {
     let _turn = shared();
+    if is_emulated() {
+        return println!("SKIPPED: the memory is the emulator's");
+    }
     let rows = named([
         ("a body", Fault::Endless),
         ("a head", Fault::EndlessHead),

@@ -18,14 +18,23 @@ use tempfile::TempDir;
 use super::net::{self, Address, Response};
 use super::{PATIENCE, Record, temp_dir, try_wait_for, wait_for};
 
-/// The program. Cargo tells a test where it is; an example's own place is `examples` beside it.
+/// The program: `$CROSS_PROGRAM` if that is set, one that `$CROSS_RUNNER` can run. Cargo tells a test
+/// where its own is; an example's place is `examples` beside it.
 pub fn program() -> PathBuf {
+    if let Some(path) = env::var_os("CROSS_PROGRAM") {
+        return Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    }
     if let Some(path) = option_env!("CARGO_BIN_EXE_envoy-shutdown-manager") {
         return path.into();
     }
     let own = env::current_exe().expect("the place of this program");
     let beside = own.parent().and_then(Path::parent).expect("a directory above");
     beside.join("envoy-shutdown-manager")
+}
+
+/// Whether something else runs the program, and has memory and libraries of its own.
+pub fn is_emulated() -> bool {
+    env::var_os("CROSS_RUNNER").is_some()
 }
 
 /// The program, run by `$CROSS_RUNNER` if that is set, such as `qemu-aarch64 -L …`.
