@@ -40,6 +40,10 @@ test-aarch64: (static "aarch64-unknown-linux-musl")
         CROSS_PROGRAM=target/aarch64-unknown-linux-musl/release/envoy-shutdown-manager \
         cargo test --locked --test process -- --skip attacks::
 
+# The image around that binary, without a registry, by buildah, podman or docker
+image *options="": static
+    .ci/image target/{{target}}/release/envoy-shutdown-manager {{options}}
+
 # The suite on the binary that ships, with its size, memory and timing
 test-static:
     rustup target add {{target}}

@@ -3,6 +3,8 @@
 mod attacks;
 mod clock;
 mod command_line;
+#[cfg(all(target_env = "musl", not(debug_assertions)))]
+mod container;
 mod disk;
 mod faults;
 mod gateway;

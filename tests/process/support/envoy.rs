@@ -112,10 +112,27 @@ impl Builder {
         self
     }
 
+    /// The admin interface at this port of 127.0.0.1.
+    pub fn admin_at(mut self, port: u16) -> Self {
+        self.admin = Address::port(port);
+        self
+    }
+
     /// A listener of HTTP/1.1 and HTTP/2. `/hold` is a request that stays in flight until its
     /// client leaves; any other path is answered at once.
     pub fn http(self, name: &str) -> Self {
         self.listener(name, HTTP, "", "DEFAULT", Duration::from_secs(3600))
+    }
+
+    /// The same at this port, and with its address for a name in the stats, as Envoy Gateway has it.
+    pub fn http_at(mut self, name: &str, port: u16) -> Self {
+        let others = self.listeners.len();
+        self = self.http(name);
+        let listener = self.listeners.split_off(others);
+        self.listeners += &listener
+            .replacen(&format!("stat_prefix: {name}"), "stat_prefix: ''", 1)
+            .replace("port_value: 0", &format!("port_value: {port}"));
+        self
     }
 
     /// The same; it closes connections that have been idle for so long.

@@ -110,7 +110,8 @@ pub struct Process {
 pub type Hook = Process;
 
 impl Process {
-    fn spawn(mut command: Command) -> Self {
+    /// Starts this, which is the program or runs it.
+    pub fn spawn(mut command: Command) -> Self {
         let (reader, writer) = io::pipe().expect("make a pipe");
         command.stdin(Stdio::null());
         command.stdout(writer.try_clone().expect("share the pipe"));
