@@ -100,6 +100,28 @@ fn envoy_tells_its_clients_that_its_health_checks_fail() {
 }
 
 #[test]
+fn a_drain_of_envoys_listeners_cannot_be_taken_back() {
+    let _turn = shared();
+    let builder = Envoy::builder().http("http").http_modify_only("stubborn");
+    let envoy = builder.flag("--drain-strategy").flag("immediate").start();
+    let says_close = |name| {
+        let client = KeptAlive::open(envoy.port(name));
+        client.request("/").header("connection") == Some("close")
+    };
+    envoy.post("/healthcheck/fail");
+    assert!(!says_close("stubborn"));
+    // Told again, it says the same.
+    for _ in 0..2 {
+        assert_eq!(envoy.post("/drain_listeners?graceful&skip_exit"), (200, "OK\n".to_owned()));
+        assert_eq!(envoy.ready(), "DRAINING");
+        assert!(says_close("http") && says_close("stubborn"));
+    }
+    envoy.post("/healthcheck/ok");
+    assert_eq!(envoy.ready(), "LIVE");
+    assert!(says_close("http") && says_close("stubborn"), "it has become whole again");
+}
+
+#[test]
 fn a_request_is_held_in_flight_and_an_idle_client_is_not_kept() {
     let _turn = shared();
     let envoy = Envoy::builder().http_idle("http", Duration::from_millis(100)).start();
@@ -150,6 +172,8 @@ fn the_fake_answers_as_envoy_does() {
             ("GET", "/ready"),
             ("GET", stats),
             ("POST", "/healthcheck/ok"),
+            ("GET", "/drain_listeners?graceful&skip_exit"),
+            ("POST", "/drain_listeners?graceful&skip_exit"),
             ("GET", "/ready"),
         ] {
             let answers = [envoy.admin(), fake.admin()].map(|admin| {
