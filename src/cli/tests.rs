@@ -1,7 +1,8 @@
 use std::time::Duration;
 
+use super::flags::FLAGS;
 use super::*;
-use crate::options::Options;
+use crate::options::{DrainOption, Options};
 
 fn parse_line(line: &str) -> Result<Command, String> {
     parse_as(Name::Contour, line)
