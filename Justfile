@@ -72,6 +72,11 @@ simulate:
 planted:
     tests/planted
 
+# The README's manifests, against Kubernetes' schemas (fetched once with pip)
+manifests:
+    tests/manifests/install
+    cargo test --test process manifests
+
 # Which changes no fast test notices, but those that .cargo/mutants.toml explains; takes half an
 # hour (needs `cargo install cargo-mutants`)
 mutants:

@@ -10,6 +10,7 @@ mod faults;
 mod gateway;
 mod hooks;
 mod lives;
+mod manifests;
 mod port;
 mod real_envoy;
 mod restarts;
