@@ -26,7 +26,7 @@ lint:
 # The binary that ships, for x86_64-unknown-linux-musl or aarch64-unknown-linux-musl
 static target=target:
     rustup target add {{target}}
-    cargo build --release --locked --target {{target}}
+    .ci/auditable build --release --locked --target {{target}}
     @ls -l target/{{target}}/release/envoy-shutdown-manager
 
 # Both of them, built twice: the same bytes
@@ -47,17 +47,17 @@ image *options="": static
 # The suite on the binary that ships, with its size, memory and timing
 test-static:
     rustup target add {{target}}
-    cargo test --release --locked --target {{target}}
+    .ci/auditable test --release --locked --target {{target}}
 
 # The binary that ships under attack, at full size
 attack:
     rustup target add {{target}}
-    ATTACK=full cargo test --release --locked --target {{target}} --test process attacks:: -- --nocapture
+    ATTACK=full .ci/auditable test --release --locked --target {{target}} --test process attacks:: -- --nocapture
 
 # Probes, waiters, drains and hostile clients together, for ten minutes
 soak seconds="600":
     rustup target add {{target}}
-    SOAK={{seconds}} cargo test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
+    SOAK={{seconds}} .ci/auditable test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
 
 # The manager's threads in every interleaving, up to a few preemptions
 model:

@@ -17,6 +17,7 @@ mod restarts;
 mod server;
 mod signals;
 mod socket;
+mod supply_chain;
 mod support;
 mod support_works;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]

@@ -1,6 +1,5 @@
 //! Times, memory and size of the static build that ships.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::admin::FakeAdmin;
 use crate::support::clients::{KeptAlive, Plain};
+use crate::support::elf::Elf;
 use crate::support::envoy::Envoy;
 use crate::support::net::{self, Address};
 use crate::support::scene::{assert_ends, assert_held, before, beside, wait_open, wait_status};
@@ -221,24 +221,14 @@ fn a_sidecar_at_rest_is_small_and_never_wakes() {
     assert!(sidecar.context_switches() > settled.0, "switches are not seen");
 }
 
-/// The types of the segments of a 64-bit little-endian ELF file.
-fn segments(elf: &[u8]) -> Vec<usize> {
-    let number = |at: usize, size: usize| {
-        elf[at..at + size].iter().rev().fold(0, |sum, byte| (sum << 8) | usize::from(*byte))
-    };
-    assert_eq!(&elf[..6], b"\x7fELF\x02\x01");
-    let (table, size, count) = (number(0x20, 8), number(0x36, 2), number(0x38, 2));
-    (0..count).map(|n| number(table + n * size, 4)).collect()
-}
-
 #[test]
 fn the_program_is_static_and_small() {
     const PT_LOAD: usize = 1;
     const PT_INTERP: usize = 3;
-    let elf = fs::read(env!("CARGO_BIN_EXE_envoy-shutdown-manager")).expect("read the program");
-    let kinds = segments(&elf);
+    let elf = Elf::of_the_program();
+    let kinds = elf.segments();
     assert!(kinds.contains(&PT_LOAD), "{kinds:?}");
     assert!(!kinds.contains(&PT_INTERP), "it wants a dynamic linker");
-    println!("{} bytes", elf.len());
-    assert!(elf.len() <= 970_000, "{} bytes", elf.len());
+    println!("{} bytes", elf.bytes());
+    assert!(elf.bytes() <= 970_000, "{} bytes", elf.bytes());
 }

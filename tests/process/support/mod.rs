@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod caller;
 pub mod clients;
+pub mod elf;
 pub mod envoy;
 pub mod envoy_binary;
 pub mod net;

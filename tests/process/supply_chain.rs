@@ -1,0 +1,51 @@
+//! What the program says is in it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use miniz_oxide::inflate::decompress_to_vec_zlib;
+
+use crate::support::elf::Elf;
+use crate::support::{SHIPS, shared};
+
+/// A file of the project; nothing where there is none.
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap_or_default()
+}
+
+/// The names and versions between `before` and `after`, with `amid` between them.
+fn packages<'a>(text: &'a str, [before, amid, after]: [&str; 3]) -> BTreeSet<(&'a str, &'a str)> {
+    let package = |rest: &'a str| {
+        let (name, rest) = rest.split_once(amid)?;
+        Some((name, rest.split_once(after)?.0))
+    };
+    text.split(before).skip(1).filter_map(package).collect()
+}
+
+#[test]
+fn the_program_names_what_it_is_made_of() {
+    let _turn = shared();
+    if !SHIPS {
+        return;
+    }
+    let elf = Elf::of_the_program();
+    let packed = elf.section(".dep-v0").expect("a section that `.ci/auditable` puts there");
+    let said = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
+    println!("{} bytes for {said}", packed.len());
+    assert!(said.starts_with("{\"packages\":[{") && said.ends_with('}'), "{said}");
+    let named = packages(&said, ["{\"name\":\"", "\",\"version\":\"", "\",\"source\":\""]);
+    assert_eq!(named.len(), said.matches("\"name\"").count(), "{said}");
+
+    let lock = file("Cargo.lock");
+    let locked = packages(&lock, ["\nname = \"", "\"\nversion = \"", "\"\n"]);
+    assert!(named.is_subset(&locked), "not in Cargo.lock: {:?}", &named - &locked);
+    let names: BTreeSet<_> = named.iter().map(|package| package.0).collect();
+    for name in ["envoy-shutdown-manager", "lexopt", "tiny_http", "ureq"] {
+        assert!(names.contains(name), "{name} is not in {names:?}");
+    }
+    for name in ["loom", "miniz_oxide", "socket2", "tempfile"] {
+        assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is nobody's dependency");
+        assert!(!names.contains(name), "{name} is of the tests alone");
+    }
+}
