@@ -49,6 +49,16 @@ test-static:
     rustup target add {{target}}
     .ci/auditable test --release --locked --target {{target}}
 
+# Where the crates come from, their licences, their versions, and what no crate may be (needs
+# `cargo install cargo-deny`, as do the advisories)
+deny:
+    cargo deny --locked check --deny warnings bans licenses sources
+    cargo deny --locked --manifest-path tests/fuzz/Cargo.toml check --deny warnings bans licenses sources
+
+# What is known against the crates, and whether any has been taken back
+advisories:
+    cargo deny --locked check advisories
+
 # The binary that ships under attack, at full size
 attack:
     rustup target add {{target}}
