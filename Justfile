@@ -24,10 +24,10 @@ lint:
     RUSTDOCFLAGS="--deny warnings" cargo doc --no-deps --document-private-items
 
 # The binary that ships, for x86_64-unknown-linux-musl or aarch64-unknown-linux-musl
-static target=target:
-    rustup target add {{target}}
-    .ci/auditable build --release --locked --target {{target}}
-    @ls -l target/{{target}}/release/envoy-shutdown-manager
+static triple=target:
+    rustup target add {{triple}}
+    .ci/auditable build --release --locked --target {{triple}}
+    @ls -l target/{{triple}}/release/envoy-shutdown-manager
 
 # Both of them, built twice: the same bytes
 reproducible:
@@ -58,6 +58,11 @@ deny:
 # What is known against the crates, and whether any has been taken back
 advisories:
     cargo deny --locked check advisories
+
+# What is in the binary that ships, as CycloneDX
+sbom triple=target: (static triple)
+    .ci/sbom {{triple}} >target/{{triple}}/release/envoy-shutdown-manager.cdx.json
+    @ls -l target/{{triple}}/release/envoy-shutdown-manager.cdx.json
 
 # The binary that ships under attack, at full size
 attack:
