@@ -64,6 +64,43 @@ sbom triple=target: (static triple)
     .ci/sbom {{triple}} >target/{{triple}}/release/envoy-shutdown-manager.cdx.json
     @ls -l target/{{triple}}/release/envoy-shutdown-manager.cdx.json
 
+# All of a release, in target/release-VERSION, built in two places with two CARGO_HOMEs and compared;
+# with `dry` after the version also from a tree that may not be released yet
+release version mode="":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    forbids() { echo "not to be released: $1" >&2; [ '{{mode}}' = dry ] || exit 1; }
+    [ -z "$(git status --porcelain)" ] || forbids 'there are changes that are not committed, and would not be in it'
+    grep -Fqx 'version = "{{version}}"' Cargo.toml || forbids 'the version in Cargo.toml is another'
+    grep -Eqx '### {{version}}, [0-9]{4}-[0-9]{2}-[0-9]{2}' README.md || forbids 'the changes in the README have no "{{version}}, DATE"'
+    [ -z "$(git tag --list 'v{{version}}')" ] || forbids 'it is tagged already'
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    unset CARGO_TARGET_DIR
+    build() {
+        git clone --quiet . "$1"
+        (
+            cd "$1"
+            mkdir files
+            for triple in x86_64-unknown-linux-musl aarch64-unknown-linux-musl; do
+                '{{just_executable()}}' sbom "$triple"
+                name=files/envoy-shutdown-manager-{{version}}-$triple
+                cp "target/$triple/release/envoy-shutdown-manager" "$name"
+                cp "target/$triple/release/envoy-shutdown-manager.cdx.json" "$name.cdx.json"
+            done
+        )
+    }
+    build "$work/one"
+    CARGO_HOME=$work/home build "$work/another/place"
+    diff -r "$work/one/files" "$work/another/place/files"
+    rm -rf target/release-{{version}}
+    cp -r "$work/one/files" target/release-{{version}}
+    cd target/release-{{version}}
+    sha256sum -- * >SHA256SUMS
+    cat SHA256SUMS
+    echo 'Built twice, and the same: target/release-{{version}}'
+    [ '{{mode}}' = dry ] || echo "git tag --annotate --message 'envoy-shutdown-manager {{version}}' v{{version}} $(git rev-parse HEAD)"
+
 # The binary that ships under attack, at full size
 attack:
     rustup target add {{target}}

@@ -1,4 +1,4 @@
-//! What the program says is in it.
+//! What the program says is in it, and what others say is its version.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,6 +8,8 @@ use miniz_oxide::inflate::decompress_to_vec_zlib;
 
 use crate::support::elf::Elf;
 use crate::support::{SHIPS, shared};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A file of the project; nothing where there is none.
 fn file(name: &str) -> String {
@@ -48,4 +50,23 @@ fn the_program_names_what_it_is_made_of() {
         assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is nobody's dependency");
         assert!(!names.contains(name), "{name} is of the tests alone");
     }
+}
+
+#[test]
+fn whoever_names_a_version_names_the_manifests() {
+    let _turn = shared();
+    let readme = file("README.md");
+    let (_, changes) = readme.split_once("\n## Changes\n\n### ").expect("a section of changes");
+    assert_eq!(changes.split([',', '\n']).next(), Some(VERSION), "the newest one");
+    let mut tags = 0;
+    for name in ["README.md", "Containerfile", "Justfile", ".ci/run"] {
+        for rest in file(name).split("/envoy-shutdown-manager:").skip(1) {
+            let tag = rest.split(|c: char| !c.is_ascii_alphanumeric() && !".-_".contains(c)).next();
+            let is_one = |tag: &&str| tag.starts_with(|first: char| first.is_ascii_digit());
+            let Some(tag) = tag.filter(is_one) else { continue };
+            assert_eq!(tag, VERSION, "in {name}");
+            tags += 1;
+        }
+    }
+    assert!(tags > 0, "nobody names an image");
 }
