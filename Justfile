@@ -49,8 +49,8 @@ test-static:
     rustup target add {{target}}
     .ci/auditable test --release --locked --target {{target}}
 
-# Where the crates come from, their licences, their versions, and what no crate may be (needs
-# `cargo install cargo-deny`, as do the advisories)
+# (needs `cargo install cargo-deny`, as do the advisories)
+# Where the crates come from, their licences and versions, and what no crate may be
 deny:
     cargo deny --locked check --deny warnings bans licenses sources
     cargo deny --locked --manifest-path tests/fuzz/Cargo.toml check --deny warnings bans licenses sources
@@ -64,8 +64,9 @@ sbom triple=target: (static triple)
     .ci/sbom {{triple}} >target/{{triple}}/release/envoy-shutdown-manager.cdx.json
     @ls -l target/{{triple}}/release/envoy-shutdown-manager.cdx.json
 
-# All of a release, in target/release-VERSION, built in two places with two CARGO_HOMEs and compared;
-# with `dry` after the version also from a tree that may not be released yet
+# Built in two places with two CARGO_HOMEs, and compared; a tree that may not be released yet is built
+# with `dry` after the version.
+# All of a release, in target/release-VERSION
 release version mode="":
     #!/usr/bin/env bash
     set -euo pipefail
