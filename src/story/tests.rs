@@ -166,6 +166,15 @@ fn it_is_told_whether_listeners_drain() {
     lone.at(s(3)).step(Event::Tick);
     let left = "not told to drain, which could not be taken back";
     assert_eq!(field(&lone.only(), "listeners"), Some(&left.into()));
+
+    // They are told later, or never were to be.
+    let mut early = Told::draining(&[switch[0], (DrainOption::DrainDelay, "20s")]);
+    early.machine.arrived(s(0));
+    for mut told in [early, Told::draining(&[])] {
+        told.texts();
+        told.at(s(3)).step(Event::Tick);
+        assert_eq!(field(&told.only(), "listeners"), None);
+    }
 }
 
 #[test]
