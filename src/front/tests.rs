@@ -461,6 +461,20 @@ fn those_who_are_there_have_their_turn_after_64_that_come() {
 }
 
 #[test]
+fn a_full_door_takes_a_sixteenth_of_what_it_holds_at_once() {
+    let mut scene = Scene::private(Rules { clients: 100, ..RULES });
+    let _clients: Vec<_> = (0..100).map(|_| scene.say("")).collect();
+    scene.until(|scene| scene.front.clients.len() == 100);
+    assert_eq!(scene.front.room(), 6);
+    // No more than can be spared.
+    for client in &mut scene.front.clients[3..] {
+        let Ok(wanted) = head::public("GET", "/shutdown") else { panic!("it is served") };
+        client.wait(Asked { wanted, head_only: false, more: false }, None, Time::MAX);
+    }
+    assert_eq!(scene.front.room(), 3);
+}
+
+#[test]
 fn unfinished_heads_are_kept_within_their_bound() {
     let mut scene = Scene::private(Rules { clients: 100, ..RULES });
     let start =
