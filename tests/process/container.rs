@@ -15,7 +15,7 @@ use crate::support::envoy::Envoy;
 use crate::support::net::Address;
 use crate::support::pod::{DRAINED, ask, ok};
 use crate::support::scene::{Waiter, assert_ends, metric};
-use crate::support::{PATIENCE, quiet, shared, temp_dir, wait_for};
+use crate::support::{PATIENCE, quiet, temp_dir, wait_for};
 use podman::{Container, podman, run, with_image};
 
 /// What a manifest says of the sidecar and of the hooks.
@@ -82,7 +82,7 @@ fn assert_drains(
     client: KeptAlive,
     settle: Duration,
 ) {
-    let turn = shared();
+    let turn = quiet();
     container.wait_healthy(manifest.port);
     assert_confined(&container, manifest.user);
     let envoys_hook = Waiter::outside(manifest.port, manifest.path);
@@ -93,7 +93,7 @@ fn assert_drains(
     // Nothing but time passes: meanwhile others may have their turn.
     drop(turn);
     container.process.wait_log("msg=\"open connections\"", settle + PATIENCE);
-    let turn = shared();
+    let _turn = quiet();
     let metrics = ask(manifest.port, "GET", "/metrics").1;
     assert_eq!(metric(&metrics, "open_connections"), 1, "{metrics}");
     assert!(hook.running() && !envoys_hook.is_answered());
@@ -103,8 +103,6 @@ fn assert_drains(
     assert_ends(&mut hook, 0, DRAINED);
     assert!(hook.wait(PATIENCE).at > answered, "the exec hook ended first");
     assert_eq!(envoy.ready(), "DRAINING");
-    drop(turn);
-    let _turn = quiet();
     let took = container.terminate();
     println!("from SIGTERM to its end: {took:?}");
     assert_ends(&mut container.process, 0, "msg=\"stopped\"");
@@ -114,7 +112,7 @@ fn assert_drains(
 #[test]
 fn contours_manifest_drains_with_nothing_but_its_image_changed() {
     with_image(|image| {
-        let turn = shared();
+        let turn = quiet();
         let manifest = contour();
         let envoy = Envoy::builder().http("http").start();
         let Address::Unix(socket) = envoy.admin() else { panic!("no socket") };
@@ -137,7 +135,7 @@ fn contours_manifest_drains_with_nothing_but_its_image_changed() {
 #[track_caller]
 fn assert_envoy_gateway_drains(options: &[&'static str], hook: &[&'static str], settle: Duration) {
     with_image(|image| {
-        let turn = shared();
+        let turn = quiet();
         let mut manifest = envoy_gateway();
         manifest.command.extend(options);
         manifest.hook.extend(hook);
@@ -175,7 +173,7 @@ fn envoy_gateways_deployment_drains_with_the_options_that_it_is_given() {
 #[test]
 fn a_container_says_what_it_is_and_what_it_is_not() {
     with_image(|image| {
-        let _turn = shared();
+        let _turn = quiet();
         let bootstrap = ["contour", "bootstrap", "/config/envoy.json", "--xds-address=contour"];
         let version = concat!("envoy-shutdown-manager ", env!("CARGO_PKG_VERSION"));
         for (command, code, part) in [
@@ -192,7 +190,7 @@ fn a_container_says_what_it_is_and_what_it_is_not() {
 #[test]
 fn podmans_own_signal_ends_a_container() {
     with_image(|image| {
-        let _turn = shared();
+        let _turn = quiet();
         let Manifest { command, port, .. } = contour();
         let mut container = image.run(&["--tmpfs=/admin"], &command);
         container.wait_healthy(port);
@@ -215,7 +213,7 @@ fn listed(archive: &Path) -> (Vec<String>, usize) {
 #[test]
 fn the_image_is_small_and_holds_the_program_once_and_two_links() {
     with_image(|image| {
-        let _turn = shared();
+        let _turn = quiet();
         let dir = temp_dir("image");
         let archive = dir.path().join("image.tar");
         run(podman(&["save", "--output"]).arg(&archive).arg(&image.tag));
@@ -247,7 +245,7 @@ fn the_image_is_small_and_holds_the_program_once_and_two_links() {
 #[test]
 fn the_image_says_what_it_is_and_how_it_is_run() {
     with_image(|image| {
-        let _turn = shared();
+        let _turn = quiet();
         let inspect = |field: &str| {
             let format = format!("--format={{{{json .Config.{field}}}}}");
             run(&mut podman(&["image", "inspect", &format, &image.tag])).trim().to_owned()

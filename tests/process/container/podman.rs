@@ -1,4 +1,5 @@
-//! An image of the program, containers of it, and a network of their own.
+//! An image of the program, containers of it, and a network of their own. Podman and its like take
+//! the processors from whoever measures a time, so nobody else has a turn meanwhile.
 
 use std::env;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::net::{self, Address};
 use crate::support::sidecar::{Hook, Process, program};
-use crate::support::{PATIENCE, shared, wait_for};
+use crate::support::{PATIENCE, quiet, wait_for};
 
 /// Does this with an image, in a network of its own, where every port is free. Says so where that
 /// cannot be; in CI it must.
@@ -37,7 +38,7 @@ pub fn with_image(scenario: impl FnOnce(&Image) + Send) {
             // Of this thread alone, and of whatever it starts.
             move_into_link_name_space(network.as_fd(), kind).expect("enter the network");
             let image = {
-                let _turn = shared();
+                let _turn = quiet();
                 Image::build()
             };
             scenario(&image);
@@ -167,7 +168,10 @@ impl Container {
     #[track_caller]
     pub fn pid(&self) -> Pid {
         let pid = run(&mut podman(&["inspect", "--format={{.State.Pid}}", &self.name]));
-        Pid::from_raw(pid.trim().parse().expect("a process id"))
+        let pid = pid.trim().parse().expect("a process id");
+        // Of one that has ended it is 0, which to signal would be to signal ourselves.
+        assert!(pid > 0, "{} has ended", self.name);
+        Pid::from_raw(pid)
     }
 
     /// A line of what the kernel tells of that process.
