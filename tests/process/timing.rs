@@ -1,5 +1,7 @@
 //! Times, memory and size of the static build that ships.
 
+#![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
