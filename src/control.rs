@@ -21,8 +21,9 @@ use crate::socket::SocketFile;
 use crate::supervisor;
 use crate::transport::connect_unix;
 
-/// Two servers are built so far apart at least: each that ends leaves threads behind for 5 s.
-const REBUILD: Duration = Duration::from_secs(1);
+/// Two servers are built so far apart at least: each that ends leaves threads behind for 5 s. A probe
+/// that meets the end of one server and of the next is still answered within a second.
+const REBUILD: Duration = Duration::from_millis(500);
 
 /// A backlog that is full this long is that of a server that is there.
 const CONNECT: Duration = Duration::from_millis(20);
