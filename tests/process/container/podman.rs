@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::support::envoy_binary;
 use crate::support::net::{self, Address};
 use crate::support::sidecar::{Hook, Process, program};
 use crate::support::{PATIENCE, quiet, wait_for};
@@ -29,6 +30,8 @@ pub fn with_image(scenario: impl FnOnce(&Image) + Send) {
     if let Some(tool) = ["podman", "buildah"].into_iter().find(|tool| !is_here(tool)) {
         return skip(&format!("no {tool} here"));
     }
+    // Where there is no other network, none could be fetched.
+    envoy_binary::envoy();
     let Some(network) = own_network() else {
         return skip("no network of its own here, which takes root and iproute2");
     };

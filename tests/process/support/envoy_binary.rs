@@ -42,13 +42,10 @@ pub fn find(go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
     })
 }
 
+/// The same for every build, so that it is fetched once.
 fn target_dir() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // Cargo sets CARGO_TARGET_TMPDIR for tests only: an example falls through to the default.
-    env::var_os("CARGO_TARGET_DIR")
-        .map(|dir| manifest.join(dir))
-        .or_else(|| Some(Path::new(option_env!("CARGO_TARGET_TMPDIR")?).parent()?.into()))
-        .unwrap_or_else(|| manifest.join("target"))
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(target)
 }
 
 fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
