@@ -475,6 +475,30 @@ fn a_full_door_takes_a_sixteenth_of_what_it_holds_at_once() {
 }
 
 #[test]
+fn those_who_come_count_to_the_crowd_of_their_origin() {
+    for (hosts, gone) in [
+        // Of these, host 3 had most before, and host 2 has as many now.
+        ([(3, ""), (3, ""), (3, ""), (2, ""), (3, HEALTHZ), (2, HEALTHZ), (2, HEALTHZ)], 30),
+        // Host 1 has most, and nobody who can be spared.
+        ([(1, HEALTHZ), (1, HEALTHZ), (2, ""), (3, ""), (4, ""), (1, HEALTHZ), (1, HEALTHZ)], 29),
+    ] {
+        let mut scene = Scene::public(Rules { clients: 32, ..RULES });
+        let mut clients: Vec<_> = (1..=26).map(|_| scene.say(HEALTHZ)).collect();
+        for (host, text) in &hosts[..5] {
+            clients.push(scene.from(*host, text));
+        }
+        scene.until(|scene| scene.front.clients.len() == 31);
+        // Both at once, for whom there is one place.
+        clients.extend(hosts[5..].iter().map(|(host, text)| scene.from(*host, text)));
+        let says = |number: usize| hosts.get(number - 27).map_or(HEALTHZ, |(_, text)| text);
+        let letter = |number| if number < 27 || says(number) == HEALTHZ { 'W' } else { 'R' };
+        let held = (1..=33).filter(|number| *number != gone);
+        let held: Vec<_> = held.map(|number| format!("{number}{}", letter(number))).collect();
+        scene.holds(&held.join(" "));
+    }
+}
+
+#[test]
 fn unfinished_heads_are_kept_within_their_bound() {
     let mut scene = Scene::private(Rules { clients: 100, ..RULES });
     let start =
