@@ -496,6 +496,7 @@ fn the_probe_is_answered_in_every_phase() {
             while over.try_recv() == Err(TryRecvError::Empty) {
                 assert_eq!(ask(port, "GET", "/healthz"), ok());
                 count += 1;
+                // Between two probes.
                 thread::sleep(Duration::from_millis(10));
             }
             count

@@ -99,6 +99,7 @@ fn the_prober_asks_until_its_input_ends() {
             println!("begun");
         }
         times.push(took);
+        // A prober asks at its own pace, whatever comes back.
         thread::sleep(PERIOD.saturating_sub(took));
     }
     times.sort();

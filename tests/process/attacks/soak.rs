@@ -23,6 +23,7 @@ fn random(below: usize) -> usize {
     RandomState::new().build_hasher().finish() as usize % below
 }
 
+/// Nothing is waited for: what happens next is to happen at any time.
 fn pause(most: Duration) {
     thread::sleep(most.mul_f32(random(100) as f32 / 100.0));
 }
@@ -86,6 +87,7 @@ fn a_soak() {
         });
         while !drains.is_finished() {
             peak.look(&sidecar);
+            // Between two looks.
             thread::sleep(Duration::from_millis(50));
         }
         over.store(true, Ordering::Relaxed);

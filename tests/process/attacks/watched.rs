@@ -109,6 +109,7 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
         while !attack.is_finished() {
             peak.look(&sidecar);
             assert!(!waiter.is_answered(), "the hook is let go: {}", waiter.hear().0);
+            // Between two looks.
             thread::sleep(Duration::from_millis(10));
         }
         attack.join().expect("an attack");
