@@ -114,7 +114,7 @@ soak seconds="600":
 
 # The manager's threads in every interleaving, up to a few preemptions
 model:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked --lib manager::model -- --nocapture
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --locked --lib coordinator::model -- --nocapture
 
 # A million random schedules of a drain that nobody has run before, or those from a given BASE on
 simulate:

@@ -5,16 +5,17 @@ use std::path::{self, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::address::AdminAddress;
+use crate::cli::address::AdminAddress;
+use crate::cli::drain_request::DrainRequest;
+use crate::cli::options::Overrides;
 use crate::cli::{ShutdownArgs, StatusArgs};
-use crate::clock;
+use crate::control_socket;
 use crate::drain::Outcome;
-use crate::options::{Overrides, Request};
-use crate::page::whole;
+use crate::envoy::transport::{Error, request};
+use crate::observe::status::whole;
+use crate::os::clock;
+use crate::os::supervisor::spawn;
 use crate::slot::Slot;
-use crate::socket;
-use crate::supervisor::spawn;
-use crate::transport::{Error, request};
 
 /// How a command ends; the value is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +57,9 @@ pub fn shutdown(args: ShutdownArgs) -> Exit {
     for name in &args.ignored {
         say(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
-    let mut request = Request { overrides: absolute(args.overrides), expires: None };
+    let mut request = DrainRequest { overrides: absolute(args.overrides), expires: None };
     let told = args.control_socket.as_deref();
-    let places = socket::hook_places(told, request.overrides.admin_address.as_ref());
+    let places = control_socket::hook_places(told, request.overrides.admin_address.as_ref());
     let mut progress = Progress::begin();
     let mut losses = 0;
     loop {
@@ -100,7 +101,7 @@ pub fn shutdown(args: ShutdownArgs) -> Exit {
 #[must_use]
 pub fn status(args: &StatusArgs) -> Exit {
     let told = args.control_socket.as_deref();
-    let places = socket::hook_places(told, None);
+    let places = control_socket::hook_places(told, None);
     let path = if args.json { "/status" } else { "/status?as=page" };
     let redraw = args.watch && !args.json && io::stdout().is_terminal();
     let mut shown = String::new();
@@ -171,7 +172,7 @@ impl Sidecar {
     fn find(places: &[PathBuf], only_seen: bool, patience: Duration) -> Result<Self, String> {
         let deadline = Instant::now() + patience;
         loop {
-            match socket::find(places, only_seen) {
+            match control_socket::find(places, only_seen) {
                 Ok(path) => return Ok(Self { path }),
                 Err(reason) if Instant::now() >= deadline => return Err(reason),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -179,7 +180,7 @@ impl Sidecar {
         }
     }
 
-    fn drain(&self, request: &Request, progress: &mut Progress) -> Result<Ended, Trouble> {
+    fn drain(&self, request: &DrainRequest, progress: &mut Progress) -> Result<Ended, Trouble> {
         let number = self.begin(request)?;
         let end = Slot::new();
         let (waiting, its_end) = (Self { path: self.path.clone() }, end.clone());
@@ -207,7 +208,7 @@ impl Sidecar {
     }
 
     /// The number of the drain that was started or joined.
-    fn begin(&self, request: &Request) -> Result<u64, Trouble> {
+    fn begin(&self, request: &DrainRequest) -> Result<u64, Trouble> {
         let path = format!("/drain?{}", request.to_query());
         let (status, body) = match self.request("POST", &path, Some(DRAIN_ANSWERED)) {
             Ok(answer) => answer,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::options::{DrainOption, Name};
+use crate::cli::options::{DrainOption, Flavor};
 
 /// What the program calls itself.
 pub const PROGRAM: &str = "envoy-shutdown-manager";
@@ -10,7 +10,7 @@ pub const PROGRAM: &str = "envoy-shutdown-manager";
 /// A command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum On {
-    Manager,
+    Sidecar,
     Shutdown,
     Status,
 }
@@ -47,8 +47,8 @@ pub struct Flag {
     pub default: [&'static str; 2],
 }
 
-const DRAINS: &[On] = &[On::Manager, On::Shutdown];
-const EVERYWHERE: &[On] = &[On::Manager, On::Shutdown, On::Status];
+const DRAINS: &[On] = &[On::Sidecar, On::Shutdown];
+const EVERYWHERE: &[On] = &[On::Sidecar, On::Shutdown, On::Status];
 
 const NONE: [&str; 2] = [""; 2];
 
@@ -181,7 +181,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "serve-address",
         value: Some("IP"),
-        on: &[On::Manager],
+        on: &[On::Sidecar],
         effect: Effect::ServeAddress,
         help: "the address of the public port; 127.0.0.1 for a pod on the host's network",
         default: ["all of IPv6 and IPv4"; 2],
@@ -189,7 +189,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "start-timeout",
         value: Some("DURATION"),
-        on: &[On::Manager],
+        on: &[On::Sidecar],
         effect: Effect::StartTimeout,
         help: "let a waiting /shutdown go with 503 when no drain has begun within this time",
         default: ["15s"; 2],
@@ -197,7 +197,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "ready-timeout",
         value: Some("DURATION"),
-        on: &[On::Manager],
+        on: &[On::Sidecar],
         effect: Effect::ReadyTimeout,
         help: "let a waiting /shutdown go with 500 after this time, even while a drain goes on",
         default: ["none", "610s"],
@@ -216,7 +216,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         name: "no-restore",
         value: None,
-        on: &[On::Manager],
+        on: &[On::Sidecar],
         effect: Effect::NoRestore,
         help: "do not put back in service an Envoy that is found out of service at the start",
         default: NONE,
@@ -249,7 +249,7 @@ impl On {
     /// Its word on the command line.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Manager => "shutdown-manager",
+            Self::Sidecar => "shutdown-manager",
             Self::Shutdown => "shutdown",
             Self::Status => "status",
         }
@@ -257,7 +257,7 @@ impl On {
 
     const fn about(self) -> &'static str {
         match self {
-            Self::Manager => {
+            Self::Sidecar => {
                 "The sidecar: waits beside Envoy and, when its hook tells it to, drains it.\n\
                  Options of a drain hold unless the hook is given others.\n"
             }
@@ -290,7 +290,7 @@ pub fn overview() -> String {
 }
 
 /// The help of a command, with the defaults of the name that the program is started by.
-pub fn help(on: On, name: Name) -> String {
+pub fn help(on: On, name: Flavor) -> String {
     let envoy = if on == On::Status { "" } else { "[envoy] " };
     let mut text =
         format!("Usage: {PROGRAM} {envoy}{} [OPTIONS]\n\n{}\nOptions:\n", on.name(), on.about());

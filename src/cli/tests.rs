@@ -2,19 +2,19 @@ use std::time::Duration;
 
 use super::flags::FLAGS;
 use super::*;
-use crate::options::{DrainOption, Options};
+use crate::cli::options::{DrainOption, Options};
 
 fn parse_line(line: &str) -> Result<Command, String> {
-    parse_as(Name::Contour, line)
+    parse_as(Flavor::Contour, line)
 }
 
-fn parse_as(name: Name, line: &str) -> Result<Command, String> {
+fn parse_as(name: Flavor, line: &str) -> Result<Command, String> {
     parse(name, line.split_whitespace().map(OsString::from))
 }
 
-fn manager(line: &str) -> ManagerArgs {
+fn manager(line: &str) -> SidecarArgs {
     match parse_line(line) {
-        Ok(Command::Manager(args)) => args,
+        Ok(Command::Sidecar(args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -33,9 +33,9 @@ fn printed(line: &str) -> String {
     }
 }
 
-fn manager_defaults() -> ManagerArgs {
-    ManagerArgs {
-        name: Name::Contour,
+fn manager_defaults() -> SidecarArgs {
+    SidecarArgs {
+        name: Flavor::Contour,
         overrides: Overrides::default(),
         serve: ServeAt { address: None, port: 8090 },
         start_timeout: Duration::from_secs(15),
@@ -47,7 +47,7 @@ fn manager_defaults() -> ManagerArgs {
     }
 }
 
-const ALL: [On; 3] = [On::Manager, On::Shutdown, On::Status];
+const ALL: [On; 3] = [On::Sidecar, On::Shutdown, On::Status];
 
 #[test]
 fn contours_own_lines_are_taken() {
@@ -71,19 +71,20 @@ fn contours_own_lines_are_taken() {
 
 #[test]
 fn envoy_gateways_own_lines_are_taken() {
-    let args = match parse_as(Name::EnvoyGateway, "envoy shutdown-manager --ready-timeout=70s") {
-        Ok(Command::Manager(args)) => args,
+    let args = match parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager --ready-timeout=70s") {
+        Ok(Command::Sidecar(args)) => args,
         other => panic!("{other:?}"),
     };
-    assert_eq!((args.name, args.overrides), (Name::EnvoyGateway, Overrides::default()));
+    assert_eq!((args.name, args.overrides), (Flavor::EnvoyGateway, Overrides::default()));
     assert_eq!((args.serve.port, args.ready_timeout), (19002, Some(Duration::from_secs(70))));
-    let Ok(Command::Manager(args)) = parse_as(Name::EnvoyGateway, "envoy shutdown-manager") else {
+    let Ok(Command::Sidecar(args)) = parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager")
+    else {
         panic!("no manager");
     };
     assert_eq!(args.ready_timeout, Some(Duration::from_secs(610)));
     let line = "envoy shutdown --drain-timeout=60s --min-drain-duration=15s \
                 --exit-at-connections=2 --health-check-failure-delay=5s";
-    for name in [Name::Contour, Name::EnvoyGateway] {
+    for name in [Flavor::Contour, Flavor::EnvoyGateway] {
         let Ok(Command::Shutdown(args)) = parse_as(name, line) else { panic!("no hook") };
         assert_eq!(args.overrides.drain_timeout, Some(Duration::from_secs(60)));
         assert_eq!(args.overrides.min_drain_duration, Some(Duration::from_secs(15)));
@@ -115,7 +116,7 @@ fn our_own_options_are_taken() {
     let shortest = manager("shutdown-manager --start-timeout=1s --log-format=text");
     assert_eq!(
         shortest,
-        ManagerArgs { start_timeout: Duration::from_secs(1), ..manager_defaults() }
+        SidecarArgs { start_timeout: Duration::from_secs(1), ..manager_defaults() }
     );
     assert!(args.overrides.require_envoy_hook);
     for any in ["[::]", "::"] {
@@ -182,7 +183,7 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         assert!(!error.contains('\n'), "{line}: {error}");
     }
     let latin = std::os::unix::ffi::OsStringExt::from_vec(b"--exclude=\xff".to_vec());
-    let error = parse(Name::Contour, ["shutdown".into(), latin]).unwrap_err();
+    let error = parse(Flavor::Contour, ["shutdown".into(), latin]).unwrap_err();
     assert_eq!(error, "--exclude: the value is not UTF-8");
 }
 
@@ -198,7 +199,7 @@ fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
         "[envoy] shutdown [OPTIONS]\n\nThe preStop hook: ",
         "status [OPTIONS]\n\nShows where the drain stands. ",
     ]) {
-        let text = help(on, Name::Contour);
+        let text = help(on, Flavor::Contour);
         assert!(text.starts_with(&format!("Usage: {PROGRAM} {start}")), "{text}");
         let flags: Vec<&Flag> = FLAGS.iter().filter(|flag| flag.on.contains(&on)).collect();
         for (index, flag) in flags.iter().enumerate() {
@@ -218,7 +219,7 @@ fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
 #[test]
 fn every_option_of_a_drain_is_a_flag_of_both() {
     for option in DrainOption::ALL {
-        for on in [On::Manager, On::Shutdown] {
+        for on in [On::Sidecar, On::Shutdown] {
             assert!(flag(option.name(), on).is_some(), "{}", option.name());
         }
     }
@@ -226,8 +227,8 @@ fn every_option_of_a_drain_is_a_flag_of_both() {
 
 #[test]
 fn help_shows_the_defaults_that_hold() {
-    for name in [Name::Contour, Name::EnvoyGateway] {
-        let text = help(On::Manager, name);
+    for name in [Flavor::Contour, Flavor::EnvoyGateway] {
+        let text = help(On::Sidecar, name);
         let Ok(Command::Print(printed)) = parse_as(name, "shutdown-manager --help") else {
             panic!("no help")
         };
@@ -256,7 +257,7 @@ fn help_shows_the_defaults_that_hold() {
         assert_eq!(said.pairs().len(), 7);
         let timeout = options.drain_timeout.map_or("none".to_owned(), duration::format);
         assert_eq!(duration::parse(&shown("drain-timeout")).ok(), duration::parse(&timeout).ok());
-        let Ok(Command::Manager(args)) = parse_as(name, "shutdown-manager") else {
+        let Ok(Command::Sidecar(args)) = parse_as(name, "shutdown-manager") else {
             panic!("no manager")
         };
         assert_eq!(shown("serve-port"), args.serve.port.to_string());

@@ -50,7 +50,7 @@ struct Envoy {
     mood: Mood,
     /// Health checks are failed.
     failed: bool,
-    starting_until: Time,
+    starting_until: Timestamp,
     open: u64,
 }
 
@@ -65,24 +65,24 @@ const CALL: Duration = Duration::from_secs(2);
 struct World {
     random: Random,
     put_back: bool,
-    now: Time,
+    now: Timestamp,
     machine: Machine,
     /// What the machine is to be told next.
     event: Event,
     envoy: Envoy,
     /// When something outside happens next.
-    outside: Time,
+    outside: Timestamp,
     waiters: Vec<Waiter>,
     drains: u64,
     // What the invariants need to know.
     options: Options,
-    began: Time,
+    began: Timestamp,
     /// When each waiter came.
-    arrivals: Vec<Time>,
+    arrivals: Vec<Timestamp>,
     /// A drain has gone further than to look for Envoy's own hook.
     drained: bool,
     tried: bool,
-    failed_at: Option<Time>,
+    failed_at: Option<Timestamp>,
     /// It was tried to tell this Envoy's listeners to drain.
     listeners: bool,
     last_poll: Option<Poll>,
@@ -90,7 +90,7 @@ struct World {
     polled: bool,
     starting: bool,
     reverted: bool,
-    refused: Vec<Time>,
+    refused: Vec<Timestamp>,
 }
 
 impl World {
@@ -100,21 +100,21 @@ impl World {
         let envoy = Envoy {
             mood: Mood::Well,
             failed: random.one_in(3),
-            starting_until: Time::ZERO,
+            starting_until: Timestamp::ZERO,
             open: random.below(4),
         };
         Self {
-            outside: random.millis(6_000),
+            outside: Timestamp::ZERO + random.millis(6_000),
             random,
             put_back,
-            now: Time::ZERO,
-            machine: Machine::new(Time::ZERO, put_back),
+            now: Timestamp::ZERO,
+            machine: Machine::new(Timestamp::ZERO, put_back),
             event: Event::Tick,
             envoy,
             waiters: Vec::new(),
             drains: 0,
             options: Options::default(),
-            began: Time::ZERO,
+            began: Timestamp::ZERO,
             arrivals: Vec::new(),
             drained: false,
             tried: false,
@@ -199,9 +199,9 @@ impl World {
                 self.starting = false;
                 self.reverted = false;
                 self.refused.clear();
-                Begun::Started(self.drains)
+                DrainStart::Started(self.drains)
             } else {
-                Begun::Joined(self.drains)
+                DrainStart::Joined(self.drains)
             }
         );
     }
@@ -210,7 +210,7 @@ impl World {
         let asked = self.now;
         let in_drain = self.machine.drain().is_some();
         match call {
-            Call::Fail => {
+            Call::FailHealthChecks => {
                 assert!(in_drain, "health checks failed outside a drain");
                 assert!(!self.options.require_envoy_hook || self.envoys_hook_came());
                 assert!(asked >= self.began + self.options.delay(), "failed too early");
@@ -224,19 +224,22 @@ impl World {
                 assert!(asked >= self.began + self.options.drain_delay, "within the drain delay");
                 self.listeners = true;
             }
-            Call::Poll if in_drain => {
+            Call::ReadStats if in_drain => {
                 self.assert_settled(asked);
                 let unasked = !self.options.drains_listeners() || !self.is_awaited();
                 assert!(unasked || self.listeners, "polled before the listeners drain");
             }
-            Call::PutBack => {
-                assert!(self.put_back && !self.drained && asked >= ARRIVAL, "put back");
+            Call::RestoreHealthChecks => {
+                assert!(
+                    self.put_back && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
+                    "put back"
+                );
                 assert!(!self.is_awaited(), "put back while somebody waits");
             }
-            Call::Look | Call::Poll => {}
+            Call::CheckReady | Call::ReadStats => {}
         }
         if in_drain && self.reverted {
-            assert_eq!(call, Call::Fail, "failed again after every revert");
+            assert_eq!(call, Call::FailHealthChecks, "failed again after every revert");
         }
         self.now += match self.envoy.mood {
             Mood::Hangs => CALL,
@@ -247,11 +250,15 @@ impl World {
         if self.outside <= self.now {
             self.happen();
         }
-        let fault = |kind| Answer::Fault(Fault { kind, text: String::new() });
+        let fault = |kind| Answer::AdminError(AdminError { kind, text: String::new() });
         let answer = match self.envoy.mood {
-            Mood::Hangs => fault(Kind::Timeout),
-            Mood::Refuses => fault(Kind::Refused),
-            Mood::Odd => fault(self.random.pick(&[Kind::Status, Kind::Protocol, Kind::Content])),
+            Mood::Hangs => fault(AdminErrorKind::Timeout),
+            Mood::Refuses => fault(AdminErrorKind::Refused),
+            Mood::Odd => fault(self.random.pick(&[
+                AdminErrorKind::Status,
+                AdminErrorKind::Protocol,
+                AdminErrorKind::Content,
+            ])),
             Mood::Well => self.well(call),
         };
         if in_drain {
@@ -273,26 +280,30 @@ impl World {
             Health::Live
         };
         match call {
-            Call::Fail => {
+            Call::FailHealthChecks => {
                 self.envoy.failed = true;
                 Answer::Failed
             }
             Call::DrainListeners => Answer::ListenersDrain,
-            Call::PutBack => {
+            Call::RestoreHealthChecks => {
                 self.envoy.failed = false;
                 Answer::PutBack
             }
-            Call::Look => Answer::Seen(health),
-            Call::Poll => {
+            Call::CheckReady => Answer::Seen(health),
+            Call::ReadStats => {
                 let health = if self.envoy.failed { Health::Draining } else { Health::Live };
-                Answer::Polled(Poll { open: self.envoy.open, visible: Visible::Everything, health })
+                Answer::Polled(Poll {
+                    open: self.envoy.open,
+                    visible: StatsCoverage::Everything,
+                    health,
+                })
             }
         }
     }
 
     /// What the invariants need to know of an answer in a drain.
-    fn note(&mut self, asked: Time, answer: &Answer) {
-        if let Answer::Fault(Fault { kind: Kind::Refused, .. }) = answer {
+    fn note(&mut self, asked: Timestamp, answer: &Answer) {
+        if let Answer::AdminError(AdminError { kind: AdminErrorKind::Refused, .. }) = answer {
             self.refused.push(asked);
             self.listeners = false;
         } else {
@@ -321,14 +332,16 @@ impl World {
         self.listeners &= !self.reverted;
     }
 
-    fn assert_settled(&self, now: Time) {
+    fn assert_settled(&self, now: Timestamp) {
         let failed_at = self.failed_at.expect("health checks were failed");
         assert!(now >= failed_at + self.options.check_delay, "polled unsettled");
         assert!(now >= self.began + self.options.min_drain_duration, "polled too early");
     }
 
     fn envoys_hook_came(&self) -> bool {
-        self.arrivals.iter().any(|arrival| arrival.abs_diff(self.began) < TOGETHER)
+        self.arrivals
+            .iter()
+            .any(|arrival| (*arrival - self.began).max(self.began - *arrival) < HOOK_PAIRING_WINDOW)
     }
 
     fn ended(&mut self, outcome: Outcome) {
@@ -358,7 +371,7 @@ impl World {
             }
             Outcome::NoEnvoyHook => {
                 assert!(self.options.require_envoy_hook && !self.envoys_hook_came());
-                assert!(self.now >= self.began + TOGETHER, "left alone too early");
+                assert!(self.now >= self.began + HOOK_PAIRING_WINDOW, "left alone too early");
                 assert_eq!(self.failed_at, None, "left alone out of service");
             }
         }
@@ -366,7 +379,7 @@ impl World {
             // Where Envoy's own hook is required, that is waited for first, with a look at Envoy
             // under way when it comes, and then it is tried to fail health checks.
             let end = match self.options.require_envoy_hook {
-                true => timeout.max(TOGETHER + CALL) + CALL,
+                true => timeout.max(HOOK_PAIRING_WINDOW + CALL) + CALL,
                 false => timeout + CALL,
             };
             assert!(self.now <= self.began + end, "later than one call after its timeout");
@@ -385,7 +398,7 @@ impl World {
         }
     }
 
-    fn run(&mut self, end: Time) {
+    fn run(&mut self, end: Timestamp) {
         while self.now < end {
             let number = self.machine.number();
             let event = std::mem::replace(&mut self.event, Event::Tick);
@@ -424,7 +437,7 @@ impl World {
 
     /// From now on Envoy is well and its connections close, so every drain must end.
     fn settle(&mut self) {
-        self.outside = Time::MAX;
+        self.outside = Timestamp::MAX;
         self.envoy.mood = Mood::Well;
         self.envoy.open = 0;
         if self.machine.phase() == Phase::Serving {
@@ -441,7 +454,7 @@ impl World {
 fn schedule(seed: u64) {
     let mut world = World::new(seed);
     let length = Duration::from_secs(5 + world.random.below(200));
-    world.run(length);
+    world.run(Timestamp::ZERO + length);
     world.settle();
 }
 

@@ -2,6 +2,10 @@
 
 use super::*;
 
+const fn at(time: Duration) -> Timestamp {
+    Timestamp::from_start(time)
+}
+
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -23,11 +27,11 @@ enum Envoy {
 /// A machine, its clock, and an Envoy whose state changes at set times.
 struct Scenario {
     options: Options,
-    script: Vec<(Time, Envoy)>,
+    script: Vec<(Duration, Envoy)>,
     envoy: Envoy,
     machine: Machine,
-    now: Time,
-    calls: Vec<(Time, Call)>,
+    now: Duration,
+    calls: Vec<(Duration, Call)>,
     /// How long Envoy takes for an answer; a hanging one takes 2 s until the call gives up.
     takes: Duration,
 }
@@ -40,7 +44,7 @@ fn options() -> Options {
 /// Begins a drain at 0 s of an Envoy that is LIVE with `open` connections.
 fn drain(open: u64, options: Options) -> Scenario {
     let mut scenario = serving(Envoy::Live(open), options);
-    assert_eq!(scenario.begin(), Begun::Started(1));
+    assert_eq!(scenario.begin(), DrainStart::Started(1));
     scenario
 }
 
@@ -49,21 +53,21 @@ fn serving(envoy: Envoy, options: Options) -> Scenario {
         options,
         script: Vec::new(),
         envoy,
-        machine: Machine::new(Time::ZERO, true),
-        now: Time::ZERO,
+        machine: Machine::new(Timestamp::ZERO, true),
+        now: Duration::ZERO,
         calls: Vec::new(),
         takes: Duration::ZERO,
     }
 }
 
 impl Scenario {
-    fn at(mut self, time: Time, envoy: Envoy) -> Self {
+    fn at(mut self, time: Duration, envoy: Envoy) -> Self {
         self.script.push((time, envoy));
         self
     }
 
-    fn begin(&mut self) -> Begun {
-        self.machine.begin(self.options.clone(), self.now)
+    fn begin(&mut self) -> DrainStart {
+        self.machine.begin(self.options.clone(), at(self.now))
     }
 
     fn answer(&mut self, call: Call) -> Answer {
@@ -73,44 +77,47 @@ impl Scenario {
             self.envoy = envoy;
             self.script.remove(0);
         }
-        let fault = |kind| Answer::Fault(Fault { kind, text: String::new() });
+        let fault = |kind| Answer::AdminError(AdminError { kind, text: String::new() });
         let (health, open) = match self.envoy {
             Envoy::Live(open) => (Health::Live, open),
             Envoy::Draining(open) => (Health::Draining, open),
             Envoy::Starting => (Health::Starting, 0),
-            Envoy::Refuses => return fault(Kind::Refused),
+            Envoy::Refuses => return fault(AdminErrorKind::Refused),
             Envoy::Hangs => {
                 self.now += s(2);
-                return fault(Kind::Timeout);
+                return fault(AdminErrorKind::Timeout);
             }
         };
         self.now += self.takes;
         match call {
-            Call::Fail => {
+            Call::FailHealthChecks => {
                 if let Envoy::Live(open) = self.envoy {
                     self.envoy = Envoy::Draining(open);
                 }
                 Answer::Failed
             }
             Call::DrainListeners => Answer::ListenersDrain,
-            Call::PutBack => {
+            Call::RestoreHealthChecks => {
                 if let Envoy::Draining(open) = self.envoy {
                     self.envoy = Envoy::Live(open);
                 }
                 Answer::PutBack
             }
-            Call::Look => Answer::Seen(health),
-            Call::Poll => Answer::Polled(Poll { open, visible: Visible::Everything, health }),
+            Call::CheckReady => Answer::Seen(health),
+            Call::ReadStats => {
+                Answer::Polled(Poll { open, visible: StatsCoverage::Everything, health })
+            }
         }
     }
 
     /// Runs until the time, or until the machine has nothing to do any more.
-    fn run_to(&mut self, end: Time) -> &mut Self {
+    fn run_to(&mut self, end: Duration) -> &mut Self {
         let mut event = Event::Tick;
         while self.now <= end {
-            match self.machine.step(&std::mem::replace(&mut event, Event::Tick), self.now) {
+            match self.machine.step(&std::mem::replace(&mut event, Event::Tick), at(self.now)) {
                 Action::Sleep => break,
                 Action::SleepUntil(time) => {
+                    let time = time.since_start();
                     assert!(time > self.now, "a wake-up in the past");
                     if time > end {
                         break;
@@ -130,13 +137,13 @@ impl Scenario {
     }
 
     /// Runs the drain to its end.
-    fn ends(&mut self) -> (Time, Outcome) {
+    fn ends(&mut self) -> (Duration, Outcome) {
         self.run_to(s(1000));
         let ended = self.machine.last().expect("it did not end");
         (ended.took, ended.outcome)
     }
 
-    fn times(&self, wanted: Call) -> Vec<Time> {
+    fn times(&self, wanted: Call) -> Vec<Duration> {
         self.calls.iter().filter(|(_, call)| *call == wanted).map(|(time, _)| *time).collect()
     }
 }
@@ -147,10 +154,10 @@ const DRAINED: Outcome = Outcome::Drained { open: 0 };
 fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay() {
     let mut scenario = drain(2, options()).at(s(13), Envoy::Draining(0));
     assert_eq!(scenario.ends(), (s(13), DRAINED));
-    assert_eq!(scenario.times(Call::Fail), [s(0)]);
-    assert_eq!(scenario.times(Call::Poll), [s(10), s(11), s(12), s(13)]);
-    let looks: Vec<Time> = (1..10).map(s).collect();
-    assert_eq!(scenario.times(Call::Look)[..9], looks, "it is looked at while it settles");
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
+    assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12), s(13)]);
+    let looks: Vec<Duration> = (1..10).map(s).collect();
+    assert_eq!(scenario.times(Call::CheckReady)[..9], looks, "it is looked at while it settles");
 }
 
 #[test]
@@ -158,12 +165,12 @@ fn the_drain_delay_comes_before_failing_and_the_check_delay_counts_from_there() 
     let mut scenario = drain(0, Options { drain_delay: s(20), ..options() });
     scenario.takes = ms(300);
     let (took, outcome) = scenario.ends();
-    let failed = scenario.times(Call::Fail);
+    let failed = scenario.times(Call::FailHealthChecks);
     assert_eq!(outcome, DRAINED);
     assert_eq!(failed.len(), 1);
     assert!(failed[0] >= s(20) && failed[0] < s(21), "{failed:?}");
     // From the answer, not from the question.
-    assert_eq!(scenario.times(Call::Poll), [failed[0] + ms(300) + s(10)]);
+    assert_eq!(scenario.times(Call::ReadStats), [failed[0] + ms(300) + s(10)]);
     assert_eq!(took, failed[0] + s(10) + ms(600));
 }
 
@@ -196,11 +203,11 @@ fn the_outline_tells_a_poll_from_other_calls() {
     assert!(!polls(scenario.run_to(s(9))), "settling");
     assert!(polls(scenario.run_to(s(10))), "draining");
 
-    let mut machine = Machine::new(Time::ZERO, true);
-    machine.step(&Event::Tick, s(2));
+    let mut machine = Machine::new(Timestamp::ZERO, true);
+    machine.step(&Event::Tick, at(s(2)));
     assert!(machine.outline().looks && !machine.outline().polls);
     let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Live) };
-    machine.step(&answer, s(2));
+    machine.step(&answer, at(s(2)));
     assert!(machine.outline().looks && machine.outline().polls);
 }
 
@@ -216,7 +223,7 @@ fn the_threshold_is_what_may_be_open() {
 fn no_delays_mean_a_poll_right_behind_the_failing() {
     let mut scenario = drain(0, Options { check_delay: s(0), ..options() });
     assert_eq!(scenario.ends(), (s(0), DRAINED));
-    assert_eq!(scenario.calls[..2], [(s(0), Call::Fail), (s(0), Call::Poll)]);
+    assert_eq!(scenario.calls[..2], [(s(0), Call::FailHealthChecks), (s(0), Call::ReadStats)]);
 }
 
 #[test]
@@ -236,8 +243,8 @@ fn after_an_error_the_next_look_and_the_next_poll_keep_their_intervals() {
     let mut scenario = drain(1, options).at(ms(1), Envoy::Hangs);
     scenario.run_to(s(110));
     // Each call hangs for 2 s. A look comes 2 s after the answer, a poll 30 s after the poll.
-    assert_eq!(scenario.times(Call::Look), [s(2), s(6)]);
-    assert_eq!(scenario.times(Call::Poll), [s(10), s(40), s(70), s(100)]);
+    assert_eq!(scenario.times(Call::CheckReady), [s(2), s(6)]);
+    assert_eq!(scenario.times(Call::ReadStats), [s(10), s(40), s(70), s(100)]);
 }
 
 #[test]
@@ -248,7 +255,7 @@ fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
     // Each call hangs for 2 s; then the pause.
     let expected =
         [s(0), ms(2_200), ms(5_200), ms(12_200), ms(21_200), ms(30_200), ms(39_200), ms(48_200)];
-    assert_eq!(scenario.times(Call::Fail), expected);
+    assert_eq!(scenario.times(Call::FailHealthChecks), expected);
     assert_eq!(scenario.machine.phase(), Phase::Settling);
 }
 
@@ -257,7 +264,7 @@ fn settling_starts_anew_after_a_revert() {
     let mut scenario = drain(0, options()).at(s(6), Envoy::Live(0));
     let (took, outcome) = scenario.ends();
     assert_eq!(outcome, DRAINED);
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(6)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(6)]);
     assert_eq!(took, s(16));
 }
 
@@ -266,7 +273,7 @@ fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
     // Nothing open, but LIVE: no end.
     let mut scenario = drain(5, options()).at(s(13), Envoy::Live(0));
     assert_eq!(scenario.ends(), (s(23), DRAINED));
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(13)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(13)]);
 }
 
 #[test]
@@ -274,7 +281,7 @@ fn a_long_check_interval_does_not_hide_a_revert_while_settling() {
     let options = Options { check_interval: s(60), check_delay: s(30), ..Options::default() };
     let mut scenario = drain(0, options).at(s(5), Envoy::Live(0));
     scenario.run_to(s(8));
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(6)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(6)]);
 }
 
 #[test]
@@ -282,12 +289,12 @@ fn an_envoy_that_restarts_is_failed_again_once_while_it_starts() {
     let mut scenario = drain(0, options()).at(s(4), Envoy::Starting).at(s(12), Envoy::Draining(0));
     let (took, outcome) = scenario.ends();
     assert_eq!(outcome, DRAINED);
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(4)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(4)]);
     assert_eq!(took, s(14));
     // And again if it comes up LIVE all the same.
     let mut scenario = drain(0, options()).at(s(4), Envoy::Starting).at(s(12), Envoy::Live(0));
     assert_eq!(scenario.ends(), (s(22), DRAINED));
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(4), s(12)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(4), s(12)]);
 }
 
 #[test]
@@ -327,7 +334,7 @@ fn refusals_keep_their_distance_when_a_stage_begins_between_them() {
     let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
     let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
     assert_eq!(scenario.ends(), (s(4), Outcome::EnvoyGone));
-    let times: Vec<Time> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
+    let times: Vec<Duration> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
     assert_eq!(times, [s(2), s(3), s(4)]);
 }
 
@@ -372,8 +379,8 @@ fn no_time_at_all_is_enough_to_fail_health_checks_once() {
         let mut scenario = drain(3, options).at(s(0), envoy);
         let (took, outcome) = scenario.ends();
         assert_eq!(outcome, Outcome::TimedOut { open: None });
-        assert_eq!(scenario.calls[..1], [(s(0), Call::Fail)]);
-        assert_eq!(scenario.times(Call::Fail).len(), 1);
+        assert_eq!(scenario.calls[..1], [(s(0), Call::FailHealthChecks)]);
+        assert_eq!(scenario.times(Call::FailHealthChecks).len(), 1);
         assert!(took <= s(2));
     }
 }
@@ -383,12 +390,12 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
     let mut scenario = drain(1, options());
     scenario.takes = ms(2_600);
     scenario.run_to(s(30));
-    let polls = scenario.times(Call::Poll);
+    let polls = scenario.times(Call::ReadStats);
     assert_eq!(polls[1] - polls[0], ms(5_200));
     let mut scenario = drain(1, options());
     scenario.takes = ms(300);
     scenario.run_to(s(30));
-    let polls = scenario.times(Call::Poll);
+    let polls = scenario.times(Call::ReadStats);
     assert_eq!(polls[1] - polls[0], s(1), "the interval is from question to question");
 }
 
@@ -396,22 +403,26 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
 fn a_second_hook_joins() {
     let mut scenario = drain(1, options());
     scenario.run_to(s(5));
-    assert_eq!(scenario.begin(), Begun::Joined(1));
+    assert_eq!(scenario.begin(), DrainStart::Joined(1));
     scenario.run_to(s(6));
     assert_eq!(scenario.machine.phase(), Phase::Settling, "and disturbs nothing");
-    assert_eq!(scenario.times(Call::Fail), [s(0)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
 }
 
 #[test]
 fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
     let mut scenario = drain(0, options());
     scenario.run_to(s(39));
-    assert_eq!(scenario.begin(), Begun::Joined(1));
+    assert_eq!(scenario.begin(), DrainStart::Joined(1));
     assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Serving);
-    assert_eq!(scenario.times(Call::Look).last(), Some(&s(40)), "one look at what it left behind");
-    assert_eq!(scenario.times(Call::PutBack), [], "which changes nothing");
+    assert_eq!(
+        scenario.times(Call::CheckReady).last(),
+        Some(&s(40)),
+        "one look at what it left behind"
+    );
+    assert_eq!(scenario.times(Call::RestoreHealthChecks), [], "which changes nothing");
     let begun = scenario.begin();
-    assert_eq!((begun, begun.number()), (Begun::Started(2), 2));
+    assert_eq!((begun, begun.number()), (DrainStart::Started(2), 2));
     let (took, outcome) = scenario.ends();
     assert_eq!((took, outcome), (s(10), DRAINED));
     assert_eq!(scenario.machine.last().map(|ended| ended.number), Some(2));
@@ -436,13 +447,13 @@ fn who_waits_awaits_this_drain_or_the_next() {
 
 #[test]
 fn an_answer_to_an_earlier_call_is_dropped() {
-    let mut machine = Machine::new(Time::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
-    machine.begin(options(), s(2));
+    let mut machine = Machine::new(Timestamp::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
+    machine.begin(options(), at(s(2)));
     let stale = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&stale, s(2)), Action::Call(Call::Fail));
+    assert_eq!(machine.step(&stale, at(s(2))), Action::Call(Call::FailHealthChecks));
     let stale = Event::Answer { drain: 0, answer: Answer::Failed };
-    machine.step(&stale, s(2));
+    machine.step(&stale, at(s(2)));
     assert_eq!(machine.phase(), Phase::Failing);
 }
 
@@ -452,46 +463,50 @@ fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
     scenario.run_to(s(100));
     assert_eq!(
         scenario.calls,
-        [(s(2), Call::Look), (s(2), Call::PutBack), (s(2), Call::Poll)],
+        [(s(2), Call::CheckReady), (s(2), Call::RestoreHealthChecks), (s(2), Call::ReadStats)],
         "and then there is nothing to do"
     );
-    assert_eq!(scenario.machine.step(&Event::Tick, s(101)), Action::Sleep);
+    assert_eq!(scenario.machine.step(&Event::Tick, at(s(101))), Action::Sleep);
 }
 
 #[test]
 fn an_envoy_in_service_is_only_looked_at() {
     let mut scenario = serving(Envoy::Live(4), options());
     scenario.run_to(s(100));
-    assert_eq!(scenario.calls, [(s(2), Call::Look), (s(2), Call::Poll)]);
+    assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
 fn nothing_is_put_back_when_that_is_turned_off() {
     let mut scenario = serving(Envoy::Draining(4), options());
-    scenario.machine = Machine::new(Time::ZERO, false);
+    scenario.machine = Machine::new(Timestamp::ZERO, false);
     scenario.run_to(s(100));
-    assert_eq!(scenario.calls, [(s(2), Call::Look), (s(2), Call::Poll)]);
+    assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
 fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
     let mut scenario = serving(Envoy::Draining(4), options());
-    scenario.run_to(s(1)).machine.arrived(s(1));
+    scenario.run_to(s(1)).machine.arrived(at(s(1)));
     scenario.run_to(s(30));
     assert_eq!(scenario.calls, []);
-    scenario.machine.all_left(s(30));
+    scenario.machine.all_left(at(s(30)));
     scenario.run_to(s(100));
-    assert_eq!(scenario.times(Call::PutBack), [s(32)]);
+    assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(32)]);
 
     // Somebody comes between the look and what follows from it.
-    let mut machine = Machine::new(Time::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
-    machine.arrived(s(2));
+    let mut machine = Machine::new(Timestamp::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
+    machine.arrived(at(s(2)));
     let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&answer, s(2)), Action::Sleep);
-    machine.all_left(s(9));
-    assert_eq!(machine.step(&Event::Tick, s(9)), Action::SleepUntil(s(11)));
-    assert_eq!(machine.step(&Event::Tick, s(11)), Action::Call(Call::Look), "it looks anew");
+    assert_eq!(machine.step(&answer, at(s(2))), Action::Sleep);
+    machine.all_left(at(s(9)));
+    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::SleepUntil(at(s(11))));
+    assert_eq!(
+        machine.step(&Event::Tick, at(s(11))),
+        Action::Call(Call::CheckReady),
+        "it looks anew"
+    );
 }
 
 #[test]
@@ -500,7 +515,7 @@ fn nothing_is_put_back_once_a_drain_has_begun() {
     scenario.run_to(ms(1_999));
     scenario.begin();
     scenario.run_to(s(200));
-    assert_eq!(scenario.times(Call::PutBack), []);
+    assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
 }
 
 fn required() -> Options {
@@ -515,7 +530,7 @@ fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_alone() {
     scenario.run_to(s(100));
     let ended = scenario.machine.last().map(|ended| (ended.outcome, ended.took));
     assert_eq!(ended, Some((Outcome::NoEnvoyHook, s(3))));
-    assert_eq!(scenario.times(Call::Fail), []);
+    assert_eq!(scenario.times(Call::FailHealthChecks), []);
     assert_eq!(scenario.machine.phase(), Phase::Serving, "there is nothing to join");
 }
 
@@ -532,19 +547,19 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
         let mut scenario = serving(Envoy::Live(0), required());
         scenario.now = s(10);
         if let Some(before) = before {
-            scenario.machine.arrived(s(10) - before);
+            scenario.machine.arrived(at(s(10) - before));
             // That it has left again does not matter.
-            scenario.machine.all_left(s(10) - before);
+            scenario.machine.all_left(at(s(10) - before));
         }
         scenario.begin();
         if let Some(after) = after {
             scenario.run_to(s(10) + after - ms(1));
             scenario.now = s(10) + after;
-            assert_eq!(scenario.machine.arrived(scenario.now), came);
+            assert_eq!(scenario.machine.arrived(at(scenario.now)), came);
         }
         scenario.run_to(s(100));
         let fails = if came { vec![s(10) + after.unwrap_or_default()] } else { vec![] };
-        assert_eq!(scenario.times(Call::Fail), fails, "{before:?} {after:?}");
+        assert_eq!(scenario.times(Call::FailHealthChecks), fails, "{before:?} {after:?}");
     }
 }
 
@@ -552,21 +567,21 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
 fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
     let mut scenario = drain(0, Options { drain_delay: s(5), ..required() });
     scenario.run_to(s(2));
-    assert!(scenario.machine.arrived(s(2)));
-    assert!(!scenario.machine.arrived(s(2)), "once is enough");
+    assert!(scenario.machine.arrived(at(s(2))));
+    assert!(!scenario.machine.arrived(at(s(2))), "once is enough");
     scenario.run_to(s(20));
-    assert_eq!(scenario.times(Call::Fail), [s(5)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(5)]);
 }
 
 #[test]
 fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
     let mut scenario = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
     scenario.run_to(ms(79));
-    assert_eq!(scenario.machine.step(&Event::Tick, ms(79)), Action::SleepUntil(s(1)));
+    assert_eq!(scenario.machine.step(&Event::Tick, at(ms(79))), Action::SleepUntil(at(s(1))));
     scenario.now = ms(80);
-    scenario.machine.arrived(ms(80));
+    scenario.machine.arrived(at(ms(80)));
     scenario.run_to(s(2));
-    assert_eq!(scenario.times(Call::Fail), [ms(80)], "failed, and then given up");
+    assert_eq!(scenario.times(Call::FailHealthChecks), [ms(80)], "failed, and then given up");
     let last = scenario.machine.last().map(|ended| ended.outcome);
     assert_eq!(last, Some(Outcome::TimedOut { open: None }));
 
@@ -577,26 +592,26 @@ fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
 
 #[test]
 fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
-    let mut machine = Machine::new(Time::ZERO, true);
+    let mut machine = Machine::new(Timestamp::ZERO, true);
     let timeout = Some(ms(5_500));
-    machine.begin(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, s(0));
-    assert_eq!(machine.step(&Event::Tick, ms(4_900)), Action::Call(Call::Look));
-    let fault = Fault { kind: Kind::Refused, text: String::new() };
-    let refused = Event::Answer { drain: 1, answer: Answer::Fault(fault) };
-    assert_eq!(machine.step(&refused, ms(4_900)), Action::SleepUntil(s(5)));
-    assert_eq!(machine.step(&Event::Tick, ms(5_600)), Action::SleepUntil(ms(5_900)));
+    machine.begin(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
+    assert_eq!(machine.step(&Event::Tick, at(ms(4_900))), Action::Call(Call::CheckReady));
+    let fault = AdminError { kind: AdminErrorKind::Refused, text: String::new() };
+    let refused = Event::Answer { drain: 1, answer: Answer::AdminError(fault) };
+    assert_eq!(machine.step(&refused, at(ms(4_900))), Action::SleepUntil(at(s(5))));
+    assert_eq!(machine.step(&Event::Tick, at(ms(5_600))), Action::SleepUntil(at(ms(5_900))));
 }
 
 #[test]
 fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
-    let mut machine = Machine::new(Time::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, s(2)), Action::Call(Call::Look));
+    let mut machine = Machine::new(Timestamp::ZERO, true);
+    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
     let seen = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&seen, s(2)), Action::Call(Call::PutBack));
-    machine.begin(required(), s(2));
-    assert_eq!(machine.step(&Event::Tick, s(5)), Action::Finish(Outcome::NoEnvoyHook));
-    assert_eq!(machine.step(&Event::Finished, s(5)), Action::SleepUntil(s(7)));
-    assert_eq!(machine.step(&Event::Tick, s(7)), Action::Call(Call::Look));
+    assert_eq!(machine.step(&seen, at(s(2))), Action::Call(Call::RestoreHealthChecks));
+    machine.begin(required(), at(s(2)));
+    assert_eq!(machine.step(&Event::Tick, at(s(5))), Action::Finish(Outcome::NoEnvoyHook));
+    assert_eq!(machine.step(&Event::Finished, at(s(5))), Action::SleepUntil(at(s(7))));
+    assert_eq!(machine.step(&Event::Tick, at(s(7))), Action::Call(Call::CheckReady));
 }
 
 #[test]
@@ -606,20 +621,20 @@ fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
     scenario.now = s(1);
     scenario.begin();
     scenario.run_to(s(100));
-    assert_eq!(scenario.times(Call::PutBack), [s(6)], "3 s for the hook, and 2 s more");
+    assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(6)], "3 s for the hook, and 2 s more");
 }
 
 #[test]
 fn an_envoy_that_comes_later_is_not_put_back() {
     let mut scenario = serving(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
     scenario.run_to(s(100));
-    assert_eq!(scenario.times(Call::PutBack), []);
-    assert_eq!(scenario.times(Call::Poll), [s(7)]);
+    assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
+    assert_eq!(scenario.times(Call::ReadStats), [s(7)]);
     // One that hangs or is still starting may be stranded.
     for (first, put_back) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
         let mut scenario = serving(first, options()).at(s(5), Envoy::Draining(0));
         scenario.run_to(s(100));
-        assert_eq!(scenario.times(Call::PutBack), [put_back], "{first:?}");
+        assert_eq!(scenario.times(Call::RestoreHealthChecks), [put_back], "{first:?}");
     }
 }
 
@@ -629,28 +644,28 @@ fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
         let mut scenario = serving(never, options());
         scenario.run_to(s(1000));
         assert_eq!(scenario.calls.len(), 12, "{never:?}");
-        assert_eq!(scenario.machine.step(&Event::Tick, s(1000)), Action::Sleep);
+        assert_eq!(scenario.machine.step(&Event::Tick, at(s(1000))), Action::Sleep);
     }
 }
 
 #[test]
 fn putting_back_is_tried_again_when_it_fails() {
-    let mut machine = Machine::new(Time::ZERO, true);
+    let mut machine = Machine::new(Timestamp::ZERO, true);
     let answer = |answer| Event::Answer { drain: 0, answer };
-    let timeout = Fault { kind: Kind::Timeout, text: String::new() };
-    machine.step(&Event::Tick, s(2));
+    let timeout = AdminError { kind: AdminErrorKind::Timeout, text: String::new() };
+    machine.step(&Event::Tick, at(s(2)));
     assert_eq!(
-        machine.step(&answer(Answer::Seen(Health::Draining)), s(2)),
-        Action::Call(Call::PutBack)
+        machine.step(&answer(Answer::Seen(Health::Draining)), at(s(2))),
+        Action::Call(Call::RestoreHealthChecks)
     );
     assert_eq!(
-        machine.step(&answer(Answer::Fault(timeout.clone())), s(4)),
-        Action::SleepUntil(s(9))
+        machine.step(&answer(Answer::AdminError(timeout.clone())), at(s(4))),
+        Action::SleepUntil(at(s(9)))
     );
-    assert_eq!(machine.step(&Event::Tick, s(9)), Action::Call(Call::Look));
-    machine.step(&answer(Answer::Seen(Health::Draining)), s(9));
-    assert_eq!(machine.step(&answer(Answer::PutBack), s(9)), Action::Call(Call::Poll));
-    assert_eq!(machine.step(&answer(Answer::Fault(timeout)), s(9)), Action::Sleep);
+    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::Call(Call::CheckReady));
+    machine.step(&answer(Answer::Seen(Health::Draining)), at(s(9)));
+    assert_eq!(machine.step(&answer(Answer::PutBack), at(s(9))), Action::Call(Call::ReadStats));
+    assert_eq!(machine.step(&answer(Answer::AdminError(timeout)), at(s(9))), Action::Sleep);
 }
 
 #[test]
@@ -675,15 +690,15 @@ fn listeners() -> Options {
 #[test]
 fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_waits() {
     let mut scenario = drain(1, listeners()).at(s(12), Envoy::Draining(0));
-    assert!(scenario.machine.arrived(s(0)));
+    assert!(scenario.machine.arrived(at(s(0))));
     assert_eq!(scenario.ends(), (s(12), DRAINED));
     let first: Vec<Call> = scenario.calls.iter().take(2).map(|(_, call)| *call).collect();
-    assert_eq!(first, [Call::Fail, Call::DrainListeners]);
+    assert_eq!(first, [Call::FailHealthChecks, Call::DrainListeners]);
     assert_eq!(scenario.times(Call::DrainListeners), [s(0)], "once");
-    assert_eq!(scenario.times(Call::Poll), [s(10), s(11), s(12)]);
+    assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12)]);
     // Without the option they are not.
     let mut scenario = drain(0, options());
-    scenario.machine.arrived(s(0));
+    scenario.machine.arrived(at(s(0)));
     scenario.ends();
     assert_eq!(scenario.times(Call::DrainListeners), []);
 }
@@ -691,16 +706,16 @@ fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_wa
 #[test]
 fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
     let mut scenario = drain(1, listeners()).at(s(30), Envoy::Draining(0));
-    scenario.machine.arrived(s(0));
-    scenario.machine.all_left(s(0));
+    scenario.machine.arrived(at(s(0)));
+    scenario.machine.all_left(at(s(0)));
     scenario.run_to(ms(5_500));
     assert_eq!(scenario.times(Call::DrainListeners), []);
-    assert!(scenario.machine.arrived(ms(5_500)), "the worker is woken");
-    assert!(!scenario.machine.arrived(ms(5_500)), "once");
+    assert!(scenario.machine.arrived(at(ms(5_500))), "the worker is woken");
+    assert!(!scenario.machine.arrived(at(ms(5_500))), "once");
     scenario.run_to(s(6));
     assert_eq!(scenario.times(Call::DrainListeners), [ms(5_500)]);
-    scenario.machine.all_left(s(7));
-    assert!(!scenario.machine.arrived(s(8)), "there is nothing to be done for it");
+    scenario.machine.all_left(at(s(7)));
+    assert!(!scenario.machine.arrived(at(s(8))), "there is nothing to be done for it");
     // A lone hook drains all the same.
     let mut alone = drain(0, listeners());
     assert_eq!(alone.ends(), (s(10), DRAINED));
@@ -709,27 +724,28 @@ fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
 
 #[test]
 fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
-    let refused = Answer::Fault(Fault { kind: Kind::Status, text: String::new() });
-    let mut machine = Machine::new(Time::ZERO, true);
-    machine.begin(Options { check_delay: s(3), ..listeners() }, s(0));
-    machine.arrived(s(0));
-    assert_eq!(machine.step(&Event::Tick, s(0)), Action::Call(Call::Fail));
+    let refused =
+        Answer::AdminError(AdminError { kind: AdminErrorKind::Status, text: String::new() });
+    let mut machine = Machine::new(Timestamp::ZERO, true);
+    machine.begin(Options { check_delay: s(3), ..listeners() }, at(s(0)));
+    machine.arrived(at(s(0)));
+    assert_eq!(machine.step(&Event::Tick, at(s(0))), Action::Call(Call::FailHealthChecks));
     let told = |answer| Event::Answer { drain: 1, answer };
-    assert_eq!(machine.step(&told(Answer::Failed), s(0)), Action::Call(Call::DrainListeners));
+    assert_eq!(machine.step(&told(Answer::Failed), at(s(0))), Action::Call(Call::DrainListeners));
     assert!(!machine.outline().polls);
-    let next = machine.step(&told(refused.clone()), s(0));
-    assert_eq!((next, machine.phase()), (Action::SleepUntil(s(1)), Phase::Settling));
+    let next = machine.step(&told(refused.clone()), at(s(0)));
+    assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::Settling));
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
-        assert_eq!(machine.step(&Event::Tick, time), Action::Call(call));
+        assert_eq!(machine.step(&Event::Tick, at(time)), Action::Call(call));
         // A look or a poll is due as well, and is not put off.
-        let next = machine.step(&told(refused.clone()), time);
-        let expected = if time == s(1) { Call::Look } else { Call::Poll };
+        let next = machine.step(&told(refused.clone()), at(time));
+        let expected = if time == s(1) { Call::CheckReady } else { Call::ReadStats };
         assert_eq!(next, Action::Call(expected));
-        assert_eq!(machine.outline().polls, expected == Call::Poll);
-        machine.step(&told(Answer::Seen(Health::Draining)), time);
+        assert_eq!(machine.outline().polls, expected == Call::ReadStats);
+        machine.step(&told(Answer::Seen(Health::Draining)), at(time));
     }
-    let poll = Poll { open: 0, visible: Visible::Everything, health: Health::Draining };
-    assert_eq!(machine.step(&told(Answer::Polled(poll)), s(3)), Action::Finish(DRAINED));
+    let poll = Poll { open: 0, visible: StatsCoverage::Everything, health: Health::Draining };
+    assert_eq!(machine.step(&told(Answer::Polled(poll)), at(s(3))), Action::Finish(DRAINED));
 }
 
 #[test]
@@ -738,9 +754,9 @@ fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
         .at(ms(4_500), Envoy::Live(1))
         .at(s(20), Envoy::Refuses)
         .at(s(21), Envoy::Draining(0));
-    scenario.machine.arrived(s(0));
+    scenario.machine.arrived(at(s(0)));
     assert_eq!(scenario.ends().1, DRAINED);
-    assert_eq!(scenario.times(Call::Fail), [s(0), s(5)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(5)]);
     assert_eq!(scenario.times(Call::DrainListeners), [s(0), s(5), s(21)]);
 }
 
@@ -748,26 +764,26 @@ fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
 fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
     let early = Options { drain_delay: s(2), health_check_failure_delay: s(5), ..options() };
     let mut scenario = drain(0, early.clone());
-    scenario.machine.arrived(s(0));
+    scenario.machine.arrived(at(s(0)));
     assert_eq!(scenario.ends(), (s(17), DRAINED));
     assert_eq!(scenario.times(Call::DrainListeners), [s(2)]);
-    assert_eq!(scenario.times(Call::Fail), [s(7)]);
+    assert_eq!(scenario.times(Call::FailHealthChecks), [s(7)]);
     // However late it is.
     let mut late = drain(0, early.clone());
-    late.machine.arrived(s(0));
+    late.machine.arrived(at(s(0)));
     late.now = s(9);
     late.ends();
     let first: Vec<Call> = late.calls.iter().take(2).map(|(_, call)| *call).collect();
-    assert_eq!(first, [Call::DrainListeners, Call::Fail]);
+    assert_eq!(first, [Call::DrainListeners, Call::FailHealthChecks]);
     // The delay is kept where nobody waits.
     let mut alone = drain(0, early.clone());
     assert_eq!(alone.ends(), (s(17), DRAINED));
     assert_eq!(alone.times(Call::DrainListeners), []);
-    assert_eq!(alone.times(Call::Fail), [s(7)]);
+    assert_eq!(alone.times(Call::FailHealthChecks), [s(7)]);
     // Nothing is done before Envoy's own hook has come where that is required.
     let mut held = drain(0, Options { require_envoy_hook: true, drain_delay: s(0), ..early });
     held.run_to(ms(1_500));
-    assert!(held.machine.arrived(ms(1_500)));
+    assert!(held.machine.arrived(at(ms(1_500))));
     held.ends();
     assert_eq!(held.times(Call::DrainListeners), [ms(1_500)]);
 }
@@ -777,7 +793,7 @@ fn nothing_is_polled_before_the_shortest_drain_is_over() {
     let shortest = Options { min_drain_duration: s(12), ..options() };
     let mut scenario = drain(0, Options { drain_delay: s(1), ..shortest.clone() });
     assert_eq!(scenario.ends(), (s(12), DRAINED));
-    assert_eq!(scenario.times(Call::Poll), [s(12)]);
+    assert_eq!(scenario.times(Call::ReadStats), [s(12)]);
     let mut longer = drain(0, Options { drain_delay: s(4), ..shortest });
     assert_eq!(longer.ends(), (s(14), DRAINED), "the check delay counts from failing");
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Command as Cli};
-use envoy_shutdown_manager::options::{Name, Options};
 
 use crate::support::shared;
 
@@ -51,15 +51,15 @@ impl<'a> Pod<'a> {
     }
 
     /// A command line, as the program takes it.
-    fn parsed(&self, name: &str) -> (Name, Cli) {
+    fn parsed(&self, name: &str) -> (Flavor, Cli) {
         let mut words = self.fact(name).into_iter().map(OsString::from);
-        let program = Name::of(&words.next().expect("a program"));
+        let program = Flavor::of(&words.next().expect("a program"));
         let command = cli::parse(program, words);
         (program, command.unwrap_or_else(|error| panic!("{name}: {error}, in {}", self.0)))
     }
 
     fn check(&self) {
-        let (name, Cli::Manager(sidecar)) = self.parsed("sidecar") else {
+        let (name, Cli::Sidecar(sidecar)) = self.parsed("sidecar") else {
             panic!("another command than the sidecar's in {}", self.0);
         };
         let (its_name, Cli::Shutdown(hook)) = self.parsed("hook") else {
@@ -73,8 +73,8 @@ impl<'a> Pod<'a> {
         let port = sidecar.serve.port.to_string();
         let asked = |path| vec![loopback.unwrap_or_default(), path, &port];
         let path = match name {
-            Name::Contour => "/shutdown",
-            Name::EnvoyGateway => "/shutdown/ready",
+            Flavor::Contour => "/shutdown",
+            Flavor::EnvoyGateway => "/shutdown/ready",
         };
         assert_eq!(self.fact("waits"), asked(path), "{}", self.0);
         if let Some(probe) = self.try_fact("probe") {

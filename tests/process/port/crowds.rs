@@ -5,7 +5,7 @@ use std::mem;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::port::raise_descriptor_limit;
+use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
 
 use super::{
     HEALTHZ, SHUTDOWN, assert_drains, assert_healthy, begin_drain, beside, end_drain, under,

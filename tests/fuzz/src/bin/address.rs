@@ -3,7 +3,7 @@
 
 use std::os::unix::net::SocketAddr;
 
-use envoy_shutdown_manager::address::{AdminAddress, ServeAt};
+use envoy_shutdown_manager::cli::address::{AdminAddress, ServeAt};
 use envoy_shutdown_manager_fuzz::{text, within};
 use libfuzzer_sys::fuzz_target;
 

@@ -4,9 +4,10 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
-use envoy_shutdown_manager::address::{ServeAt, socket_path};
-use envoy_shutdown_manager::cli::{Command, ManagerArgs, ShutdownArgs, parse};
-use envoy_shutdown_manager::options::{DrainOption, Name, Overrides, Request};
+use envoy_shutdown_manager::cli::address::{ServeAt, socket_path};
+use envoy_shutdown_manager::cli::drain_request::DrainRequest;
+use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
+use envoy_shutdown_manager::cli::{Command, ShutdownArgs, SidecarArgs, parse};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,9 +17,10 @@ fuzz_target!(|input: &[u8]| {
     let args: Vec<_> =
         input.split(|byte| *byte == end).map(|arg| OsString::from_vec(arg.to_vec())).collect();
     // The help, or a sentence that repeats what is wrong.
-    let (overrides, command) = match within(8192 + 20 * input.len(), || parse(Name::Contour, args))
-    {
-        Ok(Command::Manager(args)) => {
+    let (overrides, command) = match within(8192 + 20 * input.len(), || {
+        parse(Flavor::Contour, args)
+    }) {
+        Ok(Command::Sidecar(args)) => {
             assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
             assert!(args.start_timeout.as_secs() > 0);
             assert!(
@@ -32,16 +34,20 @@ fuzz_target!(|input: &[u8]| {
         Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
     };
     let again = match parse(
-        Name::EnvoyGateway,
+        Flavor::EnvoyGateway,
         [command.into()].into_iter().chain(arguments(&overrides)),
     ) {
-        Ok(Command::Manager(ManagerArgs { overrides, .. }))
+        Ok(Command::Sidecar(SidecarArgs { overrides, .. }))
         | Ok(Command::Shutdown(ShutdownArgs { overrides, .. })) => overrides,
         other => panic!("{other:?}"),
     };
     assert_eq!(again, overrides, "said once more");
-    let request = Request { overrides, expires: None };
-    assert_eq!(Request::from_query(&request.to_query()), Ok(request), "as the sidecar hears it");
+    let request = DrainRequest { overrides, expires: None };
+    assert_eq!(
+        DrainRequest::from_query(&request.to_query()),
+        Ok(request),
+        "as the sidecar hears it"
+    );
 });
 
 fn arguments(overrides: &Overrides) -> impl Iterator<Item = OsString> {

@@ -1,7 +1,7 @@
 //! A text, as a duration.
 #![no_main]
 
-use envoy_shutdown_manager::duration::{format, parse};
+use envoy_shutdown_manager::cli::duration::{format, parse};
 use envoy_shutdown_manager_fuzz::{text, within};
 use libfuzzer_sys::fuzz_target;
 

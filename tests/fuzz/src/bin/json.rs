@@ -1,7 +1,7 @@
 //! A name and a text, a line each, as a field of the log.
 #![no_main]
 
-use envoy_shutdown_manager::json::Object;
+use envoy_shutdown_manager::observe::json::Object;
 use envoy_shutdown_manager_fuzz::{text, within};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};

@@ -1,19 +1,20 @@
 //! The query of `POST /drain`.
 #![no_main]
 
-use envoy_shutdown_manager::options::{Options, Request};
+use envoy_shutdown_manager::cli::drain_request::DrainRequest;
+use envoy_shutdown_manager::cli::options::Options;
 use envoy_shutdown_manager_fuzz::{text, within};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let Some(query) = text(input) else { return };
     // A sentence repeats what is wrong, where a control character becomes six.
-    let Ok(request) = within(1024 + 20 * query.len(), || Request::from_query(query)) else {
+    let Ok(request) = within(1024 + 20 * query.len(), || DrainRequest::from_query(query)) else {
         return;
     };
     let written = request.to_query();
     assert!(written.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'), "{written:?}");
-    assert_eq!(Request::from_query(&written).as_ref(), Ok(&request), "written as {written}");
+    assert_eq!(DrainRequest::from_query(&written).as_ref(), Ok(&request), "written as {written}");
     let settings = Options::default().with(&request.overrides).settings();
     for pair in request.overrides.pairs() {
         assert!(settings.contains(&pair), "{pair:?} is not in force");

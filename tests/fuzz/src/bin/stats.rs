@@ -1,7 +1,7 @@
 //! An answer to the poll of Envoy's stats. A line `exclude NAME`, which is no gauge, is an option.
 #![no_main]
 
-use envoy_shutdown_manager::count::{NotAPoll, Observation, Tally, Visible};
+use envoy_shutdown_manager::envoy::stats::{Observation, StatsCoverage, StatsError, StatsParser};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
     let bound = 2048 + 5 * input.len();
     let count = |body: &[u8], size| {
         within(bound, || {
-            let mut tally = Tally::new(&excluded, &[OWN]);
+            let mut tally = StatsParser::new(&excluded, &[OWN]);
             body.chunks(size).for_each(|piece| tally.push(piece));
             tally.finish()
         })
@@ -31,13 +31,13 @@ fuzz_target!(|input: &[u8]| {
             let (least, most) = bounds(&lossy, &excluded);
             assert!((least..=most).contains(&open), "{open} is not within {least} and {most}");
             assert!(lossy.contains(match visible {
-                Visible::HttpOnly => "http.admin.downstream_cx_active: ",
-                Visible::Everything | Visible::ListenersOnly =>
+                StatsCoverage::HttpOnly => "http.admin.downstream_cx_active: ",
+                StatsCoverage::Everything | StatsCoverage::ListenersOnly =>
                     "listener.admin.downstream_cx_active: ",
             }));
         }
-        (Err(NotAPoll::BadValue(_)), Err(NotAPoll::BadValue(_)))
-        | (Err(NotAPoll::NothingVisible), Err(NotAPoll::NothingVisible)) => {}
+        (Err(StatsError::BadValue(_)), Err(StatsError::BadValue(_)))
+        | (Err(StatsError::NothingVisible), Err(StatsError::NothingVisible)) => {}
         (whole, turned) => panic!("{whole:?}, in another order {turned:?}"),
     }
 });

@@ -1,0 +1,64 @@
+//! A request to drain, as it travels from the hook to the sidecar: the query of `POST /drain`.
+
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::os::clock::Timestamp;
+
+use super::options::{DrainOption, Overrides, once};
+
+/// A request to drain, as it travels from the hook to the sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrainRequest {
+    /// The options that the hook was given.
+    pub overrides: Overrides,
+    /// The reading of the monotonic clock after which nobody waits for this drain any more.
+    pub expires: Option<Timestamp>,
+}
+
+const EXPIRES: &str = "expires";
+
+/// What stays as it is in a query's value (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+impl DrainRequest {
+    /// The query of `POST /drain`, without its question mark.
+    #[must_use]
+    pub fn to_query(&self) -> String {
+        let mut pairs = self.overrides.pairs();
+        pairs.extend(self.expires.map(|at| (EXPIRES, at.since_start().as_nanos().to_string())));
+        let encoded: Vec<String> = pairs
+            .iter()
+            .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, RESERVED)))
+            .collect();
+        encoded.join("&")
+    }
+
+    /// Reads the query of `POST /drain`.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong: an unknown name, a bad value, a repeated one.
+    pub fn from_query(query: &str) -> Result<Self, String> {
+        let mut request = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| format!("{pair:?} is not NAME=VALUE"))?;
+            let value = percent_decode_str(value)
+                .decode_utf8()
+                .map_err(|_| format!("the value of {name} is not UTF-8"))?;
+            if name == EXPIRES {
+                let nanos = value.parse().map_err(|_| format!("expires={value} is no time"))?;
+                once(&mut request.expires, Timestamp::from_start(Duration::from_nanos(nanos)))
+                    .map_err(|reason| format!("{EXPIRES} {reason}"))?;
+                continue;
+            }
+            let option = DrainOption::ALL
+                .into_iter()
+                .find(|option| option.name() == name)
+                .ok_or_else(|| format!("a drain has no option {name:?}"))?;
+            request.overrides.set(option, &value).map_err(|reason| format!("{name}: {reason}"))?;
+        }
+        Ok(request)
+    }
+}

@@ -1,0 +1,337 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+const SENTINELS: &str = "server.live: 0\n\
+    listener.admin.downstream_cx_active: 1\n\
+    http.admin.downstream_cx_active: 1\n";
+
+fn count_with(body: &[u8], excluded: &[&str]) -> Result<Observation, StatsError> {
+    count_without(body, excluded, &[])
+}
+
+fn count_without(body: &[u8], excluded: &[&str], own: &[&str]) -> Result<Observation, StatsError> {
+    let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
+    let mut tally = StatsParser::new(&excluded, own);
+    tally.push(body);
+    tally.finish()
+}
+
+/// The open connections in these lines, with the sentinels before them.
+fn open(lines: &str) -> u64 {
+    open_without(lines, &[])
+}
+
+fn open_without(lines: &str, excluded: &[&str]) -> u64 {
+    let observation = count_with(format!("{SENTINELS}{lines}").as_bytes(), excluded).unwrap();
+    assert_eq!(observation.visible, StatsCoverage::Everything);
+    observation.open
+}
+
+/// What a folder of `tests/stats` expects, as its file `expected` writes it.
+fn expected(text: &str) -> (Vec<&str>, Vec<&str>) {
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let (excluded, facts): (Vec<&str>, Vec<&str>) =
+        lines.partition(|line| line.starts_with("exclude "));
+    (excluded.into_iter().map(|line| &line["exclude ".len()..]).collect(), facts)
+}
+
+#[test]
+fn counts_what_real_envoys_answered() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stats");
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for entry in fs::read_dir(folder).unwrap() {
+        let capture = entry.unwrap().path();
+        if !capture.is_dir() {
+            continue;
+        }
+        let body = fs::read(capture.join("stats")).unwrap();
+        let text = fs::read_to_string(capture.join("expected")).unwrap();
+        let (excluded, mut facts) = expected(&text);
+        let mut found = match count_with(&body, &excluded) {
+            Ok(Observation { open, live, visible }) => vec![
+                format!("open {open}"),
+                format!("live {}", live.map_or("absent".to_owned(), |live| live.to_string())),
+                format!(
+                    "visible {}",
+                    match visible {
+                        StatsCoverage::Everything => "both",
+                        StatsCoverage::HttpOnly => "http",
+                        StatsCoverage::ListenersOnly => "listeners",
+                    }
+                ),
+            ],
+            Err(StatsError::NothingVisible) => vec!["open -".into(), "visible nothing".into()],
+            Err(fault) => panic!("{}: {fault}", capture.display()),
+        };
+        if found[0] == "open -" {
+            facts.retain(|fact| !fact.starts_with("live "));
+        }
+        found.sort();
+        facts.sort();
+        if found != facts {
+            wrong.push(format!("{}: {found:?}, not {facts:?}", capture.display()));
+        }
+        seen += 1;
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(seen >= 20, "only {seen} captures were found");
+}
+
+#[test]
+fn adds_listeners_and_takes_off_excluded_prefixes() {
+    assert_eq!(open(""), 0);
+    assert_eq!(
+        open(
+            "listener.0.0.0.0_8080.downstream_cx_active: 3\n\
+             listener.0.0.0.0_8443.downstream_cx_active: 4\n\
+             listener.0.0.0.0_8443.downstream_pre_cx_active: 2\n\
+             http.ingress_http.downstream_cx_active: 3\n"
+        ),
+        9
+    );
+    for prefix in
+        ["envoy-admin", "stats", "health", "stats-health", "eg-stats-http", "eg-ready-http"]
+    {
+        let scrape = format!(
+            "listener.0.0.0.0_8002.downstream_cx_active: 5\nhttp.{prefix}.downstream_cx_active: 4\n"
+        );
+        assert_eq!(open(&scrape), 1, "{prefix}");
+    }
+    assert_eq!(open("http.stats.downstream_cx_active: 4\n"), 0, "never below zero");
+}
+
+#[test]
+fn envoy_gateways_own_listeners_are_told_by_the_end_of_their_addresses() {
+    // A scrape, a probe that speaks and one that does not, and traffic on ports like theirs.
+    let lines = "listener.0.0.0.0_19001.downstream_cx_active: 1\n\
+        listener.0.0.0.0_19001.worker_0.downstream_cx_active: 1\n\
+        listener.[__]_19003.downstream_cx_active: 2\n\
+        listener.[__]_19003.downstream_pre_cx_active: 1\n\
+        listener.0.0.0.0_10080.downstream_cx_active: 3\n\
+        listener.0.0.0.0_9001.downstream_cx_active: 1\n\
+        listener.x_19001_y.downstream_cx_active: 1\n\
+        http.eg-stats-http.downstream_cx_active: 1\n\
+        http.eg-ready-http.downstream_cx_active: 1\n\
+        http.http-10080.downstream_cx_active: 3\n";
+    let body = format!("{SENTINELS}{lines}");
+    let own = crate::cli::options::Options::of(crate::cli::options::Flavor::EnvoyGateway)
+        .ignored_listener_suffixes;
+    let open = |own| count_without(body.as_bytes(), &[], own).unwrap().open;
+    assert_eq!(open(own), 5);
+    // Elsewhere what speaks HTTP is known by its prefix.
+    assert_eq!(open(&[]), 7);
+    let http_alone =
+        format!("http.admin.downstream_cx_active: 1\n{}", &lines[lines.find("http.").unwrap()..]);
+    assert_eq!(count_without(http_alone.as_bytes(), &[], own).unwrap().open, 3);
+}
+
+#[test]
+fn the_admin_interface_is_not_traffic_but_a_listener_of_its_name_is() {
+    let admin = "listener.admin.downstream_cx_active: 3\nlistener.admin.downstream_pre_cx_active: 1\n\
+        listener.admin.main_thread.downstream_cx_active: 1\nhttp.admin.downstream_cx_active: 1\n\
+        listener.a.downstream_cx_active: 2\n";
+    assert_eq!(open(admin), 2);
+    let of_its_name = "listener.admin.worker_0.downstream_cx_active: 1\n\
+        listener.admin.worker_1.downstream_cx_active: 1\n";
+    assert_eq!(open(&format!("{admin}{of_its_name}")), 4);
+}
+
+#[test]
+fn a_client_that_speaks_while_the_gauges_are_read_is_counted() {
+    let caught = "listener.l.downstream_cx_active: 0\nlistener.l.downstream_pre_cx_active: 0\n\
+        listener.l.worker_0.downstream_cx_active: 0\nlistener.l.worker_1.downstream_cx_active: 1\n";
+    assert_eq!(open(caught), 1);
+}
+
+#[test]
+fn a_threads_share_is_not_counted_twice() {
+    let shares = "listener.l.downstream_cx_active: 5\nlistener.l.worker_0.downstream_cx_active: 2\n\
+        listener.l.worker_63.downstream_cx_active: 3\nlistener.l.downstream_pre_cx_active: 7\n";
+    assert_eq!(open(shares), 12);
+    assert_eq!(open_without(shares, &["l"]), 0);
+    assert_eq!(
+        open(
+            "listener.l.main_thread.downstream_cx_active: 1\nlistener.l.downstream_cx_active: 1\n"
+        ),
+        1
+    );
+}
+
+#[test]
+fn names_that_look_like_others_are_counted() {
+    for (name, counted) in [
+        ("envoy_internal_x", false),
+        ("admin.main_thread", false),
+        // No total, so these are whole names.
+        ("l.worker_0", true),
+        ("l.main_thread", true),
+        ("worker_0", true),
+        ("main_thread", true),
+        ("l.worker_", true),
+        ("l.worker_a", true),
+        ("l.worker_0x", true),
+        ("my.worker_thing", true),
+        ("worker", true),
+        ("admin_portal", true),
+        ("my.admin", true),
+        ("x_envoy_internal_", true),
+    ] {
+        for gauge in ["downstream_cx_active", "downstream_pre_cx_active"] {
+            let line = format!("listener.{name}.{gauge}: 1\n");
+            assert_eq!(open(&line), u64::from(counted), "{line}");
+            // With a total of another name, which is not theirs.
+            let with_another = format!("{line}listener.l.worker.downstream_cx_active: 1\n");
+            assert_eq!(open(&with_another), u64::from(counted) + 1, "{line}");
+            assert_eq!(open_without(&line, &[name]), 0, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_only_resembles_a_threads_share_adds_to_the_listeners_own() {
+    for name in ["l.worker_", "l.worker_a", "l.worker_0x", "l.main_threads"] {
+        let lines = format!(
+            "listener.l.downstream_cx_active: 1\nlistener.{name}.downstream_cx_active: 1\n"
+        );
+        assert_eq!(open(&lines), 2, "{name}");
+    }
+}
+
+#[test]
+fn an_answer_may_be_a_mebibyte_long() {
+    assert_eq!(MAX_BODY, 1_048_576);
+}
+
+#[test]
+fn excluded_names_are_exact() {
+    let lines = "listener.metrics.downstream_cx_active: 1\n\
+        listener.metrics2.downstream_cx_active: 2\n\
+        listener.x.downstream_cx_active: 4\n\
+        http.x.y.downstream_cx_active: 4\n";
+    assert_eq!(open_without(lines, &["metrics"]), 6);
+    assert_eq!(open_without(lines, &["metric"]), 7);
+    assert_eq!(open_without(lines, &["x.y"]), 3);
+    // Whether the excluded connections are on the excluded listener is in doubt.
+    assert_eq!(open_without(lines, &["metrics", "x.y"]), 6 - (4 - 1));
+}
+
+#[test]
+fn an_excluded_listeners_connections_are_not_taken_off_others() {
+    let lines = "listener.metrics.downstream_cx_active: 3\n\
+        listener.metrics.downstream_pre_cx_active: 1\n\
+        http.metrics.downstream_cx_active: 3\n\
+        listener.ingress.downstream_cx_active: 2\n";
+    assert_eq!(open_without(lines, &["metrics"]), 2, "one name for both");
+    let lines = "listener.0.0.0.0_8002.downstream_cx_active: 3\n\
+        http.stats.downstream_cx_active: 3\n\
+        listener.ingress.downstream_cx_active: 2\n";
+    assert_eq!(open_without(lines, &["0.0.0.0_8002"]), 2, "the listener of an excluded prefix");
+}
+
+#[test]
+fn an_answer_without_a_family_says_so_and_one_without_both_is_no_poll() {
+    let http = "http.admin.downstream_cx_active: 1\nhttp.a.downstream_cx_active: 2\n\
+        http.stats.downstream_cx_active: 4\n";
+    let observation = count_with(http.as_bytes(), &[]).unwrap();
+    assert_eq!(observation, Observation { open: 2, live: None, visible: StatsCoverage::HttpOnly });
+    // The admin listener is hidden, another is not.
+    let some = format!("{http}listener.tcp.downstream_cx_active: 9\n");
+    assert_eq!(count_with(some.as_bytes(), &[]).unwrap().open, 9 - 4);
+
+    let listeners = "listener.admin.downstream_cx_active: 1\nlistener.a.downstream_cx_active: 2\n";
+    let observation = count_with(listeners.as_bytes(), &[]).unwrap();
+    assert_eq!(
+        observation,
+        Observation { open: 2, live: None, visible: StatsCoverage::ListenersOnly }
+    );
+
+    for nothing in ["", "OK\n", "server.live: 0\n", "http.a.downstream_cx_active: 0\n", "<html>"] {
+        assert_eq!(
+            count_with(nothing.as_bytes(), &[]),
+            Err(StatsError::NothingVisible),
+            "{nothing}"
+        );
+    }
+}
+
+#[test]
+fn a_gauge_without_a_number_makes_the_answer_no_poll() {
+    for value in
+        ["", " ", "-1", "+1", "1.5", "1e3", "0x1", "one", "18446744073709551616", "1 2", "\u{661}"]
+    {
+        for gauge in
+            ["listener.a.downstream_cx_active", "http.a.downstream_cx_active", "server.live"]
+        {
+            let body = format!("{SENTINELS}{gauge}: {value}\n{SENTINELS}");
+            let fault = count_with(body.as_bytes(), &[]);
+            assert!(matches!(fault, Err(StatsError::BadValue(_))), "{gauge}: {value}");
+        }
+    }
+    let unrelated =
+        "cluster.a.upstream_cx_active: many\nlistener.a.downstream_cx_total: -\n: \n:\n";
+    assert_eq!(open(unrelated), 0);
+}
+
+#[test]
+fn what_is_there_twice_makes_the_count_larger_and_never_smaller() {
+    let lines = "listener.a.downstream_cx_active: 2\nlistener.b.downstream_pre_cx_active: 3\n";
+    assert_eq!(open(&lines.repeat(2)), 10);
+    let scrape = "listener.s.downstream_cx_active: 2\n";
+    for ([first, second], least) in [([2, 2], 2), ([1, 2], 1), ([2, 1], 1)] {
+        let http = "http.stats.downstream_cx_active";
+        let lines = format!("{http}: {first}\n{scrape}{http}: {second}\n{scrape}");
+        assert_eq!(open(&lines), 4 - least, "{first} and {second}");
+    }
+    for live in ["server.live: 1\nserver.live: 0\n", "server.live: 0\nserver.live: 1\n"] {
+        let seen = count_with(format!("{SENTINELS}{live}").as_bytes(), &[]).unwrap();
+        assert_eq!(seen.live, Some(true), "{live}");
+    }
+}
+
+#[test]
+fn sums_stop_at_the_largest_number() {
+    let huge = "listener.a.downstream_cx_active: 18446744073709551615\n\
+        listener.b.downstream_cx_active: 2\n";
+    assert_eq!(open(huge), u64::MAX);
+}
+
+#[test]
+fn names_may_hold_anything() {
+    assert_eq!(open("listener.a: b.downstream_cx_active: 2\n"), 2);
+    assert_eq!(open("listener.\u{fc}\u{1f980}.downstream_cx_active: 2\r\n"), 2);
+    assert_eq!(open("http.a.b.c.downstream_cx_active: 2\nlistener..downstream_cx_active: 3\n"), 0);
+    let bytes = [SENTINELS.as_bytes(), b"listener.\xff\xfe.downstream_cx_active: 2\n"].concat();
+    assert_eq!(count_with(&bytes, &[]).unwrap().open, 2);
+}
+
+#[test]
+fn pieces_may_end_anywhere() {
+    let body = format!(
+        "{SENTINELS}listener.a.downstream_cx_active: 12\nlistener.b.downstream_pre_cx_active: 30"
+    );
+    for size in 1..body.len() {
+        let mut tally = StatsParser::new(&[], &[]);
+        body.as_bytes().chunks(size).for_each(|piece| tally.push(piece));
+        assert_eq!(tally.finish().unwrap().open, 42, "in pieces of {size}");
+    }
+}
+
+#[test]
+fn live_is_read_wherever_it_stands() {
+    for (line, live) in [("server.live: 1\n", true), ("server.live: 0\n", false)] {
+        for body in [format!("{line}{}", &SENTINELS[15..]), format!("{}{line}", &SENTINELS[15..])] {
+            assert_eq!(count_with(body.as_bytes(), &[]).unwrap().live, Some(live));
+        }
+    }
+}
+
+#[test]
+fn a_fault_is_told_with_what_to_do() {
+    let fault = count_with(b"", &[]).unwrap_err().to_string();
+    assert!(fault.contains("stats_config"), "{fault}");
+    let line = format!("listener.{}.downstream_cx_active: x\n", "a".repeat(1000));
+    let fault = count_with(line.as_bytes(), &[]).unwrap_err().to_string();
+    assert!(fault.len() < 300 && fault.contains("without a number"), "{fault}");
+}

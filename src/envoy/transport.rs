@@ -1,0 +1,328 @@
+//! `ureq` over the sockets of this program: Unix and TCP.
+//!
+//! Every wait is bounded by the time that the whole call has left, also where std has no time-out
+//! for it: a `connect` to a Unix socket whose backlog is full, a read that a signal interrupts,
+//! the look-up of a name.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
+    sockopt,
+};
+use nix::sys::time::TimeVal;
+use ureq::Agent;
+use ureq::http::{self, HeaderValue, Method, header};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
+};
+
+use crate::cli::address::AdminAddress;
+use crate::os::supervisor::spawn;
+use crate::slot::Slot;
+
+/// Why a request has no whole answer.
+#[derive(Debug)]
+pub enum Error {
+    /// The time was over first; a full backlog too.
+    Timeout,
+    /// The connection could not be made, or was lost.
+    Io(io::Error),
+    /// What came back is not HTTP, or its end cannot be known.
+    Protocol(String),
+    /// Whoever took the body wanted no more of it.
+    TooLong,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("no whole answer in time"),
+            Self::Io(error) => error.fmt(f),
+            Self::Protocol(what) => write!(f, "not a whole HTTP answer ({what})"),
+            Self::TooLong => f.write_str("the answer is too long"),
+        }
+    }
+}
+
+impl From<ureq::Error> for Error {
+    fn from(error: ureq::Error) -> Self {
+        match error {
+            ureq::Error::Timeout(_) => Self::Timeout,
+            ureq::Error::Io(error) => Self::Io(error),
+            // Without its length, which differs each time.
+            ureq::Error::LargeResponseHeader(..) => {
+                Self::Protocol("its head is too long".to_owned())
+            }
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
+/// Sends one request without a body over a connection of its own, passes the answer's status and
+/// each piece of its body to `take` until that returns false, and returns the status.
+///
+/// No proxy, no redirects, and any status is an answer.
+///
+/// # Errors
+/// When there is no whole answer within `timeout`, or `take` wants no more.
+pub fn request(
+    address: &AdminAddress,
+    method: &str,
+    path: &str,
+    timeout: Option<Duration>,
+    take: &mut dyn FnMut(u16, &[u8]) -> bool,
+) -> Result<u16, Error> {
+    let config = Agent::config_builder()
+        .max_redirects(0)
+        .http_status_as_error(false)
+        // The default is read from the environment.
+        .proxy(None)
+        .input_buffer_size(8 * 1024)
+        .output_buffer_size(4 * 1024)
+        // It must be less than the buffer, or a longer head looks like a closed connection.
+        .max_response_header_size(4 * 1024)
+        .timeout_global(timeout)
+        .build();
+    let host = match address {
+        AdminAddress::Unix(_) => "localhost".to_owned(),
+        AdminAddress::Tcp(..) => address.to_string(),
+    };
+    let mut request = http::Request::new(());
+    let uri = format!("http://{host}{path}").try_into();
+    *request.uri_mut() = uri.map_err(|_| Error::Protocol(format!("{path} is no path")))?;
+    let fields = request.headers_mut();
+    fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if method == "POST" {
+        // Without it an empty body is sent in chunks, of which there are none.
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        *request.method_mut() = Method::POST;
+    }
+    let response = Agent::with_parts(config, Socket(address.clone()), Nowhere).run(request)?;
+    let status = response.status().as_u16();
+    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
+        .iter()
+        .any(|name| response.headers().contains_key(name));
+    if !framed {
+        return Err(Error::Protocol("it does not say how long it is".to_owned()));
+    }
+    let mut body = response.into_body().into_reader();
+    let mut piece = [0; 4096];
+    loop {
+        match body.read(&mut piece).map_err(ureq::Error::from)? {
+            0 => return Ok(status),
+            length if take(status, &piece[..length]) => {}
+            _ => return Err(Error::TooLong),
+        }
+    }
+}
+
+/// The longest that a `connect` takes. To a Unix socket it takes microseconds, unless its owner
+/// has stopped accepting.
+const LONGEST_CONNECT: Duration = Duration::from_secs(10);
+
+/// Connects to a Unix socket, in 10 s or less.
+///
+/// # Errors
+/// As `connect(2)`; `TimedOut` when the backlog stays full for as long as `timeout`.
+pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
+    let mut left = timeout.min(LONGEST_CONNECT);
+    let deadline = Instant::now() + left;
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    loop {
+        // The kernel takes a send time-out for one of connect too.
+        setsockopt(&fd, sockopt::SendTimeout, &limit(Some(left)))?;
+        match connect(fd.as_raw_fd(), &address) {
+            Ok(()) => return Ok(fd),
+            Err(Errno::EINTR) => left = time_left(deadline)?,
+            Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> {
+    let deadline = Instant::now() + timeout.min(LONGEST_CONNECT);
+    let addresses = addresses(host, port, time_left(deadline)?)?;
+    let mut failure = io::Error::other(format!("the name {host} has no address"));
+    for (index, address) in addresses.iter().enumerate() {
+        // Each gets its share of what is left, so that a silent one does not use up all of it.
+        let share = time_left(deadline)? / u32::try_from(addresses.len() - index).unwrap_or(1);
+        match TcpStream::connect_timeout(address, share) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream.into());
+            }
+            // A refusal elsewhere must not make a silent Envoy look like a dead one.
+            Err(error) if failure.kind() != ErrorKind::TimedOut => failure = error,
+            Err(_) => {}
+        }
+    }
+    Err(failure)
+}
+
+fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
+    let at = |ip: IpAddr| SocketAddr::new(ip, port);
+    if let Ok(literal) = host.parse() {
+        return Ok(vec![at(literal)]);
+    }
+    if host == "localhost" {
+        return Ok(vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())]);
+    }
+    // A look-up cannot be bounded, so it has a thread, which may outlive the call.
+    let found = Slot::new();
+    let (name, its_found) = (host.to_owned(), found.clone());
+    let look_up =
+        move || its_found.put((name.as_str(), port).to_socket_addrs().map(Iterator::collect));
+    spawn("look-up", Box::new(look_up))?;
+    let looked_up = found.take_within(timeout).ok_or(ErrorKind::TimedOut)?;
+    looked_up.map_err(|error| io::Error::other(format!("the name {host} is not known ({error})")))
+}
+
+fn time_left(deadline: Instant) -> io::Result<Duration> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// A socket's time-out; zero would be none.
+fn limit(left: Option<Duration>) -> TimeVal {
+    let micros = left.map_or(0, |left| left.as_micros().clamp(1, i64::MAX as u128) as i64);
+    TimeVal::new(micros / 1_000_000, micros % 1_000_000)
+}
+
+#[derive(Debug)]
+struct Socket(AdminAddress);
+
+impl Connector for Socket {
+    type Out = Stream;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<Stream>, ureq::Error> {
+        let timeout = *details.timeout.after;
+        let fd = match &self.0 {
+            AdminAddress::Unix(path) => connect_unix(path, timeout),
+            AdminAddress::Tcp(host, port) => connect_tcp(host, *port, timeout),
+        };
+        let fd = fd.map_err(|error| timed(error, details.timeout))?;
+        let config = details.config;
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        Ok(Some(Stream { fd, buffers }))
+    }
+}
+
+struct Stream {
+    fd: OwnedFd,
+    buffers: LazyBuffers,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stream")
+    }
+}
+
+impl Transport for Stream {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        let deadline = deadline(timeout);
+        let mut output = &self.buffers.output()[..amount];
+        while !output.is_empty() {
+            let sent = retrying(deadline, |left| {
+                setsockopt(&self.fd, sockopt::SendTimeout, &left)?;
+                send(self.fd.as_raw_fd(), output, MsgFlags::MSG_NOSIGNAL)
+            });
+            output = &output[sent.map_err(|error| timed(error, timeout))?..];
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        let input = self.buffers.input_append_buf();
+        let received = retrying(deadline(timeout), |left| {
+            setsockopt(&self.fd, sockopt::ReceiveTimeout, &left)?;
+            recv(self.fd.as_raw_fd(), input, MsgFlags::empty())
+        });
+        let amount = received.map_err(|error| timed(error, timeout))?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // Connections are not pooled.
+        false
+    }
+}
+
+/// `ureq`'s "never" is longer than an `Instant` can be moved.
+fn deadline(timeout: NextTimeout) -> Option<Instant> {
+    (!timeout.after.is_not_happening()).then(|| Instant::now() + *timeout.after)
+}
+
+fn retrying(
+    deadline: Option<Instant>,
+    mut attempt: impl FnMut(TimeVal) -> nix::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        match attempt(limit(deadline.map(time_left).transpose()?)) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn timed(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+    match error.kind() {
+        ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
+        _ => ureq::Error::Io(error),
+    }
+}
+
+/// The connector knows its address, but `ureq` wants to have one too.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Resolver for Nowhere {
+    fn resolve(
+        &self,
+        _: &ureq::http::Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut addresses = self.empty();
+        addresses.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        Ok(addresses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn what_takes_no_time_is_done_however_late_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert!(connect_unix(&path, Duration::ZERO).is_ok());
+    }
+}

@@ -1,0 +1,108 @@
+//! The public port and the descriptors for it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    sockopt,
+};
+
+use crate::cli::address::ServeAt;
+
+/// The kernel counts what clients send to the memory of the container. It makes 8 KiB of this,
+/// which is more than a head.
+const RECEIVE_BUFFER: usize = 4096;
+
+/// Binds the public port and listens there.
+///
+/// # Errors
+/// A sentence that names the port, when it is taken or may not be used.
+pub fn listener(at: &ServeAt) -> Result<TcpListener, String> {
+    let address = at.address.as_deref().map(ServeAt::parse).transpose()?;
+    let bound = match address {
+        Some(address) => open(address, at.port),
+        // IPv6 may be switched off: no such family, or none of its addresses.
+        None => match open(Ipv6Addr::UNSPECIFIED.into(), at.port) {
+            Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => {
+                open(Ipv4Addr::UNSPECIFIED.into(), at.port)
+            }
+            result => result,
+        },
+    };
+    bound.map_err(|error| {
+        let advice = match error {
+            Errno::EADDRINUSE => "another program has it; stop that, or set --serve-port",
+            Errno::EACCES => "this user may not have it; set --serve-port to 1024 or more",
+            Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT => {
+                "this machine has no such address; set --serve-address to one of its own"
+            }
+            _ => "set --serve-port or --serve-address",
+        };
+        format!("cannot serve on {at}: {}; {advice}", io::Error::from(error))
+    })
+}
+
+fn open(address: IpAddr, port: u16) -> nix::Result<TcpListener> {
+    let address = SocketAddr::new(address, port);
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Stream, flags, None)?;
+    // A restarted sidecar must not wait for its predecessor's connections to be forgotten.
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    if address.is_ipv6() {
+        // Whatever the system's default (net.ipv6.bindv6only) is.
+        setsockopt(&fd, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
+    }
+    setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    // As long as the kernel allows: a probe that finds it full is asked again after a second only.
+    listen(&fd, Backlog::MAXALLOWABLE)?;
+    Ok(TcpListener::from(fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn at(address: &str, port: u16) -> ServeAt {
+        ServeAt { address: (!address.is_empty()).then(|| address.to_owned()), port }
+    }
+
+    #[test]
+    fn all_addresses_are_those_of_both_families() {
+        let listener = listener(&at("", 0)).unwrap();
+        let bound = listener.local_addr().unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).unwrap();
+        if bound.is_ipv6() {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, bound.port())).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_address_is_no_other() {
+        let listener = listener(&at("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        TcpStream::connect(("127.0.0.2", port)).unwrap_err();
+        TcpStream::connect((Ipv6Addr::LOCALHOST, port)).unwrap_err();
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_had_is_named_with_what_to_do() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        for (at, start, end) in [
+            (at("127.0.0.1", port), format!("cannot serve on 127.0.0.1:{port}: "), "--serve-port"),
+            (at("", port), format!("cannot serve on *:{port}: "), "--serve-port"),
+            (at("192.0.2.1", 9), "cannot serve on 192.0.2.1:9: ".to_owned(), "one of its own"),
+        ] {
+            let error = listener(&at).unwrap_err();
+            assert!(error.starts_with(&start) && error.ends_with(end), "{error}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What is shown: the log, the status, the metrics.
+
+pub mod drain_log;
+pub mod json;
+pub mod log;
+pub mod messages;
+pub mod status;

@@ -1,0 +1,18 @@
+//! How many file descriptors the process may have.
+
+use std::io;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Lets the process have as many descriptors as it may, and says how many that are.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn raise_descriptor_limit() -> io::Result<usize> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
+    Ok(usize::try_from(limit).unwrap_or(usize::MAX))
+}

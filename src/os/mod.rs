@@ -1,0 +1,6 @@
+//! What the operating system gives: a clock, descriptors, threads and locks.
+
+pub mod clock;
+pub mod limits;
+pub mod supervisor;
+pub mod sync;
