@@ -1,6 +1,13 @@
 //! Whole drains on a virtual clock, against an Envoy that is a script.
 
+use std::time::Duration;
+
 use super::*;
+use crate::cli::options::Options;
+use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::stats::StatsCoverage;
+use crate::envoy::{Call, Health, Poll, Reply};
+use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
     Timestamp::from_start(time)
@@ -14,7 +21,7 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// What Envoy answers from a moment on.
+/// How Envoy responds from a moment on.
 #[derive(Clone, Copy, Debug)]
 enum Envoy {
     Live(u64),
@@ -32,7 +39,8 @@ struct Scenario {
     machine: Machine,
     now: Duration,
     calls: Vec<(Duration, Call)>,
-    /// How long Envoy takes for an answer; a hanging one takes 2 s until the call gives up.
+    events: Vec<DrainEvent>,
+    /// How long Envoy takes to respond; when it hangs, the call gives up after 2 s.
     takes: Duration,
 }
 
@@ -41,14 +49,14 @@ fn options() -> Options {
     Options { check_interval: s(1), check_delay: s(10), ..Options::default() }
 }
 
-/// Begins a drain at 0 s of an Envoy that is LIVE with `open` connections.
+/// Starts a drain at 0 s of an Envoy that is LIVE with `open` connections.
 fn drain(open: u64, options: Options) -> Scenario {
-    let mut scenario = serving(Envoy::Live(open), options);
-    assert_eq!(scenario.begin(), DrainStart::Started(1));
+    let mut scenario = idle(Envoy::Live(open), options);
+    assert_eq!(scenario.start(), DrainStart::Started(1));
     scenario
 }
 
-fn serving(envoy: Envoy, options: Options) -> Scenario {
+fn idle(envoy: Envoy, options: Options) -> Scenario {
     Scenario {
         options,
         script: Vec::new(),
@@ -56,6 +64,7 @@ fn serving(envoy: Envoy, options: Options) -> Scenario {
         machine: Machine::new(Timestamp::ZERO, true),
         now: Duration::ZERO,
         calls: Vec::new(),
+        events: Vec::new(),
         takes: Duration::ZERO,
     }
 }
@@ -66,55 +75,57 @@ impl Scenario {
         self
     }
 
-    fn begin(&mut self) -> DrainStart {
-        self.machine.begin(self.options.clone(), at(self.now))
+    fn start(&mut self) -> DrainStart {
+        self.machine.start(self.options.clone(), at(self.now))
     }
 
-    fn answer(&mut self, call: Call) -> Answer {
+    fn call(&mut self, call: Call) -> Result<Reply, AdminError> {
         while let Some((time, envoy)) = self.script.first().copied()
             && time <= self.now
         {
             self.envoy = envoy;
             self.script.remove(0);
         }
-        let fault = |kind| Answer::AdminError(AdminError { kind, text: String::new() });
         let (health, open) = match self.envoy {
             Envoy::Live(open) => (Health::Live, open),
             Envoy::Draining(open) => (Health::Draining, open),
             Envoy::Starting => (Health::Starting, 0),
-            Envoy::Refuses => return fault(AdminErrorKind::Refused),
+            Envoy::Refuses => return Err(error(AdminErrorKind::Refused)),
             Envoy::Hangs => {
                 self.now += s(2);
-                return fault(AdminErrorKind::Timeout);
+                return Err(error(AdminErrorKind::Timeout));
             }
         };
         self.now += self.takes;
-        match call {
+        Ok(match call {
             Call::FailHealthChecks => {
                 if let Envoy::Live(open) = self.envoy {
                     self.envoy = Envoy::Draining(open);
                 }
-                Answer::Failed
+                Reply::HealthChecksFailed
             }
-            Call::DrainListeners => Answer::ListenersDrain,
+            Call::DrainListeners => Reply::ListenersDraining,
             Call::RestoreHealthChecks => {
                 if let Envoy::Draining(open) = self.envoy {
                     self.envoy = Envoy::Live(open);
                 }
-                Answer::PutBack
+                Reply::HealthChecksRestored
             }
-            Call::CheckReady => Answer::Seen(health),
+            Call::CheckReady => Reply::Ready(health),
             Call::ReadStats => {
-                Answer::Polled(Poll { open, visible: StatsCoverage::Everything, health })
+                Reply::Stats(Poll { open, coverage: StatsCoverage::Everything, health })
             }
-        }
+        })
     }
 
     /// Runs until the time, or until the machine has nothing to do any more.
     fn run_to(&mut self, end: Duration) -> &mut Self {
         let mut event = Event::Tick;
         while self.now <= end {
-            match self.machine.step(&std::mem::replace(&mut event, Event::Tick), at(self.now)) {
+            let step = self.machine.step(&event, at(self.now));
+            event = Event::Tick;
+            self.events.extend(step.events);
+            match step.action {
                 Action::Sleep => break,
                 Action::SleepUntil(time) => {
                     let time = time.since_start();
@@ -127,7 +138,7 @@ impl Scenario {
                 Action::Call(call) => {
                     self.calls.push((self.now, call));
                     let drain = self.machine.number();
-                    event = Event::Answer { drain, answer: self.answer(call) };
+                    event = Event::Reply { drain, call, result: self.call(call) };
                 }
                 Action::Finish(_) => event = Event::Finished,
             }
@@ -146,6 +157,30 @@ impl Scenario {
     fn times(&self, wanted: Call) -> Vec<Duration> {
         self.calls.iter().filter(|(_, call)| *call == wanted).map(|(time, _)| *time).collect()
     }
+}
+
+fn error(kind: AdminErrorKind) -> AdminError {
+    AdminError { kind, text: String::new() }
+}
+
+/// A reply to the call that it is one to.
+fn reply(drain: u64, reply: Reply) -> Event {
+    let call = match reply {
+        Reply::HealthChecksFailed => Call::FailHealthChecks,
+        Reply::ListenersDraining => Call::DrainListeners,
+        Reply::Ready(_) => Call::CheckReady,
+        Reply::Stats(_) => Call::ReadStats,
+        Reply::HealthChecksRestored => Call::RestoreHealthChecks,
+    };
+    Event::Reply { drain, call, result: Ok(reply) }
+}
+
+fn failure(drain: u64, call: Call, kind: AdminErrorKind) -> Event {
+    Event::Reply { drain, call, result: Err(error(kind)) }
+}
+
+fn step(machine: &mut Machine, event: &Event, now: Duration) -> Action {
+    machine.step(event, at(now)).action
 }
 
 const DRAINED: Outcome = Outcome::Drained { open: 0 };
@@ -179,36 +214,32 @@ fn the_phases_follow_each_other() {
     let mut scenario =
         drain(1, Options { drain_delay: s(5), ..options() }).at(s(20), Envoy::Draining(0));
     for (time, phase) in [
-        (s(0), Phase::Delaying),
-        (s(4), Phase::Delaying),
-        (s(5), Phase::Settling),
-        (s(14), Phase::Settling),
-        (s(15), Phase::Draining),
-        (s(19), Phase::Draining),
+        (s(0), Phase::DrainDelay),
+        (s(4), Phase::DrainDelay),
+        (s(5), Phase::CheckDelay),
+        (s(14), Phase::CheckDelay),
+        (s(15), Phase::WaitingForConnections),
+        (s(19), Phase::WaitingForConnections),
         (s(20), Phase::Ended),
         (s(49), Phase::Ended),
-        (s(50), Phase::Serving),
+        (s(50), Phase::Idle),
     ] {
         assert_eq!(scenario.run_to(time).machine.phase(), phase, "at {time:?}");
     }
     let mut failing = drain(1, options()).at(s(0), Envoy::Hangs);
-    assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::Failing);
+    assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::FailingHealthChecks);
 }
 
 #[test]
-fn the_outline_tells_a_poll_from_other_calls() {
-    let polls = |scenario: &Scenario| scenario.machine.outline().polls;
-    let mut scenario = drain(1, options());
-    assert!(!polls(&scenario));
-    assert!(!polls(scenario.run_to(s(9))), "settling");
-    assert!(polls(scenario.run_to(s(10))), "draining");
-
-    let mut machine = Machine::new(Timestamp::ZERO, true);
-    machine.step(&Event::Tick, at(s(2)));
-    assert!(machine.outline().looks && !machine.outline().polls);
-    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Live) };
-    machine.step(&answer, at(s(2)));
-    assert!(machine.outline().looks && machine.outline().polls);
+fn a_failed_call_is_reported_with_what_was_asked() {
+    let mut scenario = drain(1, options()).at(s(5), Envoy::Hangs).at(s(11), Envoy::Draining(0));
+    scenario.ends();
+    let failed = |event: &DrainEvent| match event {
+        DrainEvent::CallFailed { call, .. } => Some(*call),
+        _ => None,
+    };
+    let failed: Vec<Call> = scenario.events.iter().filter_map(failed).collect();
+    assert_eq!(failed, [Call::CheckReady, Call::CheckReady, Call::ReadStats]);
 }
 
 #[test]
@@ -256,7 +287,7 @@ fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
     let expected =
         [s(0), ms(2_200), ms(5_200), ms(12_200), ms(21_200), ms(30_200), ms(39_200), ms(48_200)];
     assert_eq!(scenario.times(Call::FailHealthChecks), expected);
-    assert_eq!(scenario.machine.phase(), Phase::Settling);
+    assert_eq!(scenario.machine.phase(), Phase::CheckDelay);
 }
 
 #[test]
@@ -403,9 +434,9 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
 fn a_second_hook_joins() {
     let mut scenario = drain(1, options());
     scenario.run_to(s(5));
-    assert_eq!(scenario.begin(), DrainStart::Joined(1));
+    assert_eq!(scenario.start(), DrainStart::Joined(1));
     scenario.run_to(s(6));
-    assert_eq!(scenario.machine.phase(), Phase::Settling, "and disturbs nothing");
+    assert_eq!(scenario.machine.phase(), Phase::CheckDelay, "and disturbs nothing");
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
 }
 
@@ -413,15 +444,15 @@ fn a_second_hook_joins() {
 fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
     let mut scenario = drain(0, options());
     scenario.run_to(s(39));
-    assert_eq!(scenario.begin(), DrainStart::Joined(1));
-    assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Serving);
+    assert_eq!(scenario.start(), DrainStart::Joined(1));
+    assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Idle);
     assert_eq!(
         scenario.times(Call::CheckReady).last(),
         Some(&s(40)),
         "one look at what it left behind"
     );
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [], "which changes nothing");
-    let begun = scenario.begin();
+    let begun = scenario.start();
     assert_eq!((begun, begun.number()), (DrainStart::Started(2), 2));
     let (took, outcome) = scenario.ends();
     assert_eq!((took, outcome), (s(10), DRAINED));
@@ -430,55 +461,55 @@ fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
 
 #[test]
 fn who_waits_awaits_this_drain_or_the_next() {
-    let mut scenario = serving(Envoy::Live(0), options());
-    assert_eq!(scenario.machine.awaits(), 1);
-    scenario.begin();
-    assert_eq!(scenario.machine.awaits(), 1);
+    let mut scenario = idle(Envoy::Live(0), options());
+    assert_eq!(scenario.machine.awaited_drain(), 1);
+    scenario.start();
+    assert_eq!(scenario.machine.awaited_drain(), 1);
     scenario.run_to(s(9));
     assert_eq!(scenario.machine.end_of(1), None);
     scenario.run_to(s(10));
-    assert_eq!(scenario.machine.awaits(), 1, "it has just ended");
+    assert_eq!(scenario.machine.awaited_drain(), 1, "it has just ended");
     assert_eq!(scenario.machine.end_of(1).map(|ended| ended.outcome), Some(DRAINED));
     assert_eq!(scenario.machine.end_of(2), None);
     scenario.run_to(s(41));
-    assert_eq!(scenario.machine.awaits(), 2);
+    assert_eq!(scenario.machine.awaited_drain(), 2);
     assert!(scenario.machine.end_of(1).is_some(), "a slow waiter still finds its end");
 }
 
 #[test]
 fn an_answer_to_an_earlier_call_is_dropped() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    machine.begin(options(), at(s(2)));
-    let stale = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&stale, at(s(2))), Action::Call(Call::FailHealthChecks));
-    let stale = Event::Answer { drain: 0, answer: Answer::Failed };
-    machine.step(&stale, at(s(2)));
-    assert_eq!(machine.phase(), Phase::Failing);
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    machine.start(options(), at(s(2)));
+    let stale = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &stale, s(2)), Action::Call(Call::FailHealthChecks));
+    let stale = reply(0, Reply::HealthChecksFailed);
+    step(&mut machine, &stale, s(2));
+    assert_eq!(machine.phase(), Phase::FailingHealthChecks);
 }
 
 #[test]
 fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
-    let mut scenario = serving(Envoy::Draining(4), options());
+    let mut scenario = idle(Envoy::Draining(4), options());
     scenario.run_to(s(100));
     assert_eq!(
         scenario.calls,
         [(s(2), Call::CheckReady), (s(2), Call::RestoreHealthChecks), (s(2), Call::ReadStats)],
         "and then there is nothing to do"
     );
-    assert_eq!(scenario.machine.step(&Event::Tick, at(s(101))), Action::Sleep);
+    assert_eq!(step(&mut scenario.machine, &Event::Tick, s(101)), Action::Sleep);
 }
 
 #[test]
 fn an_envoy_in_service_is_only_looked_at() {
-    let mut scenario = serving(Envoy::Live(4), options());
+    let mut scenario = idle(Envoy::Live(4), options());
     scenario.run_to(s(100));
     assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
 fn nothing_is_put_back_when_that_is_turned_off() {
-    let mut scenario = serving(Envoy::Draining(4), options());
+    let mut scenario = idle(Envoy::Draining(4), options());
     scenario.machine = Machine::new(Timestamp::ZERO, false);
     scenario.run_to(s(100));
     assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
@@ -486,24 +517,24 @@ fn nothing_is_put_back_when_that_is_turned_off() {
 
 #[test]
 fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
-    let mut scenario = serving(Envoy::Draining(4), options());
-    scenario.run_to(s(1)).machine.arrived(at(s(1)));
+    let mut scenario = idle(Envoy::Draining(4), options());
+    scenario.run_to(s(1)).machine.waiter_arrived(at(s(1)));
     scenario.run_to(s(30));
     assert_eq!(scenario.calls, []);
-    scenario.machine.all_left(at(s(30)));
+    scenario.machine.last_waiter_left(at(s(30)));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(32)]);
 
     // Somebody comes between the look and what follows from it.
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    machine.arrived(at(s(2)));
-    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&answer, at(s(2))), Action::Sleep);
-    machine.all_left(at(s(9)));
-    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::SleepUntil(at(s(11))));
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    machine.waiter_arrived(at(s(2)));
+    let answer = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &answer, s(2)), Action::Sleep);
+    machine.last_waiter_left(at(s(9)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(9)), Action::SleepUntil(at(s(11))));
     assert_eq!(
-        machine.step(&Event::Tick, at(s(11))),
+        step(&mut machine, &Event::Tick, s(11)),
         Action::Call(Call::CheckReady),
         "it looks anew"
     );
@@ -511,9 +542,9 @@ fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
 
 #[test]
 fn nothing_is_put_back_once_a_drain_has_begun() {
-    let mut scenario = serving(Envoy::Draining(0), options());
+    let mut scenario = idle(Envoy::Draining(0), options());
     scenario.run_to(ms(1_999));
-    scenario.begin();
+    scenario.start();
     scenario.run_to(s(200));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
 }
@@ -526,12 +557,12 @@ fn required() -> Options {
 fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_alone() {
     let mut scenario = drain(0, required());
     scenario.run_to(ms(2_999));
-    assert_eq!(scenario.machine.phase(), Phase::Delaying);
+    assert_eq!(scenario.machine.phase(), Phase::AwaitingEnvoyHook);
     scenario.run_to(s(100));
     let ended = scenario.machine.last().map(|ended| (ended.outcome, ended.took));
     assert_eq!(ended, Some((Outcome::NoEnvoyHook, s(3))));
     assert_eq!(scenario.times(Call::FailHealthChecks), []);
-    assert_eq!(scenario.machine.phase(), Phase::Serving, "there is nothing to join");
+    assert_eq!(scenario.machine.phase(), Phase::Idle, "there is nothing to join");
 }
 
 #[test]
@@ -544,18 +575,18 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
         (None, Some(ms(2_999)), true),
         (None, Some(s(3)), false),
     ] {
-        let mut scenario = serving(Envoy::Live(0), required());
+        let mut scenario = idle(Envoy::Live(0), required());
         scenario.now = s(10);
         if let Some(before) = before {
-            scenario.machine.arrived(at(s(10) - before));
+            scenario.machine.waiter_arrived(at(s(10) - before));
             // That it has left again does not matter.
-            scenario.machine.all_left(at(s(10) - before));
+            scenario.machine.last_waiter_left(at(s(10) - before));
         }
-        scenario.begin();
+        scenario.start();
         if let Some(after) = after {
             scenario.run_to(s(10) + after - ms(1));
             scenario.now = s(10) + after;
-            assert_eq!(scenario.machine.arrived(at(scenario.now)), came);
+            assert_eq!(scenario.machine.waiter_arrived(at(scenario.now)), came);
         }
         scenario.run_to(s(100));
         let fails = if came { vec![s(10) + after.unwrap_or_default()] } else { vec![] };
@@ -567,8 +598,8 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
 fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
     let mut scenario = drain(0, Options { drain_delay: s(5), ..required() });
     scenario.run_to(s(2));
-    assert!(scenario.machine.arrived(at(s(2))));
-    assert!(!scenario.machine.arrived(at(s(2))), "once is enough");
+    assert!(scenario.machine.waiter_arrived(at(s(2))));
+    assert!(!scenario.machine.waiter_arrived(at(s(2))), "once is enough");
     scenario.run_to(s(20));
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(5)]);
 }
@@ -577,9 +608,9 @@ fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
 fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
     let mut scenario = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
     scenario.run_to(ms(79));
-    assert_eq!(scenario.machine.step(&Event::Tick, at(ms(79))), Action::SleepUntil(at(s(1))));
+    assert_eq!(step(&mut scenario.machine, &Event::Tick, ms(79)), Action::SleepUntil(at(s(1))));
     scenario.now = ms(80);
-    scenario.machine.arrived(at(ms(80)));
+    scenario.machine.waiter_arrived(at(ms(80)));
     scenario.run_to(s(2));
     assert_eq!(scenario.times(Call::FailHealthChecks), [ms(80)], "failed, and then given up");
     let last = scenario.machine.last().map(|ended| ended.outcome);
@@ -594,45 +625,44 @@ fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
 fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     let timeout = Some(ms(5_500));
-    machine.begin(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
-    assert_eq!(machine.step(&Event::Tick, at(ms(4_900))), Action::Call(Call::CheckReady));
-    let fault = AdminError { kind: AdminErrorKind::Refused, text: String::new() };
-    let refused = Event::Answer { drain: 1, answer: Answer::AdminError(fault) };
-    assert_eq!(machine.step(&refused, at(ms(4_900))), Action::SleepUntil(at(s(5))));
-    assert_eq!(machine.step(&Event::Tick, at(ms(5_600))), Action::SleepUntil(at(ms(5_900))));
+    machine.start(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, ms(4_900)), Action::Call(Call::CheckReady));
+    let refused = failure(1, Call::CheckReady, AdminErrorKind::Refused);
+    assert_eq!(step(&mut machine, &refused, ms(4_900)), Action::SleepUntil(at(s(5))));
+    assert_eq!(step(&mut machine, &Event::Tick, ms(5_600)), Action::SleepUntil(at(ms(5_900))));
 }
 
 #[test]
 fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    let seen = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&seen, at(s(2))), Action::Call(Call::RestoreHealthChecks));
-    machine.begin(required(), at(s(2)));
-    assert_eq!(machine.step(&Event::Tick, at(s(5))), Action::Finish(Outcome::NoEnvoyHook));
-    assert_eq!(machine.step(&Event::Finished, at(s(5))), Action::SleepUntil(at(s(7))));
-    assert_eq!(machine.step(&Event::Tick, at(s(7))), Action::Call(Call::CheckReady));
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    let seen = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &seen, s(2)), Action::Call(Call::RestoreHealthChecks));
+    machine.start(required(), at(s(2)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(5)), Action::Finish(Outcome::NoEnvoyHook));
+    assert_eq!(step(&mut machine, &Event::Finished, s(5)), Action::SleepUntil(at(s(7))));
+    assert_eq!(step(&mut machine, &Event::Tick, s(7)), Action::Call(Call::CheckReady));
 }
 
 #[test]
 fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
-    let mut scenario = serving(Envoy::Draining(0), required());
+    let mut scenario = idle(Envoy::Draining(0), required());
     scenario.run_to(s(1));
     scenario.now = s(1);
-    scenario.begin();
+    scenario.start();
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(6)], "3 s for the hook, and 2 s more");
 }
 
 #[test]
 fn an_envoy_that_comes_later_is_not_put_back() {
-    let mut scenario = serving(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
+    let mut scenario = idle(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
     assert_eq!(scenario.times(Call::ReadStats), [s(7)]);
     // One that hangs or is still starting may be stranded.
     for (first, put_back) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
-        let mut scenario = serving(first, options()).at(s(5), Envoy::Draining(0));
+        let mut scenario = idle(first, options()).at(s(5), Envoy::Draining(0));
         scenario.run_to(s(100));
         assert_eq!(scenario.times(Call::RestoreHealthChecks), [put_back], "{first:?}");
     }
@@ -641,31 +671,35 @@ fn an_envoy_that_comes_later_is_not_put_back() {
 #[test]
 fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
     for never in [Envoy::Refuses, Envoy::Starting, Envoy::Hangs] {
-        let mut scenario = serving(never, options());
+        let mut scenario = idle(never, options());
         scenario.run_to(s(1000));
         assert_eq!(scenario.calls.len(), 12, "{never:?}");
-        assert_eq!(scenario.machine.step(&Event::Tick, at(s(1000))), Action::Sleep);
+        assert_eq!(step(&mut scenario.machine, &Event::Tick, s(1000)), Action::Sleep);
     }
 }
 
 #[test]
 fn putting_back_is_tried_again_when_it_fails() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    let answer = |answer| Event::Answer { drain: 0, answer };
-    let timeout = AdminError { kind: AdminErrorKind::Timeout, text: String::new() };
-    machine.step(&Event::Tick, at(s(2)));
+    step(&mut machine, &Event::Tick, s(2));
     assert_eq!(
-        machine.step(&answer(Answer::Seen(Health::Draining)), at(s(2))),
+        step(&mut machine, &reply(0, Reply::Ready(Health::Draining)), s(2)),
         Action::Call(Call::RestoreHealthChecks)
     );
     assert_eq!(
-        machine.step(&answer(Answer::AdminError(timeout.clone())), at(s(4))),
+        step(&mut machine, &failure(0, Call::RestoreHealthChecks, AdminErrorKind::Timeout), s(4)),
         Action::SleepUntil(at(s(9)))
     );
-    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::Call(Call::CheckReady));
-    machine.step(&answer(Answer::Seen(Health::Draining)), at(s(9)));
-    assert_eq!(machine.step(&answer(Answer::PutBack), at(s(9))), Action::Call(Call::ReadStats));
-    assert_eq!(machine.step(&answer(Answer::AdminError(timeout)), at(s(9))), Action::Sleep);
+    assert_eq!(step(&mut machine, &Event::Tick, s(9)), Action::Call(Call::CheckReady));
+    step(&mut machine, &reply(0, Reply::Ready(Health::Draining)), s(9));
+    assert_eq!(
+        step(&mut machine, &reply(0, Reply::HealthChecksRestored), s(9)),
+        Action::Call(Call::ReadStats)
+    );
+    assert_eq!(
+        step(&mut machine, &failure(0, Call::ReadStats, AdminErrorKind::Timeout), s(9)),
+        Action::Sleep
+    );
 }
 
 #[test]
@@ -675,11 +709,11 @@ fn outcomes_explain_themselves() {
         (Outcome::Drained { open: 2 }, "drained", "2 open, within the threshold"),
         (Outcome::TimedOut { open: Some(3) }, "timed_out", "3 open at the last poll"),
         (Outcome::TimedOut { open: None }, "timed_out", "before the open connections"),
-        (Outcome::EnvoyGone, "envoy_gone", "nobody listens"),
+        (Outcome::EnvoyGone, "envoy_gone", "nothing listens"),
     ] {
         assert_eq!(outcome.name(), name);
         assert!(outcome.explain().contains(words), "{}", outcome.explain());
-        assert_eq!(outcome.gave_up(), name == "timed_out");
+        assert_eq!(outcome.kind().gave_up(), name == "timed_out");
     }
 }
 
@@ -690,7 +724,7 @@ fn listeners() -> Options {
 #[test]
 fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_waits() {
     let mut scenario = drain(1, listeners()).at(s(12), Envoy::Draining(0));
-    assert!(scenario.machine.arrived(at(s(0))));
+    assert!(scenario.machine.waiter_arrived(at(s(0))));
     assert_eq!(scenario.ends(), (s(12), DRAINED));
     let first: Vec<Call> = scenario.calls.iter().take(2).map(|(_, call)| *call).collect();
     assert_eq!(first, [Call::FailHealthChecks, Call::DrainListeners]);
@@ -698,7 +732,7 @@ fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_wa
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12)]);
     // Without the option they are not.
     let mut scenario = drain(0, options());
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     scenario.ends();
     assert_eq!(scenario.times(Call::DrainListeners), []);
 }
@@ -706,16 +740,16 @@ fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_wa
 #[test]
 fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
     let mut scenario = drain(1, listeners()).at(s(30), Envoy::Draining(0));
-    scenario.machine.arrived(at(s(0)));
-    scenario.machine.all_left(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
+    scenario.machine.last_waiter_left(at(s(0)));
     scenario.run_to(ms(5_500));
     assert_eq!(scenario.times(Call::DrainListeners), []);
-    assert!(scenario.machine.arrived(at(ms(5_500))), "the worker is woken");
-    assert!(!scenario.machine.arrived(at(ms(5_500))), "once");
+    assert!(scenario.machine.waiter_arrived(at(ms(5_500))), "the worker is woken");
+    assert!(!scenario.machine.waiter_arrived(at(ms(5_500))), "once");
     scenario.run_to(s(6));
     assert_eq!(scenario.times(Call::DrainListeners), [ms(5_500)]);
-    scenario.machine.all_left(at(s(7)));
-    assert!(!scenario.machine.arrived(at(s(8))), "there is nothing to be done for it");
+    scenario.machine.last_waiter_left(at(s(7)));
+    assert!(!scenario.machine.waiter_arrived(at(s(8))), "there is nothing to be done for it");
     // A lone hook drains all the same.
     let mut alone = drain(0, listeners());
     assert_eq!(alone.ends(), (s(10), DRAINED));
@@ -724,28 +758,27 @@ fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
 
 #[test]
 fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
-    let refused =
-        Answer::AdminError(AdminError { kind: AdminErrorKind::Status, text: String::new() });
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    machine.begin(Options { check_delay: s(3), ..listeners() }, at(s(0)));
-    machine.arrived(at(s(0)));
-    assert_eq!(machine.step(&Event::Tick, at(s(0))), Action::Call(Call::FailHealthChecks));
-    let told = |answer| Event::Answer { drain: 1, answer };
-    assert_eq!(machine.step(&told(Answer::Failed), at(s(0))), Action::Call(Call::DrainListeners));
-    assert!(!machine.outline().polls);
-    let next = machine.step(&told(refused.clone()), at(s(0)));
-    assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::Settling));
+    machine.start(Options { check_delay: s(3), ..listeners() }, at(s(0)));
+    machine.waiter_arrived(at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::FailHealthChecks));
+    let failed = |call| failure(1, call, AdminErrorKind::Status);
+    assert_eq!(
+        step(&mut machine, &reply(1, Reply::HealthChecksFailed), s(0)),
+        Action::Call(Call::DrainListeners)
+    );
+    let next = step(&mut machine, &failed(Call::DrainListeners), s(0));
+    assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::CheckDelay));
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
-        assert_eq!(machine.step(&Event::Tick, at(time)), Action::Call(call));
+        assert_eq!(step(&mut machine, &Event::Tick, time), Action::Call(call));
         // A look or a poll is due as well, and is not put off.
-        let next = machine.step(&told(refused.clone()), at(time));
+        let next = step(&mut machine, &failed(Call::DrainListeners), time);
         let expected = if time == s(1) { Call::CheckReady } else { Call::ReadStats };
         assert_eq!(next, Action::Call(expected));
-        assert_eq!(machine.outline().polls, expected == Call::ReadStats);
-        machine.step(&told(Answer::Seen(Health::Draining)), at(time));
+        step(&mut machine, &reply(1, Reply::Ready(Health::Draining)), time);
     }
-    let poll = Poll { open: 0, visible: StatsCoverage::Everything, health: Health::Draining };
-    assert_eq!(machine.step(&told(Answer::Polled(poll)), at(s(3))), Action::Finish(DRAINED));
+    let poll = Poll { open: 0, coverage: StatsCoverage::Everything, health: Health::Draining };
+    assert_eq!(step(&mut machine, &reply(1, Reply::Stats(poll)), s(3)), Action::Finish(DRAINED));
 }
 
 #[test]
@@ -754,7 +787,7 @@ fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
         .at(ms(4_500), Envoy::Live(1))
         .at(s(20), Envoy::Refuses)
         .at(s(21), Envoy::Draining(0));
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     assert_eq!(scenario.ends().1, DRAINED);
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(5)]);
     assert_eq!(scenario.times(Call::DrainListeners), [s(0), s(5), s(21)]);
@@ -764,13 +797,13 @@ fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
 fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
     let early = Options { drain_delay: s(2), health_check_failure_delay: s(5), ..options() };
     let mut scenario = drain(0, early.clone());
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     assert_eq!(scenario.ends(), (s(17), DRAINED));
     assert_eq!(scenario.times(Call::DrainListeners), [s(2)]);
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(7)]);
     // However late it is.
     let mut late = drain(0, early.clone());
-    late.machine.arrived(at(s(0)));
+    late.machine.waiter_arrived(at(s(0)));
     late.now = s(9);
     late.ends();
     let first: Vec<Call> = late.calls.iter().take(2).map(|(_, call)| *call).collect();
@@ -783,7 +816,7 @@ fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
     // Nothing is done before Envoy's own hook has come where that is required.
     let mut held = drain(0, Options { require_envoy_hook: true, drain_delay: s(0), ..early });
     held.run_to(ms(1_500));
-    assert!(held.machine.arrived(at(ms(1_500))));
+    assert!(held.machine.waiter_arrived(at(ms(1_500))));
     held.ends();
     assert_eq!(held.times(Call::DrainListeners), [ms(1_500)]);
 }
@@ -796,4 +829,26 @@ fn nothing_is_polled_before_the_shortest_drain_is_over() {
     assert_eq!(scenario.times(Call::ReadStats), [s(12)]);
     let mut longer = drain(0, Options { drain_delay: s(4), ..shortest });
     assert_eq!(longer.ends(), (s(14), DRAINED), "the check delay counts from failing");
+}
+
+#[test]
+fn whether_envoys_hook_came_is_an_event_three_seconds_after_the_start() {
+    let of_pairing = |event: &DrainEvent| {
+        matches!(event, DrainEvent::EnvoyHookWaits | DrainEvent::EnvoyHookMissing { .. })
+    };
+    for (comes, expected) in [
+        (true, DrainEvent::EnvoyHookWaits),
+        (false, DrainEvent::EnvoyHookMissing { listeners_untold: false }),
+    ] {
+        let mut scenario = drain(1, Options { check_interval: s(60), ..options() });
+        if comes {
+            scenario.machine.waiter_arrived(at(s(0)));
+        }
+        scenario.run_to(ms(2_999));
+        let early = scenario.events.iter().find(|event| of_pairing(event));
+        assert_eq!(early, None, "too early: {comes}");
+        scenario.run_to(s(3));
+        let events: Vec<_> = scenario.events.iter().filter(|event| of_pairing(event)).collect();
+        assert_eq!(events, [&expected], "{comes}");
+    }
 }

@@ -2,13 +2,21 @@
 
 use std::fmt;
 
-/// A call that brought no usable answer.
+/// A call that brought no usable response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminError {
-    /// What kind it is of, for the metrics and for telling a dead Envoy from a slow one.
+    /// For the metrics, and to tell a dead Envoy from a slow one.
     pub kind: AdminErrorKind,
-    /// A clause for an operator: what was asked of whom, and what came back.
+    /// A clause for an operator: what was asked of which address, and what came back.
     pub text: String,
+}
+
+impl AdminError {
+    /// Whether nothing listens at the admin address.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.kind == AdminErrorKind::Refused
+    }
 }
 
 impl fmt::Display for AdminError {
@@ -17,22 +25,21 @@ impl fmt::Display for AdminError {
     }
 }
 
-/// The kinds of [`AdminError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminErrorKind {
-    /// Nobody listens: connection refused, or no such socket. Three in a row are a dead Envoy.
+    /// Nothing listens: connection refused, or no such socket. Three in a row are a dead Envoy.
     Refused,
-    /// No whole answer in time; a full backlog too.
+    /// No whole response in time. A full backlog, too: Envoy's main thread is busy or hangs.
     Timeout,
-    /// A status other than the one that the call has when it succeeds.
+    /// Another status than the one of success.
     Status,
-    /// Not HTTP, or cut off.
+    /// Not HTTP, or cut off: mostly not Envoy's admin interface, or an Envoy that has just ended.
     Protocol,
-    /// An answer longer than Envoy's can be.
+    /// A response longer than Envoy's can be.
     TooLong,
-    /// A whole answer that does not say what was asked.
+    /// A whole response that does not say what was asked.
     Content,
-    /// Anything else: no permission, no descriptors, an unknown host.
+    /// No permission, no descriptors, an unknown host.
     Other,
 }
 

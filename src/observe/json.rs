@@ -1,6 +1,7 @@
 //! Writing JSON (RFC 8259): objects of a few fields, for the log and the status page.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// An object under construction.
 #[derive(Debug)]
@@ -60,6 +61,12 @@ impl Default for Object {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A time in seconds, with three decimals.
+#[must_use]
+pub fn seconds(time: Duration) -> String {
+    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
 }
 
 /// Appends a quoted string.

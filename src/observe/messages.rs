@@ -2,6 +2,8 @@
 //! that a message can be searched for and alerted on. The page *operations* of the manual says what
 //! to do about each.
 
+use crate::envoy::stats::StatsCoverage;
+
 // The process.
 pub const STARTED: &str = "started";
 pub const CANNOT_START: &str = "cannot start";
@@ -78,3 +80,13 @@ pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying
 pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";
 pub const BACKEND_ENDED: &str = "the backend has ended; starting another";
 pub const NO_THREAD_FOR_WAITER: &str = "cannot start a thread for a request that waits";
+
+/// What cannot be seen in Envoy's stats, and what to add to its `stats_config` so that it can.
+#[must_use]
+pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
+    match coverage {
+        StatsCoverage::Everything => None,
+        StatsCoverage::HttpOnly => Some(LISTENERS_HIDDEN),
+        StatsCoverage::ListenersOnly => Some(HTTP_HIDDEN),
+    }
+}
