@@ -32,6 +32,7 @@ pub mod hook;
 pub mod json;
 pub mod logger;
 pub mod manager;
+pub mod manual;
 pub mod options;
 pub mod page;
 pub mod port;

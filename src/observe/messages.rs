@@ -1,0 +1,80 @@
+//! Every message of the log, once. The values that belong to an event are fields of its record, so
+//! that a message can be searched for and alerted on. The page *operations* of the manual says what
+//! to do about each.
+
+// The process.
+pub const STARTED: &str = "started";
+pub const CANNOT_START: &str = "cannot start";
+pub const STOP_REQUESTED: &str = "shutdown requested; exiting once no drain is in progress";
+pub const STOPPED: &str = "stopped";
+pub const STOPPED_BY_SECOND_SIGNAL: &str = "stopped immediately by a second signal";
+pub const OPTION_IGNORED: &str = "option ignored, as Contour does; use --admin-address";
+pub const THREAD_PANICKED: &str = "a thread panicked, which is a bug in this program";
+pub const THREAD_RESTARTED: &str = "thread restarted after a panic";
+pub const LIBRARY_WARNING: &str = "warning from a library";
+pub const READY_FILE_NOT_CREATED: &str = "cannot create the ready file";
+pub const READY_FILE_NOT_REMOVED: &str = "cannot remove the ready file";
+
+// A drain, in the order in which it goes.
+pub const DRAIN_STARTED: &str = "drain started";
+pub const DRAIN_JOINED: &str = "a hook joined the drain in progress, whose options apply";
+pub const TIMEOUT_BEFORE_DRAIN_DELAY: &str =
+    "the drain timeout passes before the drain delay: health checks will not be failed";
+pub const TIMEOUT_BEFORE_FIRST_POLL: &str =
+    "the drain timeout passes before the first poll: connections will not be waited for";
+pub const ENVOY_HOOK_WAITS: &str = "Envoy's own hook waits too: the pod is being deleted";
+pub const ENVOY_HOOK_MISSING: &str = "Envoy's own hook did not come to /shutdown within 3s: only \
+    the sidecar is being restarted, or Envoy's container has no such hook. The drain continues; with \
+    --require-envoy-hook Envoy would stay in service";
+pub const OUT_OF_SERVICE: &str = "Envoy is out of service: its health checks now fail";
+pub const LISTENERS_DRAINING: &str =
+    "Envoy's listeners are draining, which only a restart of Envoy undoes";
+pub const OPEN_CONNECTIONS: &str = "open connections";
+pub const STILL_WAITING: &str = "still waiting";
+pub const ENVOY_RESTARTED: &str =
+    "Envoy restarted: failing its health checks again; the check delay starts over";
+pub const ENVOY_LIVE_AGAIN: &str = "Envoy is LIVE again, restarted or restored by another client: \
+    failing its health checks again; the check delay starts over";
+pub const ENVOY_CALL_FAILED: &str = "Envoy did not respond as expected; retrying";
+pub const ENVOY_RESPONDS_AGAIN: &str = "Envoy responds again";
+pub const DRAINED: &str = "drained";
+pub const TIMED_OUT: &str = "gave up at the drain timeout";
+pub const ENVOY_GONE: &str = "Envoy is gone: nothing listens at its admin address";
+pub const NO_ENVOY_HOOK: &str = "Envoy left in service: its own hook did not come to /shutdown \
+    within 3s, so only the sidecar is being restarted";
+pub const READY_FOR_NEXT_DRAIN: &str = "the pod lives on: ready for the next drain";
+
+// Envoy, while no drain is in progress.
+pub const ENVOY_RESPONDS: &str = "Envoy responds";
+pub const ENVOY_NOT_RESPONDING_YET: &str = "Envoy does not respond yet";
+pub const ENVOY_NOT_COUNTABLE: &str =
+    "Envoy's open connections cannot be counted, so no drain would end";
+pub const ENVOY_NEVER_READY: &str = "Envoy never became ready; startup check stopped. A drain will \
+    still try. Check --admin-address";
+pub const ENVOY_RESTORED: &str = "Envoy restored to service: it was out of service with no drain in \
+    progress, left so by a previous run of this sidecar";
+pub const ENVOY_NOT_RESTORED: &str = "Envoy is out of service with no drain in progress, and stays \
+    so with --no-restore; POST /healthcheck/ok on its admin interface restores it";
+pub const ENVOY_STILL_OUT_OF_SERVICE: &str = "Envoy is still out of service; a restart of this \
+    sidecar restores it, and so does POST /healthcheck/ok on its admin interface";
+pub const LISTENERS_HIDDEN: &str = "Envoy's stats_config hides the listeners' gauges: connections \
+    that are not HTTP cannot be seen and will not be waited for; let it show the names that begin \
+    with \"listener.\"";
+pub const HTTP_HIDDEN: &str = "Envoy's stats_config hides the HTTP gauges: scrapes and health \
+    checks cannot be told from traffic and hold a drain; let it show the names that begin with \
+    \"http.\"";
+
+// The public port, the control socket, and the backend.
+pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";
+pub const ACCEPT_FAILED: &str = "cannot accept a connection; retrying";
+pub const POLL_FAILED: &str = "cannot wait for connections; retrying";
+pub const START_TIMEOUT_PASSED: &str = "no drain started within the start timeout: /shutdown \
+    answered with 503. Only Envoy is being restarted, or the sidecar has no preStop hook";
+pub const READY_TIMEOUT_PASSED: &str = "the drain did not end within the ready timeout: /shutdown \
+    answered with 500. Kubernetes may stop Envoy before the drain ends";
+pub const DRAIN_REQUEST_EXPIRED: &str =
+    "drain request expired: the hook that sent it waits no longer";
+pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying";
+pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";
+pub const BACKEND_ENDED: &str = "the backend has ended; starting another";
+pub const NO_THREAD_FOR_WAITER: &str = "cannot start a thread for a request that waits";
