@@ -9,6 +9,7 @@ pub mod drain;
 pub mod envoy;
 pub mod frontend;
 pub mod hook;
+pub mod manual;
 pub mod observe;
 pub mod os;
 pub mod route;
