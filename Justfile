@@ -2,7 +2,7 @@
 
 target := "x86_64-unknown-linux-musl"
 
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := `cargo fetch --locked --quiet && .ci/remap`
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := `cargo fetch --locked --quiet && .build/remap`
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS := CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS
 
 default: test
@@ -26,7 +26,7 @@ lint:
 # The binary that ships, for x86_64-unknown-linux-musl or aarch64-unknown-linux-musl
 static triple=target:
     rustup target add {{triple}}
-    .ci/auditable build --release --locked --target {{triple}}
+    .build/auditable build --release --locked --target {{triple}}
     @ls -l target/{{triple}}/release/envoy-shutdown-manager
 
 # Both of them, built twice: the same bytes
@@ -42,12 +42,12 @@ test-aarch64: (static "aarch64-unknown-linux-musl")
 
 # The image around that binary, without a registry, by buildah, podman or docker
 image *options="": static
-    .ci/image target/{{target}}/release/envoy-shutdown-manager {{options}}
+    .build/image target/{{target}}/release/envoy-shutdown-manager {{options}}
 
 # The suite on the binary that ships, with its size, memory and timing
 test-static:
     rustup target add {{target}}
-    .ci/auditable test --release --locked --target {{target}}
+    .build/auditable test --release --locked --target {{target}}
 
 # (needs `cargo install cargo-deny`, as do the advisories)
 # Where the crates come from, their licences and versions, and what no crate may be
@@ -61,7 +61,7 @@ advisories:
 
 # What is in the binary that ships, as CycloneDX
 sbom triple=target: (static triple)
-    .ci/sbom {{triple}} >target/{{triple}}/release/envoy-shutdown-manager.cdx.json
+    .build/sbom {{triple}} >target/{{triple}}/release/envoy-shutdown-manager.cdx.json
     @ls -l target/{{triple}}/release/envoy-shutdown-manager.cdx.json
 
 # Built in two places with two CARGO_HOMEs, and compared; a tree that may not be released yet is built
@@ -105,12 +105,12 @@ release version mode="":
 # The binary that ships under attack, at full size
 attack:
     rustup target add {{target}}
-    ATTACK=full .ci/auditable test --release --locked --target {{target}} --test process attacks:: -- --nocapture
+    ATTACK=full .build/auditable test --release --locked --target {{target}} --test process attacks:: -- --nocapture
 
 # Probes, waiters, drains and hostile clients together, for ten minutes
 soak seconds="600":
     rustup target add {{target}}
-    SOAK={{seconds}} .ci/auditable test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
+    SOAK={{seconds}} .build/auditable test --release --locked --target {{target}} --test process soak -- --ignored --nocapture
 
 # The manager's threads in every interleaving, up to a few preemptions
 model:

@@ -32,7 +32,7 @@ fn the_program_names_what_it_is_made_of() {
         return;
     }
     let elf = Elf::of_the_program();
-    let packed = elf.section(".dep-v0").expect("a section that `.ci/auditable` puts there");
+    let packed = elf.section(".dep-v0").expect("a section that `.build/auditable` puts there");
     let said = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
     println!("{} bytes for {said}", packed.len());
     assert!(said.starts_with("{\"packages\":[{") && said.ends_with('}'), "{said}");
