@@ -55,11 +55,11 @@ fn the_program_names_what_it_is_made_of() {
 #[test]
 fn whoever_names_a_version_names_the_manifests() {
     let _turn = shared();
-    let readme = file("README.md");
-    let (_, changes) = readme.split_once("\n## Changes\n\n### ").expect("a section of changes");
+    let changelog = file(".github/CHANGELOG.md");
+    let (_, changes) = changelog.split_once("\n## ").expect("a version in the changelog");
     assert_eq!(changes.split([',', '\n']).next(), Some(VERSION), "the newest one");
     let mut tags = 0;
-    for name in ["README.md", "Containerfile", "Justfile", ".ci/run"] {
+    for name in ["README.md", "src/manual/kubernetes.md", "Containerfile", "Justfile"] {
         for rest in file(name).split("/envoy-shutdown-manager:").skip(1) {
             let tag = rest.split(|c: char| !c.is_ascii_alphanumeric() && !".-_".contains(c)).next();
             let is_one = |tag: &&str| tag.starts_with(|first: char| first.is_ascii_digit());
