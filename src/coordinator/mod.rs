@@ -103,7 +103,7 @@ struct State {
     logging: bool,
 }
 
-/// What a client that waited is told.
+/// What a client that waited hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult {
     Ended(Ended),
@@ -168,7 +168,7 @@ impl Coordinator {
         loop {
             let (records, task) = self.0.advance(&event);
             records.iter().for_each(Record::emit);
-            // A waiter that is told the end finds it in the log.
+            // A waiter that hears the end finds it in the log.
             if event != Event::Tick || !records.is_empty() {
                 self.0.lock().logging = false;
                 self.0.notify(Change::Replied);

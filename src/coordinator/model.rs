@@ -81,16 +81,16 @@ fn work(coordinator: &Coordinator) {
     coordinator.work(&mut Idle);
 }
 
-/// What a waiter was told, in a word.
+/// What a waiter has heard, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Told {
+enum Heard {
     Drained,
     Stopping,
     NoWaiter,
 }
-use Told::{Drained, NoWaiter, Stopping};
+use Heard::{Drained, NoWaiter, Stopping};
 
-fn told(result: &WaitResult) -> Told {
+fn heard(result: &WaitResult) -> Heard {
     match result {
         WaitResult::Ended(ended) => {
             assert_eq!((ended.number, ended.outcome), (1, Outcome::Drained { open: 0 }));
@@ -103,25 +103,25 @@ fn told(result: &WaitResult) -> Told {
 }
 
 /// An exec hook, from its beginning to its answer.
-fn hook(coordinator: &Coordinator) -> Told {
+fn hook(coordinator: &Coordinator) -> Heard {
     hook_with(coordinator, Overrides::default())
 }
 
-fn hook_with(coordinator: &Coordinator, overrides: Overrides) -> Told {
+fn hook_with(coordinator: &Coordinator, overrides: Overrides) -> Heard {
     let request = DrainRequest { overrides, expires: None };
     let Ok(start) = coordinator.trigger().start(&request) else { return Stopping };
     let waiting = coordinator.tracker().exec_hook();
     let result = coordinator.observer().wait_for_exec_hooks(start.number());
     drop(waiting);
-    told(&result)
+    heard(&result)
 }
 
 /// Envoy's own hook, from its beginning to its answer.
-fn waiter(coordinator: &Coordinator) -> Told {
+fn waiter(coordinator: &Coordinator) -> Heard {
     let waiting = coordinator.tracker().envoy_hook();
     let result = coordinator.observer().wait_for_envoy_hooks();
     drop(waiting);
-    told(&result)
+    heard(&result)
 }
 
 /// The life of the process after its signal.
@@ -151,9 +151,9 @@ fn assert_over(coordinator: &Coordinator) {
 fn pod(
     coordinator: &Coordinator,
     work: impl FnOnce(&Coordinator) + 'static,
-    hook: impl FnOnce(&Coordinator) -> Told + 'static,
+    hook: impl FnOnce(&Coordinator) -> Heard + 'static,
     stop: fn(&Coordinator),
-) -> (Told, Told) {
+) -> (Heard, Heard) {
     let worker = spawn(coordinator, work);
     let (hook, waiter) = (spawn(coordinator, hook), spawn(coordinator, waiter));
     stop(coordinator);
@@ -164,14 +164,14 @@ fn pod(
 }
 
 #[test]
-fn both_hooks_are_told_the_same_however_early_the_sidecar_is_stopped() {
+fn both_hooks_hear_the_same_however_early_the_sidecar_is_stopped() {
     explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
         pod(coordinator, work, hook, stop_and_answer)
     });
 }
 
 #[test]
-fn both_hooks_are_told_though_nothing_stops_the_sidecar() {
+fn both_hooks_hear_the_end_though_nothing_stops_the_sidecar() {
     explore(2, &[(Drained, Drained)], |coordinator| {
         let worker = spawn(coordinator, work);
         let waiter = spawn(coordinator, waiter);
@@ -245,10 +245,10 @@ fn a_drain_starts_before_the_stop_or_not_at_all() {
         let worker = spawn(coordinator, work);
         let hook = spawn(coordinator, hook);
         stop(coordinator);
-        let told = hook.join().unwrap();
+        let heard = hook.join().unwrap();
         worker.join().unwrap();
         assert_over(coordinator);
-        told
+        heard
     });
 }
 
@@ -261,14 +261,14 @@ fn a_signal_ends_the_sidecar_though_a_client_waits_for_a_drain() {
         coordinator.wait_until_over();
         signal.join().unwrap();
         worker.join().unwrap();
-        let told = waiter.join().unwrap();
+        let heard = waiter.join().unwrap();
         assert_over(coordinator);
-        told
+        heard
     });
 }
 
 #[test]
-fn two_hooks_are_told_of_one_drain() {
+fn two_hooks_hear_of_one_drain() {
     let results =
         [(Drained, Drained), (Drained, Stopping), (Stopping, Drained), (Stopping, Stopping)];
     explore(2, &results, |coordinator| {
@@ -283,11 +283,11 @@ fn two_hooks_are_told_of_one_drain() {
 }
 
 /// A waiter leaves, another comes, and the backend waits on behalf of both.
-fn relay(coordinator: &Coordinator, meanwhile: fn(&Coordinator)) -> (Told, Told) {
+fn relay(coordinator: &Coordinator, meanwhile: fn(&Coordinator)) -> (Heard, Heard) {
     let leaves = coordinator.tracker().envoy_hook();
     let leaves = spawn(coordinator, |_| drop(leaves));
     let server =
-        spawn(coordinator, |coordinator| told(&coordinator.observer().wait_for_envoy_hooks()));
+        spawn(coordinator, |coordinator| heard(&coordinator.observer().wait_for_envoy_hooks()));
     let comes = spawn(coordinator, waiter);
     meanwhile(coordinator);
     leaves.join().unwrap();
@@ -297,7 +297,7 @@ fn relay(coordinator: &Coordinator, meanwhile: fn(&Coordinator)) -> (Told, Told)
 }
 
 #[test]
-fn a_waiter_that_comes_while_the_last_one_leaves_is_told_the_end() {
+fn a_waiter_that_comes_while_the_last_one_leaves_hears_the_end() {
     explore(2, &[(Drained, Drained), (NoWaiter, Drained)], |coordinator| {
         coordinator.trigger().start(&DrainRequest::default()).unwrap();
         drop(coordinator.tracker().exec_hook());
@@ -307,7 +307,7 @@ fn a_waiter_that_comes_while_the_last_one_leaves_is_told_the_end() {
 }
 
 #[test]
-fn a_waiter_that_comes_while_the_last_one_leaves_is_told_of_the_stop() {
+fn a_waiter_that_comes_while_the_last_one_leaves_hears_of_the_stop() {
     explore(3, &[(Stopping, Stopping), (NoWaiter, Stopping)], |coordinator| {
         relay(coordinator, stop)
     });

@@ -72,7 +72,7 @@ fn result_of(wait: impl FnOnce() -> WaitResult + Send + 'static) -> mpsc::Receiv
     receiver
 }
 
-/// A client that waits on `/shutdown` and is told the end.
+/// A client that waits on `/shutdown` for the end.
 fn waiter(coordinator: &Coordinator) -> mpsc::Receiver<WaitResult> {
     let (watch, waiting) = (coordinator.observer(), coordinator.tracker().envoy_hook());
     result_of(move || {
@@ -114,7 +114,7 @@ fn until(coordinator: &Coordinator, what: impl Fn(&State) -> bool) {
 }
 
 #[test]
-fn every_waiter_is_told_the_end() {
+fn every_waiter_learns_the_end() {
     let (coordinator, _calls) = at_work(0);
     let waiters: Vec<_> = (0..3).map(|_| waiter(&coordinator)).collect();
     assert_eq!(coordinator.observer().snapshot().envoy_hooks, 3);
@@ -174,7 +174,7 @@ fn a_request_that_has_expired_or_comes_to_a_stopping_sidecar_starts_nothing() {
 }
 
 #[test]
-fn a_wait_for_no_drain_is_told_so() {
+fn a_wait_for_no_drain_ends_at_once() {
     let coordinator = coordinator();
     assert_eq!(hook(&coordinator).recv_timeout(PATIENCE), Ok(WaitResult::UnknownDrain));
     let waits = waiter(&coordinator);
@@ -244,7 +244,7 @@ fn a_worker_that_panics_goes_on_where_it_was() {
 }
 
 #[test]
-fn waiters_are_told_the_end_of_a_drain_whose_worker_panics_in_every_call() {
+fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
     let coordinator = coordinator();
     let (calls, _receiver) = mpsc::channel();
     let worker = coordinator.clone();
@@ -253,8 +253,8 @@ fn waiters_are_told_the_end_of_a_drain_whose_worker_panics_in_every_call() {
     let thread = supervise("worker", Box::new(move || worker.work(&mut script)), |_| {}).unwrap();
     let waiter = waiter(&coordinator);
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
-    for told in [waiter, hook(&coordinator)] {
-        let result = told.recv_timeout(PATIENCE).unwrap();
+    for waits in [waiter, hook(&coordinator)] {
+        let result = waits.recv_timeout(PATIENCE).unwrap();
         assert_eq!(outcome(&result), Outcome::Drained { open: 0 });
     }
     assert!(coordinator.observer().is_worker_running());

@@ -7,7 +7,7 @@ use crate::envoy::error::AdminError;
 use crate::envoy::{Call, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
 
-/// What the machine is told.
+/// What goes into the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Time has passed, or something outside has changed.
@@ -25,7 +25,7 @@ pub enum Action {
     Sleep,
     SleepUntil(Timestamp),
     Call(Call),
-    /// Do what belongs to the end of a drain, before any waiter is told of it.
+    /// Do what belongs to the end of a drain, before any waiter hears of it.
     Finish(Outcome),
 }
 
@@ -55,9 +55,9 @@ pub enum DrainEvent {
     Polled(Poll),
     /// Envoy's own hook has come, as seen when the hooks can no longer be a pair.
     EnvoyHookWaits,
-    /// It has not. `listeners_untold`: so Envoy's listeners are not told to drain.
+    /// It has not. `listeners_not_drained`: so Envoy's listeners, which should be, are not drained.
     EnvoyHookMissing {
-        listeners_untold: bool,
+        listeners_not_drained: bool,
     },
     Ended(Ended),
     /// The outcome of the drain is kept no longer.

@@ -43,7 +43,7 @@ pub struct Machine {
     /// The number of the latest drain; 0 before the first.
     number: u64,
     last: Option<Ended>,
-    /// What the latest drain was told, for as long as it matters.
+    /// The options of the latest drain, for as long as they matter.
     last_options: Option<Options>,
     /// Whether a client waits for a drain as Envoy's own hook does, and when the latest came.
     awaited: bool,

@@ -9,8 +9,8 @@
 //!    +------------------------------------------ 30 s ----------------------------------------------------+
 //! ```
 //!
-//! Where Envoy's listeners are told to drain, that is a call more: in the drain delay, or behind
-//! Failing, and only while Envoy's own hook waits, for it cannot be taken back.
+//! Where Envoy's listeners are drained too, that is one more call: in the drain delay, or behind
+//! Failing, and only while Envoy's own hook waits, for it cannot be undone.
 //!
 //! From the start on, three refused calls in a row end the drain (Envoy is gone), and so does its
 //! timeout. Where Envoy's own hook is required, the drain first waits for it, and ends when it has

@@ -33,7 +33,7 @@ pub struct Drain {
     /// When the drain gives up. Not while Envoy's own hook is awaited, nor before health checks
     /// were tried to be failed once.
     deadline: Option<Timestamp>,
-    /// When Envoy's listeners are to be told to drain, at the earliest.
+    /// When Envoy's listeners are to be drained, at the earliest.
     listeners_due: Option<Timestamp>,
     /// When it is known whether Envoy's own hook came with the exec hook, and whether it did.
     pairing_known: Option<Timestamp>,
@@ -83,7 +83,7 @@ impl Drain {
             last_poll: None,
             options,
         };
-        drain.tell_listeners_at(now);
+        drain.drain_listeners_at(now);
         if envoy_hook || !drain.options.require_envoy_hook {
             drain.delay();
         }
@@ -139,7 +139,7 @@ impl Drain {
     }
 
     fn earliest(&self, awaited: bool, now: Timestamp) -> (Timestamp, Due) {
-        let (end, call, tells_listeners) = match self.stage {
+        let (end, call, drains_listeners) = match self.stage {
             Stage::AwaitingEnvoyHook { until } => (Some(until), Call::CheckReady, false),
             Stage::DrainDelay { until } => {
                 let early = !self.options.health_check_failure_delay.is_zero();
@@ -149,10 +149,10 @@ impl Drain {
             Stage::CheckDelay { until } => (Some(until), Call::CheckReady, true),
             Stage::WaitingForConnections | Stage::Ending(_) => (None, Call::ReadStats, true),
         };
-        let tells_listeners = awaited && tells_listeners;
+        let drains_listeners = awaited && drains_listeners;
         // A call takes time that a drain whose time is over does not have.
         let is_over = self.deadline.is_some_and(|deadline| deadline <= now);
-        let listeners_due = self.listeners_due.filter(|_| tells_listeners && !is_over);
+        let listeners_due = self.listeners_due.filter(|_| drains_listeners && !is_over);
         let others = [
             (self.pairing_known, Due::PairingKnown),
             (end, Due::EndOfStage),
@@ -172,14 +172,14 @@ impl Drain {
         earliest
     }
 
-    /// Whether this looks like the end of a pod, of which the sidecar itself is not told. Where
+    /// Whether this looks like the end of a pod, of which the sidecar itself does not hear. Where
     /// Envoy's own hook is required and missing, the outcome says so.
     fn pairing(&self) -> Option<DrainEvent> {
         if self.envoy_hook {
             return Some(DrainEvent::EnvoyHookWaits);
         }
-        let listeners_untold = self.listeners_due.is_some();
-        let missing = DrainEvent::EnvoyHookMissing { listeners_untold };
+        let listeners_not_drained = self.listeners_due.is_some();
+        let missing = DrainEvent::EnvoyHookMissing { listeners_not_drained };
         (!self.options.require_envoy_hook).then_some(missing)
     }
 
@@ -250,7 +250,7 @@ impl Drain {
         self.refusals += 1;
         self.call_due = now + REFUSED_RETRY;
         // The next one that responds may be another Envoy.
-        self.tell_listeners_at(self.call_due);
+        self.drain_listeners_at(self.call_due);
         if self.refusals == MAX_REFUSALS {
             self.stage = Stage::Ending(Outcome::EnvoyGone);
         }
@@ -272,7 +272,7 @@ impl Drain {
     fn check(&mut self, health: Health, now: Timestamp, events: &mut Vec<DrainEvent>) -> bool {
         let was_starting = std::mem::replace(&mut self.envoy_starting, health == Health::Starting);
         // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
-        // (measured), and until then /ready goes on saying that it is starting.
+        // (measured), and until then /ready says that it is starting.
         let is_in_service = match health {
             Health::Live => true,
             Health::Starting => !was_starting,
@@ -282,7 +282,7 @@ impl Drain {
             matches!(self.stage, Stage::CheckDelay { .. } | Stage::WaitingForConnections);
         let reverted = is_in_service && was_failed;
         if reverted {
-            self.tell_listeners_at(now);
+            self.drain_listeners_at(now);
             self.fail(now);
             events.push(DrainEvent::Reverted(health));
         }
@@ -303,7 +303,7 @@ impl Drain {
         self.deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
     }
 
-    fn tell_listeners_at(&mut self, time: Timestamp) {
+    fn drain_listeners_at(&mut self, time: Timestamp) {
         let earliest = self.started + self.options.drain_delay;
         self.listeners_due = self.options.drains_listeners().then(|| time.max(earliest));
     }

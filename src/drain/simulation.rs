@@ -1,7 +1,7 @@
 //! Random schedules: a drain, an Envoy that restarts, hangs, refuses and is restored by others,
 //! hooks and waiters that come at any time, and a clock that jumps to the next thing to happen.
 //! `SEED=n cargo test --lib simulation` runs one schedule alone, `SCHEDULES=n` so many, from the
-//! seed `BASE` on; `just simulate` runs a million that nobody has run before.
+//! seed `BASE` on; `just simulate` runs a million new ones.
 
 use std::time::{Duration, Instant};
 
@@ -42,11 +42,11 @@ impl Random {
     }
 }
 
-/// How Envoy answers at the moment.
+/// How Envoy responds at the moment.
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Well,
-    /// Answers, but with something else.
+    /// Responds, but with something else.
     Odd,
     Hangs,
     Refuses,
@@ -68,22 +68,22 @@ struct Waiter {
 /// One call gives up after this long.
 const CALL: Duration = Duration::from_secs(2);
 
-/// A bug of the machine, planted from outside: it is told or shown something that is not so.
+/// A bug of the machine, planted from outside: what goes into it is not what happened.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Planted {
     CheckDelayNotRestarted,
     FailedPollIsZero,
     TwoRefusalsAreGone,
-    ListenersToldUnawaited,
+    ListenersDrainedUnawaited,
 }
 
 struct World {
     planted: Option<Planted>,
     random: Random,
-    put_back: bool,
+    restore: bool,
     now: Timestamp,
     machine: Machine,
-    /// What the machine is to be told next.
+    /// What goes into the machine next.
     event: Event,
     envoy: Envoy,
     /// When something outside happens next.
@@ -95,14 +95,14 @@ struct World {
     began: Timestamp,
     /// When each waiter came.
     arrivals: Vec<Timestamp>,
-    /// A drain has gone further than to look for Envoy's own hook.
+    /// A drain has gone further than to wait for Envoy's own hook.
     drained: bool,
     tried: bool,
     failed_at: Option<Timestamp>,
-    /// It was tried to tell this Envoy's listeners to drain.
+    /// It was tried to drain this Envoy's listeners.
     listeners: bool,
     last_poll: Option<Poll>,
-    /// The latest answer was a valid poll.
+    /// The latest reply was a valid poll.
     polled: bool,
     starting: bool,
     reverted: bool,
@@ -112,7 +112,7 @@ struct World {
 impl World {
     fn new(seed: u64, planted: Option<Planted>) -> Self {
         let mut random = Random(seed);
-        let put_back = !random.one_in(4);
+        let restore = !random.one_in(4);
         let envoy = Envoy {
             mood: Mood::Well,
             failed: random.one_in(3),
@@ -123,9 +123,9 @@ impl World {
             planted,
             outside: Timestamp::ZERO + random.millis(6_000),
             random,
-            put_back,
+            restore,
             now: Timestamp::ZERO,
-            machine: Machine::new(Timestamp::ZERO, put_back),
+            machine: Machine::new(Timestamp::ZERO, restore),
             event: Event::Tick,
             envoy,
             waiters: Vec::new(),
@@ -172,7 +172,7 @@ impl World {
         }
     }
 
-    /// Something that the machine has no say in.
+    /// Something that the machine does not control.
     fn happen(&mut self) {
         match self.random.below(12) {
             0 => self.hook(),
@@ -201,9 +201,9 @@ impl World {
     fn hook(&mut self) {
         let options = self.random_options();
         let was_serving = self.machine.phase() == Phase::Idle;
-        let begun = self.machine.start(options.clone(), self.now);
+        let start = self.machine.start(options.clone(), self.now);
         assert_eq!(
-            begun,
+            start,
             if was_serving {
                 self.drains += 1;
                 self.options = options;
@@ -248,10 +248,10 @@ impl World {
             }
             Call::RestoreHealthChecks => {
                 assert!(
-                    self.put_back && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
+                    self.restore && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
                     "put back"
                 );
-                assert!(!self.is_awaited(), "put back while somebody waits");
+                assert!(!self.is_awaited(), "restored while a client waits");
             }
             Call::CheckReady | Call::ReadStats => {}
         }
@@ -318,7 +318,7 @@ impl World {
         }
     }
 
-    /// What the invariants need to know of an answer in a drain.
+    /// What the invariants need to know of a reply in a drain.
     fn note(&mut self, asked: Timestamp, result: &Result<Reply, AdminError>) {
         if result.as_ref().is_err_and(AdminError::is_refusal) {
             self.refused.push(asked);
@@ -394,7 +394,7 @@ impl World {
             }
         }
         if let Some(timeout) = timeout {
-            // Where Envoy's own hook is required, that is waited for first, with a look at Envoy
+            // Where Envoy's own hook is required, that is waited for first, with a check of Envoy
             // under way when it comes, and then it is tried to fail health checks.
             let end = match self.options.require_envoy_hook {
                 true => timeout.max(HOOK_PAIRING_WINDOW + CALL) + CALL,
@@ -407,7 +407,7 @@ impl World {
     fn answer_waiters(&mut self) {
         for waiter in self.waiters.iter_mut().filter(|waiter| waiter.answers == 0) {
             if let Some(ended) = self.machine.end_of(waiter.awaits) {
-                assert_eq!(ended.number, waiter.awaits, "told the end of another drain");
+                assert_eq!(ended.number, waiter.awaits, "the end of another drain");
                 waiter.answers += 1;
             }
         }
@@ -481,7 +481,7 @@ impl World {
                 }
                 event
             }
-            (Some(Planted::ListenersToldUnawaited), event) => {
+            (Some(Planted::ListenersDrainedUnawaited), event) => {
                 if self.failed_at.is_some() {
                     self.machine.waiter_arrived(self.now);
                 }
@@ -542,7 +542,7 @@ fn planted_bugs_are_found() {
         (Planted::CheckDelayNotRestarted, "polled unsettled"),
         (Planted::FailedPollIsZero, "valid poll"),
         (Planted::TwoRefusalsAreGone, "refusals in a row"),
-        (Planted::ListenersToldUnawaited, "what cannot be undone, while no client waits"),
+        (Planted::ListenersDrainedUnawaited, "what cannot be undone, while no client waits"),
     ] {
         let find = |seed| std::panic::catch_unwind(|| schedule(seed, Some(planted))).err();
         let found = (0..10_000).find_map(find).unwrap_or_else(|| panic!("{planted:?}: not found"));

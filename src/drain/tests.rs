@@ -191,8 +191,12 @@ fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay
     assert_eq!(scenario.ends(), (s(13), DRAINED));
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12), s(13)]);
-    let looks: Vec<Duration> = (1..10).map(s).collect();
-    assert_eq!(scenario.times(Call::CheckReady)[..9], looks, "it is looked at while it settles");
+    let checks: Vec<Duration> = (1..10).map(s).collect();
+    assert_eq!(
+        scenario.times(Call::CheckReady)[..9],
+        checks,
+        "Envoy is checked in the check delay"
+    );
 }
 
 #[test]
@@ -204,7 +208,7 @@ fn the_drain_delay_comes_before_failing_and_the_check_delay_counts_from_there() 
     assert_eq!(outcome, DRAINED);
     assert_eq!(failed.len(), 1);
     assert!(failed[0] >= s(20) && failed[0] < s(21), "{failed:?}");
-    // From the answer, not from the question.
+    // From the reply, not from the call.
     assert_eq!(scenario.times(Call::ReadStats), [failed[0] + ms(300) + s(10)]);
     assert_eq!(took, failed[0] + s(10) + ms(600));
 }
@@ -269,11 +273,11 @@ fn an_error_is_never_zero() {
 }
 
 #[test]
-fn after_an_error_the_next_look_and_the_next_poll_keep_their_intervals() {
+fn after_an_error_the_next_check_and_the_next_poll_keep_their_intervals() {
     let options = Options { check_interval: s(30), ..options() };
     let mut scenario = drain(1, options).at(ms(1), Envoy::Hangs);
     scenario.run_to(s(110));
-    // Each call hangs for 2 s. A look comes 2 s after the answer, a poll 30 s after the poll.
+    // Each call hangs for 2 s. A check comes 2 s after the reply, a poll 30 s after the poll.
     assert_eq!(scenario.times(Call::CheckReady), [s(2), s(6)]);
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(40), s(70), s(100)]);
 }
@@ -291,7 +295,7 @@ fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
 }
 
 #[test]
-fn settling_starts_anew_after_a_revert() {
+fn the_check_delay_starts_over_after_a_revert() {
     let mut scenario = drain(0, options()).at(s(6), Envoy::Live(0));
     let (took, outcome) = scenario.ends();
     assert_eq!(outcome, DRAINED);
@@ -300,7 +304,7 @@ fn settling_starts_anew_after_a_revert() {
 }
 
 #[test]
-fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
+fn a_revert_that_a_poll_sees_starts_the_check_delay_over() {
     // Nothing open, but LIVE: no end.
     let mut scenario = drain(5, options()).at(s(13), Envoy::Live(0));
     assert_eq!(scenario.ends(), (s(23), DRAINED));
@@ -308,7 +312,7 @@ fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
 }
 
 #[test]
-fn a_long_check_interval_does_not_hide_a_revert_while_settling() {
+fn a_long_check_interval_does_not_hide_a_revert_in_the_check_delay() {
     let options = Options { check_interval: s(60), check_delay: s(30), ..Options::default() };
     let mut scenario = drain(0, options).at(s(5), Envoy::Live(0));
     scenario.run_to(s(8));
@@ -344,11 +348,11 @@ fn envoy_is_gone_after_three_refusals_a_second_apart() {
     }
     let delayed = Options { drain_delay: s(60), ..options() };
     let mut scenario = drain(1, delayed).at(s(20), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(22), Outcome::EnvoyGone), "while delaying");
+    assert_eq!(scenario.ends(), (s(22), Outcome::EnvoyGone), "in the drain delay");
 }
 
 #[test]
-fn two_refusals_are_not_gone_and_any_other_answer_breaks_the_row() {
+fn two_refusals_are_not_gone_and_any_other_reply_breaks_the_row() {
     for between in [Envoy::Draining(1), Envoy::Hangs, Envoy::Starting] {
         let mut scenario = drain(1, options())
             .at(s(12), Envoy::Refuses)
@@ -361,7 +365,7 @@ fn two_refusals_are_not_gone_and_any_other_answer_breaks_the_row() {
 }
 
 #[test]
-fn refusals_keep_their_distance_when_a_stage_begins_between_them() {
+fn refusals_keep_their_distance_when_a_stage_starts_between_them() {
     let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
     let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
     assert_eq!(scenario.ends(), (s(4), Outcome::EnvoyGone));
@@ -396,7 +400,11 @@ fn a_drain_that_is_over_at_its_deadline_has_drained() {
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
     let (_, outcome) = scenario.ends();
-    assert_eq!(outcome, Outcome::TimedOut { open: None }, "settled a millisecond too late");
+    assert_eq!(
+        outcome,
+        Outcome::TimedOut { open: None },
+        "the check delay ended a millisecond too late"
+    );
     let options = Options { drain_timeout: Some(ms(10_002)), ..scenario.options };
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
@@ -427,7 +435,7 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
     scenario.takes = ms(300);
     scenario.run_to(s(30));
     let polls = scenario.times(Call::ReadStats);
-    assert_eq!(polls[1] - polls[0], s(1), "the interval is from question to question");
+    assert_eq!(polls[1] - polls[0], s(1), "the interval is from call to call");
 }
 
 #[test]
@@ -441,7 +449,7 @@ fn a_second_hook_joins() {
 }
 
 #[test]
-fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
+fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_starts() {
     let mut scenario = drain(0, options());
     scenario.run_to(s(39));
     assert_eq!(scenario.start(), DrainStart::Joined(1));
@@ -449,18 +457,18 @@ fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
     assert_eq!(
         scenario.times(Call::CheckReady).last(),
         Some(&s(40)),
-        "one look at what it left behind"
+        "one check of what it left behind"
     );
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [], "which changes nothing");
-    let begun = scenario.start();
-    assert_eq!((begun, begun.number()), (DrainStart::Started(2), 2));
+    let start = scenario.start();
+    assert_eq!((start, start.number()), (DrainStart::Started(2), 2));
     let (took, outcome) = scenario.ends();
     assert_eq!((took, outcome), (s(10), DRAINED));
     assert_eq!(scenario.machine.last().map(|ended| ended.number), Some(2));
 }
 
 #[test]
-fn who_waits_awaits_this_drain_or_the_next() {
+fn a_waiter_awaits_this_drain_or_the_next() {
     let mut scenario = idle(Envoy::Live(0), options());
     assert_eq!(scenario.machine.awaited_drain(), 1);
     scenario.start();
@@ -477,7 +485,7 @@ fn who_waits_awaits_this_drain_or_the_next() {
 }
 
 #[test]
-fn an_answer_to_an_earlier_call_is_dropped() {
+fn a_reply_to_an_earlier_call_is_dropped() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     machine.start(options(), at(s(2)));
@@ -489,7 +497,7 @@ fn an_answer_to_an_earlier_call_is_dropped() {
 }
 
 #[test]
-fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
+fn a_stranded_envoy_is_restored_after_two_quiet_seconds() {
     let mut scenario = idle(Envoy::Draining(4), options());
     scenario.run_to(s(100));
     assert_eq!(
@@ -501,14 +509,14 @@ fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
 }
 
 #[test]
-fn an_envoy_in_service_is_only_looked_at() {
+fn an_envoy_in_service_is_only_checked() {
     let mut scenario = idle(Envoy::Live(4), options());
     scenario.run_to(s(100));
     assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
-fn nothing_is_put_back_when_that_is_turned_off() {
+fn nothing_is_restored_when_that_is_turned_off() {
     let mut scenario = idle(Envoy::Draining(4), options());
     scenario.machine = Machine::new(Timestamp::ZERO, false);
     scenario.run_to(s(100));
@@ -516,7 +524,7 @@ fn nothing_is_put_back_when_that_is_turned_off() {
 }
 
 #[test]
-fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
+fn nothing_is_restored_while_a_client_waits_or_soon_after() {
     let mut scenario = idle(Envoy::Draining(4), options());
     scenario.run_to(s(1)).machine.waiter_arrived(at(s(1)));
     scenario.run_to(s(30));
@@ -525,7 +533,7 @@ fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(32)]);
 
-    // Somebody comes between the look and what follows from it.
+    // A client comes between the check and what follows from it.
     let mut machine = Machine::new(Timestamp::ZERO, true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     machine.waiter_arrived(at(s(2)));
@@ -536,12 +544,12 @@ fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
     assert_eq!(
         step(&mut machine, &Event::Tick, s(11)),
         Action::Call(Call::CheckReady),
-        "it looks anew"
+        "it checks anew"
     );
 }
 
 #[test]
-fn nothing_is_put_back_once_a_drain_has_begun() {
+fn nothing_is_restored_once_a_drain_has_started() {
     let mut scenario = idle(Envoy::Draining(0), options());
     scenario.run_to(ms(1_999));
     scenario.start();
@@ -554,7 +562,7 @@ fn required() -> Options {
 }
 
 #[test]
-fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_alone() {
+fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_in_service() {
     let mut scenario = drain(0, required());
     scenario.run_to(ms(2_999));
     assert_eq!(scenario.machine.phase(), Phase::AwaitingEnvoyHook);
@@ -595,7 +603,7 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
 }
 
 #[test]
-fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
+fn the_drain_delay_runs_while_envoys_hook_is_awaited() {
     let mut scenario = drain(0, Options { drain_delay: s(5), ..required() });
     scenario.run_to(s(2));
     assert!(scenario.machine.waiter_arrived(at(s(2))));
@@ -622,7 +630,7 @@ fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
 }
 
 #[test]
-fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
+fn a_timeout_that_must_wait_for_a_refused_call_wakes_no_thread() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     let timeout = Some(ms(5_500));
     machine.start(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
@@ -633,7 +641,7 @@ fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
 }
 
 #[test]
-fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
+fn before_it_is_restored_after_such_a_drain_envoy_is_checked_again() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     let seen = reply(0, Reply::Ready(Health::Draining));
@@ -645,7 +653,7 @@ fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
 }
 
 #[test]
-fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
+fn a_drain_that_left_envoy_in_service_keeps_nothing_from_being_restored() {
     let mut scenario = idle(Envoy::Draining(0), required());
     scenario.run_to(s(1));
     scenario.now = s(1);
@@ -655,21 +663,21 @@ fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
 }
 
 #[test]
-fn an_envoy_that_comes_later_is_not_put_back() {
+fn an_envoy_that_starts_later_is_not_restored() {
     let mut scenario = idle(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
     assert_eq!(scenario.times(Call::ReadStats), [s(7)]);
     // One that hangs or is still starting may be stranded.
-    for (first, put_back) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
+    for (first, restored_at) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
         let mut scenario = idle(first, options()).at(s(5), Envoy::Draining(0));
         scenario.run_to(s(100));
-        assert_eq!(scenario.times(Call::RestoreHealthChecks), [put_back], "{first:?}");
+        assert_eq!(scenario.times(Call::RestoreHealthChecks), [restored_at], "{first:?}");
     }
 }
 
 #[test]
-fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
+fn an_envoy_that_never_starts_is_checked_for_a_minute() {
     for never in [Envoy::Refuses, Envoy::Starting, Envoy::Hangs] {
         let mut scenario = idle(never, options());
         scenario.run_to(s(1000));
@@ -679,7 +687,7 @@ fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
 }
 
 #[test]
-fn putting_back_is_tried_again_when_it_fails() {
+fn restoring_is_retried_when_it_fails() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     step(&mut machine, &Event::Tick, s(2));
     assert_eq!(
@@ -722,7 +730,7 @@ fn listeners() -> Options {
 }
 
 #[test]
-fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_waits() {
+fn listeners_are_drained_behind_the_health_checks_while_envoys_own_hook_waits() {
     let mut scenario = drain(1, listeners()).at(s(12), Envoy::Draining(0));
     assert!(scenario.machine.waiter_arrived(at(s(0))));
     assert_eq!(scenario.ends(), (s(12), DRAINED));
@@ -738,7 +746,7 @@ fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_wa
 }
 
 #[test]
-fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
+fn listeners_are_drained_only_while_a_client_waits() {
     let mut scenario = drain(1, listeners()).at(s(30), Envoy::Draining(0));
     scenario.machine.waiter_arrived(at(s(0)));
     scenario.machine.last_waiter_left(at(s(0)));
@@ -757,7 +765,7 @@ fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
 }
 
 #[test]
-fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
+fn listeners_that_cannot_be_drained_hold_nothing_up() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     machine.start(Options { check_delay: s(3), ..listeners() }, at(s(0)));
     machine.waiter_arrived(at(s(0)));
@@ -771,7 +779,7 @@ fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
     assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::CheckDelay));
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
         assert_eq!(step(&mut machine, &Event::Tick, time), Action::Call(call));
-        // A look or a poll is due as well, and is not put off.
+        // A check or a poll is due as well, and is not put off.
         let next = step(&mut machine, &failed(Call::DrainListeners), time);
         let expected = if time == s(1) { Call::CheckReady } else { Call::ReadStats };
         assert_eq!(next, Action::Call(expected));
@@ -782,7 +790,7 @@ fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
 }
 
 #[test]
-fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
+fn the_listeners_of_an_envoy_that_has_restarted_are_drained_again() {
     let mut scenario = drain(1, listeners())
         .at(ms(4_500), Envoy::Live(1))
         .at(s(20), Envoy::Refuses)
@@ -794,7 +802,7 @@ fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
 }
 
 #[test]
-fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
+fn listeners_may_be_drained_before_health_checks_are_failed() {
     let early = Options { drain_delay: s(2), health_check_failure_delay: s(5), ..options() };
     let mut scenario = drain(0, early.clone());
     scenario.machine.waiter_arrived(at(s(0)));
@@ -808,7 +816,7 @@ fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
     late.ends();
     let first: Vec<Call> = late.calls.iter().take(2).map(|(_, call)| *call).collect();
     assert_eq!(first, [Call::DrainListeners, Call::FailHealthChecks]);
-    // The delay is kept where nobody waits.
+    // The delay is kept where no client waits.
     let mut alone = drain(0, early.clone());
     assert_eq!(alone.ends(), (s(17), DRAINED));
     assert_eq!(alone.times(Call::DrainListeners), []);
@@ -838,7 +846,7 @@ fn whether_envoys_hook_came_is_an_event_three_seconds_after_the_start() {
     };
     for (comes, expected) in [
         (true, DrainEvent::EnvoyHookWaits),
-        (false, DrainEvent::EnvoyHookMissing { listeners_untold: false }),
+        (false, DrainEvent::EnvoyHookMissing { listeners_not_drained: false }),
     ] {
         let mut scenario = drain(1, Options { check_interval: s(60), ..options() });
         if comes {

@@ -123,12 +123,12 @@ impl DrainLog {
                     .with("threshold_connections", threshold)
             }
             DrainEvent::EnvoyHookWaits => info(messages::ENVOY_HOOK_WAITS),
-            DrainEvent::EnvoyHookMissing { listeners_untold: false } => {
+            DrainEvent::EnvoyHookMissing { listeners_not_drained: false } => {
                 warn(messages::ENVOY_HOOK_MISSING)
             }
-            DrainEvent::EnvoyHookMissing { listeners_untold: true } => {
+            DrainEvent::EnvoyHookMissing { listeners_not_drained: true } => {
                 warn(messages::ENVOY_HOOK_MISSING)
-                    .with("listeners", "not told to drain, which could not be undone")
+                    .with("listeners", "not drained, which could not be undone")
             }
             DrainEvent::Ended(ended) => self.ended(ended),
             DrainEvent::ReadyForNextDrain => info(messages::READY_FOR_NEXT_DRAIN),

@@ -29,7 +29,7 @@ pub enum Format {
 pub enum Level {
     /// The course of things.
     Info,
-    /// Something is odd, and the program goes on as it should.
+    /// Something is odd; the program continues as it should.
     Warn,
     /// Something could not be done.
     Error,
@@ -105,7 +105,7 @@ impl Record {
         Self::new(Level::Info, message)
     }
 
-    /// A record of something odd; the program goes on as it should.
+    /// A record of something odd; the program continues as it should.
     #[must_use]
     pub fn warn(message: &'static str) -> Self {
         Self::new(Level::Warn, message)

@@ -63,8 +63,7 @@ pub const LISTENERS_HIDDEN: &str = "Envoy's stats_config hides the listeners' ga
     that are not HTTP cannot be seen and will not be waited for; let it show the names that begin \
     with \"listener.\"";
 pub const HTTP_HIDDEN: &str = "Envoy's stats_config hides the HTTP gauges: scrapes and health \
-    checks cannot be told from traffic and hold a drain; let it show the names that begin with \
-    \"http.\"";
+    checks look like traffic and hold a drain; let it show the names that begin with \"http.\"";
 
 // The public port, the control socket, and the backend.
 pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";

@@ -181,7 +181,7 @@ fn it_is_told_whether_listeners_drain() {
     lone.reply(Reply::HealthChecksFailed);
     lone.messages();
     lone.at(s(3)).step(&Event::Tick);
-    let left = "not told to drain, which could not be undone";
+    let left = "not drained, which could not be undone";
     assert_eq!(field(&lone.only(), "listeners"), Some(&left.into()));
 
     // They are logged later, or never were to be.
