@@ -14,7 +14,7 @@ use tiny_http::{Header, Method, Response, Server, StatusCode};
 use crate::cli::drain_request::DrainRequest;
 use crate::control_socket::SocketFile;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
-use crate::drain::{DrainStart, Outcome};
+use crate::drain::{DrainStart, OutcomeKind};
 use crate::envoy::transport::connect_unix;
 use crate::observe::log::Record;
 use crate::observe::messages;
@@ -279,7 +279,7 @@ fn route(method: &Method, url: &str) -> Result<Route, Reply> {
 /// What Envoy's hook is told. The kubelet takes any answer as success; people read this.
 fn for_envoy(verdict: &WaitResult) -> Reply {
     match verdict {
-        WaitResult::Ended(ended) if matches!(ended.outcome, Outcome::Drained { .. }) => {
+        WaitResult::Ended(ended) if ended.outcome.kind == OutcomeKind::Drained => {
             Reply::text(200, "OK")
         }
         WaitResult::Ended(ended) => Reply::text(200, ended.outcome.explain() + "\n"),
@@ -295,7 +295,7 @@ fn for_the_hook(verdict: &WaitResult) -> Reply {
     match verdict {
         WaitResult::Ended(ended) => {
             let outcome = ended.outcome;
-            Reply::text(200, format!("{}\n{}\n", outcome.name(), outcome.explain()))
+            Reply::text(200, format!("{}\n{}\n", outcome.kind.name(), outcome.explain()))
         }
         WaitResult::UnknownDrain | WaitResult::NoWaiter => {
             Reply::text(410, "there is no such drain\n")

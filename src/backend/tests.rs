@@ -149,12 +149,8 @@ fn envoys_hook_is_told_ok_or_the_outcome_and_the_exec_hook_both() {
     let drained = "drained: no connection is open";
     let gave_up = "gave up at the drain timeout: 3 open at the last poll";
     for (outcome, envoy, hook) in [
-        (Outcome::Drained { open: 0 }, "OK".to_owned(), format!("drained\n{drained}\n")),
-        (
-            Outcome::TimedOut { open: Some(3) },
-            format!("{gave_up}\n"),
-            format!("timed_out\n{gave_up}\n"),
-        ),
+        (Outcome::drained(0), "OK".to_owned(), format!("drained\n{drained}\n")),
+        (Outcome::timed_out(Some(3)), format!("{gave_up}\n"), format!("timed_out\n{gave_up}\n")),
     ] {
         let ended = Ended { number: 1, outcome, threshold: 0, took: Duration::ZERO };
         let verdict = WaitResult::Ended(ended);

@@ -49,6 +49,7 @@ pub struct WaiterTracker(Arc<Shared>);
 
 /// A client that waits for the end of a drain, counted while this lives.
 #[derive(Debug)]
+#[must_use]
 pub struct WaiterGuard {
     shared: Arc<Shared>,
     waiter: Waiter,
@@ -126,7 +127,6 @@ pub enum StartError {
 
 impl Coordinator {
     /// A coordinator with the sidecar's own options. `restore`: see [`Machine::new`].
-    #[must_use]
     pub fn new(options: Options, restore: bool) -> Self {
         let state = State {
             machine: Machine::new(clock::now(), restore),
@@ -146,17 +146,14 @@ impl Coordinator {
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    #[must_use]
     pub fn trigger(&self) -> DrainTrigger {
         DrainTrigger(Arc::clone(&self.0))
     }
 
-    #[must_use]
     pub fn observer(&self) -> DrainObserver {
         DrainObserver(Arc::clone(&self.0))
     }
 
-    #[must_use]
     pub fn tracker(&self) -> WaiterTracker {
         WaiterTracker(Arc::clone(&self.0))
     }
@@ -265,7 +262,6 @@ impl DrainTrigger {
 
 impl DrainObserver {
     /// How things stand.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.lock();
         let machine = &state.machine;
@@ -274,9 +270,9 @@ impl DrainObserver {
         Snapshot {
             phase: machine.phase(),
             drain: machine.number(),
-            open: drain.and_then(|drain| drain.last_poll()).map(|poll| poll.open),
+            open: drain.and_then(|drain| drain.last_poll).map(|poll| poll.open),
             threshold: options.min_open_connections,
-            elapsed: drain.map(|drain| clock::now() - drain.started()),
+            elapsed: drain.map(|drain| clock::now() - drain.started),
             last: machine.last().cloned(),
             envoy_hooks: state.envoy_hooks,
             counters: state.counters.clone(),
@@ -285,14 +281,12 @@ impl DrainObserver {
         }
     }
 
-    #[must_use]
     pub fn is_worker_running(&self) -> bool {
         self.0.lock().worker_running
     }
 
     /// Waits on behalf of all who wait as Envoy's hook does, for the end of the drain that is in
     /// progress or comes next.
-    #[must_use]
     pub fn wait_for_envoy_hooks(&self) -> WaitResult {
         let mut state = self.0.lock();
         let awaited = state.machine.awaited_drain();
@@ -312,7 +306,6 @@ impl DrainObserver {
 
     /// Waits on behalf of exec hooks, for the end of the drain of this number and until Envoy's
     /// hooks have been answered, since the kubelet stops the sidecar when its hook returns.
-    #[must_use]
     pub fn wait_for_exec_hooks(&self, number: u64) -> WaitResult {
         let mut state = self.0.lock();
         let result = loop {
@@ -334,7 +327,6 @@ impl DrainObserver {
 
 impl WaiterTracker {
     /// A complete request of Envoy's hook has come, and waits.
-    #[must_use]
     pub fn envoy_hook(&self) -> WaiterGuard {
         let mut state = self.0.lock();
         state.envoy_hooks += 1;
@@ -347,7 +339,6 @@ impl WaiterTracker {
     }
 
     /// An exec hook has come to wait for the end of its drain.
-    #[must_use]
     pub fn exec_hook(&self) -> WaiterGuard {
         let mut state = self.0.lock();
         state.exec_hooks += 1;
@@ -357,7 +348,6 @@ impl WaiterTracker {
 
     /// Whether no drain is in progress or has just ended, so that a client that has waited for the
     /// start timeout is answered with 503.
-    #[must_use]
     pub fn no_drain_active(&self) -> bool {
         self.0.lock().machine.phase() == Phase::Idle
     }
@@ -473,7 +463,7 @@ impl State {
                 return Task::Call { call, drain, options: options.clone() };
             }
             Action::Finish(outcome) => {
-                let is_drained = outcome.kind().is_drained();
+                let is_drained = outcome.kind.is_drained();
                 return Task::Finish(options.ready_file.clone().filter(|_| is_drained));
             }
             Action::Sleep => None,

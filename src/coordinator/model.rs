@@ -93,7 +93,7 @@ use Heard::{Drained, NoWaiter, Stopping};
 fn heard(result: &WaitResult) -> Heard {
     match result {
         WaitResult::Ended(ended) => {
-            assert_eq!((ended.number, ended.outcome), (1, Outcome::Drained { open: 0 }));
+            assert_eq!((ended.number, ended.outcome), (1, Outcome::drained(0)));
             Drained
         }
         WaitResult::Stopping => Stopping,

@@ -121,7 +121,7 @@ fn every_waiter_learns_the_end() {
     assert_eq!(coordinator.trigger().start(&DrainRequest::default()), Ok(DrainStart::Started(1)));
     for waits in waiters.iter().chain([&hook(&coordinator)]) {
         let result = waits.recv_timeout(PATIENCE).unwrap();
-        assert_eq!(outcome(&result), Outcome::Drained { open: 0 });
+        assert_eq!(outcome(&result), Outcome::drained(0));
     }
     until(&coordinator, |state| state.envoy_hooks + state.exec_hooks == 0);
 }
@@ -192,7 +192,7 @@ fn a_stopped_manager_is_over_when_its_drain_has_ended_and_its_worker_has_told_it
     coordinator.wait_until_over();
     assert!(!coordinator.0.lock().logging);
     let result = hook.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(outcome(&result), Outcome::TimedOut { open: Some(7) });
+    assert_eq!(outcome(&result), Outcome::timed_out(Some(7)));
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_worker_that_panics_goes_on_where_it_was() {
     coordinator.stop();
     coordinator.work(&mut script);
     let last = coordinator.observer().snapshot().last.unwrap();
-    assert_eq!(last.outcome, Outcome::Drained { open: 0 });
+    assert_eq!(last.outcome, Outcome::drained(0));
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
     for waits in [waiter, hook(&coordinator)] {
         let result = waits.recv_timeout(PATIENCE).unwrap();
-        assert_eq!(outcome(&result), Outcome::Drained { open: 0 });
+        assert_eq!(outcome(&result), Outcome::drained(0));
     }
     assert!(coordinator.observer().is_worker_running());
     coordinator.stop();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::event::{Action, DrainEvent, Event, Step};
-use super::outcome::{Ended, Outcome, Phase};
+use super::outcome::{Ended, OutcomeKind, Phase};
 use super::progress::Drain;
 use super::startup_check::StartupCheck;
 use crate::cli::options::Options;
@@ -28,7 +28,6 @@ pub enum DrainStart {
 }
 
 impl DrainStart {
-    #[must_use]
     pub const fn number(self) -> u64 {
         match self {
             Self::Started(number) | Self::Joined(number) => number,
@@ -62,7 +61,6 @@ enum State {
 impl Machine {
     /// A sidecar that has just started and will check Envoy once. `restore`: whether an Envoy that
     /// is then out of service is put back in service.
-    #[must_use]
     pub fn new(now: Timestamp, restore: bool) -> Self {
         Self {
             state: State::Idle(Some(StartupCheck::at_startup(now, restore))),
@@ -151,15 +149,15 @@ impl Machine {
         let ended = Ended {
             number: self.number,
             outcome,
-            threshold: drain.options().min_open_connections,
-            took: now - drain.started(),
+            threshold: drain.options.min_open_connections,
+            took: now - drain.started,
         };
         events.push(DrainEvent::Ended(ended.clone()));
         self.last = Some(ended);
-        self.last_options = Some(drain.options().clone());
-        self.state = match outcome {
+        self.last_options = Some(drain.options.clone());
+        self.state = match outcome.kind {
             // Nothing has been done that a later hook could join.
-            Outcome::NoEnvoyHook => State::Idle(self.postponed.take().map(|mut check| {
+            OutcomeKind::NoEnvoyHook => State::Idle(self.postponed.take().map(|mut check| {
                 check.postpone(now);
                 check
             })),
@@ -184,7 +182,6 @@ impl Machine {
         }
     }
 
-    #[must_use]
     pub fn phase(&self) -> Phase {
         match &self.state {
             State::Idle(_) => Phase::Idle,
@@ -194,7 +191,6 @@ impl Machine {
     }
 
     /// The drain in progress.
-    #[must_use]
     pub fn drain(&self) -> Option<&Drain> {
         match &self.state {
             State::Draining(drain) => Some(drain),
@@ -212,23 +208,20 @@ impl Machine {
     }
 
     /// The number of the latest drain; 0 before the first.
-    #[must_use]
     pub fn number(&self) -> u64 {
         self.number
     }
 
     /// The latest drain that has ended.
-    #[must_use]
     pub fn last(&self) -> Option<&Ended> {
         self.last.as_ref()
     }
 
     /// What holds for the drain in progress or the latest one, until nothing of it is left to be
     /// done.
-    #[must_use]
     pub fn options(&self) -> Option<&Options> {
         match &self.state {
-            State::Draining(drain) => Some(drain.options()),
+            State::Draining(drain) => Some(&drain.options),
             State::Ended { .. } => self.last_options.as_ref(),
             State::Idle(Some(check)) if check.is_after_drain() => self.last_options.as_ref(),
             State::Idle(_) => None,
@@ -236,7 +229,6 @@ impl Machine {
     }
 
     /// The drain that a new waiter waits for: the current or just-ended one, else the next.
-    #[must_use]
     pub fn awaited_drain(&self) -> u64 {
         match self.state {
             State::Idle(_) => self.number + 1,
@@ -245,7 +237,6 @@ impl Machine {
     }
 
     /// How the drain of this number ended, if it has; a later one's end stands in for it.
-    #[must_use]
     pub fn end_of(&self, number: u64) -> Option<&Ended> {
         self.last.as_ref().filter(|ended| ended.number >= number)
     }

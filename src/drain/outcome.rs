@@ -2,112 +2,76 @@
 
 use std::time::Duration;
 
-/// How a drain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// At most the threshold of connections is open.
-    Drained { open: u64 },
-    /// The drain timeout passed first. `open`: at the last valid poll, if there was one.
-    TimedOut { open: Option<u64> },
-    /// Nothing listens at the admin address any more.
-    EnvoyGone,
-    /// Envoy's own hook did not come, so Envoy was left in service.
-    NoEnvoyHook,
-}
+use crate::labels;
 
-impl Outcome {
-    #[must_use]
-    pub const fn kind(self) -> OutcomeKind {
-        match self {
-            Self::Drained { .. } => OutcomeKind::Drained,
-            Self::TimedOut { .. } => OutcomeKind::TimedOut,
-            Self::EnvoyGone => OutcomeKind::EnvoyGone,
-            Self::NoEnvoyHook => OutcomeKind::NoEnvoyHook,
-        }
+labels! {
+    /// How a drain ended.
+    pub enum OutcomeKind {
+        /// At most the threshold of connections is open.
+        Drained = "drained",
+        /// The drain timeout passed first.
+        TimedOut = "timed_out",
+        /// Nothing listens at the admin address any more.
+        EnvoyGone = "envoy_gone",
+        /// Envoy's own hook did not come, so Envoy was left in service.
+        NoEnvoyHook = "no_envoy_hook",
     }
-
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.kind().name()
-    }
-
-    /// Connections open at the end, where that is known.
-    #[must_use]
-    pub const fn open(self) -> Option<u64> {
-        match self {
-            Self::Drained { open } => Some(open),
-            Self::TimedOut { open } => open,
-            Self::EnvoyGone => Some(0),
-            Self::NoEnvoyHook => None,
-        }
-    }
-
-    /// The outcome as a clause for an operator.
-    #[must_use]
-    pub fn explain(self) -> String {
-        match self {
-            Self::Drained { open: 0 } => "drained: no connection is open".to_owned(),
-            Self::Drained { open } => format!("drained: {open} open, within the threshold"),
-            Self::TimedOut { open: Some(open) } => {
-                format!("gave up at the drain timeout: {open} open at the last poll")
-            }
-            Self::TimedOut { open: None } => {
-                "gave up at the drain timeout, before the open connections could be counted"
-                    .to_owned()
-            }
-            Self::EnvoyGone => {
-                "Envoy is gone: nothing listens at its admin address, so nothing is left to drain"
-                    .to_owned()
-            }
-            Self::NoEnvoyHook => {
-                "Envoy left in service: its own hook did not come to /shutdown within 3s, so only \
-                 the sidecar is being restarted"
-                    .to_owned()
-            }
-        }
-    }
-}
-
-/// An [`Outcome`] in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutcomeKind {
-    Drained,
-    TimedOut,
-    EnvoyGone,
-    NoEnvoyHook,
 }
 
 impl OutcomeKind {
-    /// All of them, for a series each.
-    pub const ALL: [Self; 4] = [Self::Drained, Self::TimedOut, Self::EnvoyGone, Self::NoEnvoyHook];
-
-    /// As log, metrics, JSON and the control socket have it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Drained => "drained",
-            Self::TimedOut => "timed_out",
-            Self::EnvoyGone => "envoy_gone",
-            Self::NoEnvoyHook => "no_envoy_hook",
-        }
-    }
-
-    /// The outcome of this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
     /// Whether connections may have been open at the end.
-    #[must_use]
     pub const fn gave_up(self) -> bool {
         matches!(self, Self::TimedOut)
     }
 
     /// Whether nothing is left that the drain would have waited for.
-    #[must_use]
     pub const fn is_drained(self) -> bool {
         matches!(self, Self::Drained | Self::EnvoyGone)
+    }
+}
+
+/// How a drain ended, and how many connections were open then, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub kind: OutcomeKind,
+    pub open: Option<u64>,
+}
+
+impl Outcome {
+    pub const ENVOY_GONE: Self = Self { kind: OutcomeKind::EnvoyGone, open: Some(0) };
+    pub const NO_ENVOY_HOOK: Self = Self { kind: OutcomeKind::NoEnvoyHook, open: None };
+
+    pub const fn drained(open: u64) -> Self {
+        Self { kind: OutcomeKind::Drained, open: Some(open) }
+    }
+
+    /// `open`: at the last valid poll, if there was one.
+    pub const fn timed_out(open: Option<u64>) -> Self {
+        Self { kind: OutcomeKind::TimedOut, open }
+    }
+
+    /// The outcome as a clause for an operator.
+    pub fn explain(self) -> String {
+        let text = match (self.kind, self.open) {
+            (OutcomeKind::Drained, Some(open @ 1..)) => {
+                return format!("drained: {open} open, within the threshold");
+            }
+            (OutcomeKind::Drained, _) => "drained: no connection is open",
+            (OutcomeKind::TimedOut, Some(open)) => {
+                return format!("gave up at the drain timeout: {open} open at the last poll");
+            }
+            (OutcomeKind::TimedOut, None) => {
+                "gave up at the drain timeout, before the open connections could be counted"
+            }
+            (OutcomeKind::EnvoyGone, _) => {
+                "Envoy is gone: nothing listens at its admin address, so nothing is left to drain"
+            }
+            (OutcomeKind::NoEnvoyHook, _) => {
+                "Envoy left in service: its own hook did not come to /shutdown within 3s, so only \
+                 the sidecar is being restarted"
+            }
+        };
+        text.to_owned()
     }
 }
 
@@ -122,45 +86,19 @@ pub struct Ended {
     pub took: Duration,
 }
 
-/// Where the sidecar stands, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Idle,
-    /// Envoy's own hook is required and has not come yet.
-    AwaitingEnvoyHook,
-    /// `--drain-delay`, and `--health-check-failure-delay` behind it.
-    DrainDelay,
-    FailingHealthChecks,
-    /// `--check-delay`, and what is left of `--min-drain-duration`.
-    CheckDelay,
-    WaitingForConnections,
-    /// Ended less than 30 s ago.
-    Ended,
-}
-
-impl Phase {
-    /// All phases, for a series each.
-    pub const ALL: [Self; 7] = [
-        Self::Idle,
-        Self::AwaitingEnvoyHook,
-        Self::DrainDelay,
-        Self::FailingHealthChecks,
-        Self::CheckDelay,
-        Self::WaitingForConnections,
-        Self::Ended,
-    ];
-
-    /// As log, metrics and JSON have it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::AwaitingEnvoyHook => "awaiting_envoy_hook",
-            Self::DrainDelay => "drain_delay",
-            Self::FailingHealthChecks => "failing_health_checks",
-            Self::CheckDelay => "check_delay",
-            Self::WaitingForConnections => "waiting_for_connections",
-            Self::Ended => "ended",
-        }
+labels! {
+    /// Where the sidecar stands.
+    pub enum Phase {
+        Idle = "idle",
+        /// Envoy's own hook is required and has not come yet.
+        AwaitingEnvoyHook = "awaiting_envoy_hook",
+        /// `--drain-delay`, and `--health-check-failure-delay` behind it.
+        DrainDelay = "drain_delay",
+        FailingHealthChecks = "failing_health_checks",
+        /// `--check-delay`, and what is left of `--min-drain-duration`.
+        CheckDelay = "check_delay",
+        WaitingForConnections = "waiting_for_connections",
+        /// Ended less than 30 s ago.
+        Ended = "ended",
     }
 }

@@ -24,8 +24,8 @@ pub(super) const MAX_READY_INTERVAL: Duration = Duration::from_secs(2);
 /// A drain in progress.
 #[derive(Clone, Debug)]
 pub struct Drain {
-    pub(super) options: Options,
-    started: Timestamp,
+    pub options: Options,
+    pub started: Timestamp,
     stage: Stage,
     /// When the stage's call is due, and when the latest call was asked for.
     call_due: Timestamp,
@@ -42,7 +42,8 @@ pub struct Drain {
     refusals: u32,
     /// Whether Envoy was last seen starting, which says nothing about its health checks.
     envoy_starting: bool,
-    last_poll: Option<Poll>,
+    /// The latest valid poll.
+    pub last_poll: Option<Poll>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +128,7 @@ impl Drain {
                 }
                 Due::Deadline => {
                     let open = self.last_poll.map(|poll| poll.open);
-                    self.stage = Stage::Ending(Outcome::TimedOut { open });
+                    self.stage = Stage::Ending(Outcome::timed_out(open));
                     continue;
                 }
                 Due::ListenersCall => Call::DrainListeners,
@@ -185,7 +186,7 @@ impl Drain {
 
     fn end_stage(&mut self, now: Timestamp) {
         match self.stage {
-            Stage::AwaitingEnvoyHook { .. } => self.stage = Stage::Ending(Outcome::NoEnvoyHook),
+            Stage::AwaitingEnvoyHook { .. } => self.stage = Stage::Ending(Outcome::NO_ENVOY_HOOK),
             Stage::DrainDelay { .. } => {
                 self.deadline = None;
                 self.fail(now);
@@ -235,7 +236,7 @@ impl Drain {
                 let reverted = self.check(poll.health, now, events);
                 events.push(DrainEvent::Polled(*poll));
                 if !reverted && poll.open <= self.options.min_open_connections {
-                    self.stage = Stage::Ending(Outcome::Drained { open: poll.open });
+                    self.stage = Stage::Ending(Outcome::drained(poll.open));
                 }
             }
             Ok(Reply::ListenersDraining) => {
@@ -252,7 +253,7 @@ impl Drain {
         // The next one that responds may be another Envoy.
         self.drain_listeners_at(self.call_due);
         if self.refusals == MAX_REFUSALS {
-            self.stage = Stage::Ending(Outcome::EnvoyGone);
+            self.stage = Stage::Ending(Outcome::ENVOY_GONE);
         }
     }
 
@@ -337,22 +338,6 @@ impl Drain {
             Stage::Ending(outcome) => Some(outcome),
             _ => None,
         }
-    }
-
-    #[must_use]
-    pub fn options(&self) -> &Options {
-        &self.options
-    }
-
-    #[must_use]
-    pub fn started(&self) -> Timestamp {
-        self.started
-    }
-
-    /// The latest valid poll.
-    #[must_use]
-    pub fn last_poll(&self) -> Option<&Poll> {
-        self.last_poll.as_ref()
     }
 }
 

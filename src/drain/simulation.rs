@@ -258,11 +258,12 @@ impl World {
         if in_drain && self.reverted {
             assert_eq!(call, Call::FailHealthChecks, "failed again after every revert");
         }
-        self.now += match self.envoy.mood {
-            Mood::Hangs => CALL,
-            _ if self.random.one_in(4) => self.random.millis(1_999),
-            _ => Duration::from_micros(300),
-        };
+        self.now = self.now
+            + match self.envoy.mood {
+                Mood::Hangs => CALL,
+                _ if self.random.one_in(4) => self.random.millis(1_999),
+                _ => Duration::from_micros(300),
+            };
         // Things happen while a call is under way, too.
         if self.outside <= self.now {
             self.happen();
@@ -362,10 +363,11 @@ impl World {
     }
 
     fn ended(&mut self, outcome: Outcome) {
-        self.drained |= outcome != Outcome::NoEnvoyHook;
+        self.drained |= outcome != Outcome::NO_ENVOY_HOOK;
         let timeout = self.options.drain_timeout;
-        match outcome {
-            Outcome::Drained { open } => {
+        match outcome.kind {
+            OutcomeKind::Drained => {
+                let open = outcome.open.expect("a number of open connections");
                 let poll = self.last_poll.expect("drained without a valid poll");
                 assert_eq!(poll.open, open, "open at the last valid poll");
                 assert!(open <= self.options.min_open_connections, "drained above the threshold");
@@ -373,7 +375,8 @@ impl World {
                 assert!(self.polled, "drained by something else than a valid poll");
                 self.assert_settled(self.now);
             }
-            Outcome::TimedOut { open } => {
+            OutcomeKind::TimedOut => {
+                let open = outcome.open;
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= self.began + timeout, "timed out too early");
                 assert_eq!(open, self.last_poll.map(|p| p.open), "open at the last valid poll");
@@ -381,13 +384,13 @@ impl World {
                 let delay = self.options.delay();
                 assert!(self.tried || timeout < delay, "timed out before health checks failed");
             }
-            Outcome::EnvoyGone => {
+            OutcomeKind::EnvoyGone => {
                 assert_eq!(self.refused.len(), 3, "refusals in a row");
                 for pair in self.refused.windows(2) {
                     assert!(pair[1] >= pair[0] + Duration::from_secs(1), "refusals too close");
                 }
             }
-            Outcome::NoEnvoyHook => {
+            OutcomeKind::NoEnvoyHook => {
                 assert!(self.options.require_envoy_hook && !self.envoys_hook_came());
                 assert!(self.now >= self.began + HOOK_PAIRING_WINDOW, "left alone too early");
                 assert_eq!(self.failed_at, None, "left alone out of service");

@@ -183,7 +183,7 @@ fn step(machine: &mut Machine, event: &Event, now: Duration) -> Action {
     machine.step(event, at(now)).action
 }
 
-const DRAINED: Outcome = Outcome::Drained { open: 0 };
+const DRAINED: Outcome = Outcome::drained(0);
 
 #[test]
 fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay() {
@@ -250,7 +250,7 @@ fn a_failed_call_is_reported_with_what_was_asked() {
 fn the_threshold_is_what_may_be_open() {
     let options = Options { min_open_connections: 3, ..options() };
     let mut scenario = drain(4, options).at(s(12), Envoy::Draining(3));
-    assert_eq!(scenario.ends(), (s(12), Outcome::Drained { open: 3 }));
+    assert_eq!(scenario.ends(), (s(12), Outcome::drained(3)));
     assert_eq!(scenario.machine.last().map(|ended| ended.threshold), Some(3));
 }
 
@@ -343,12 +343,12 @@ fn envoy_is_gone_after_three_refusals_a_second_apart() {
     for refused_at in [s(0), s(5), s(15)] {
         let mut scenario = drain(1, options()).at(refused_at, Envoy::Refuses);
         let (took, outcome) = scenario.ends();
-        assert_eq!(outcome, Outcome::EnvoyGone);
+        assert_eq!(outcome, Outcome::ENVOY_GONE);
         assert_eq!(took, refused_at + s(2), "refused at {refused_at:?}");
     }
     let delayed = Options { drain_delay: s(60), ..options() };
     let mut scenario = drain(1, delayed).at(s(20), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(22), Outcome::EnvoyGone), "in the drain delay");
+    assert_eq!(scenario.ends(), (s(22), Outcome::ENVOY_GONE), "in the drain delay");
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn two_refusals_are_not_gone_and_any_other_reply_breaks_the_row() {
 fn refusals_keep_their_distance_when_a_stage_starts_between_them() {
     let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
     let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(4), Outcome::EnvoyGone));
+    assert_eq!(scenario.ends(), (s(4), Outcome::ENVOY_GONE));
     let times: Vec<Duration> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
     assert_eq!(times, [s(2), s(3), s(4)]);
 }
@@ -385,13 +385,13 @@ fn the_drain_timeout_counts_from_the_start() {
     let options = |drain_timeout| Options { drain_timeout: Some(drain_timeout), ..options() };
     for (timeout, open) in [(ms(12_300), Some(7)), (s(5), None)] {
         let mut scenario = drain(7, options(timeout));
-        assert_eq!(scenario.ends(), (timeout, Outcome::TimedOut { open }));
+        assert_eq!(scenario.ends(), (timeout, Outcome::timed_out(open)));
     }
     let mut hangs = drain(7, options(s(5))).at(s(0), Envoy::Hangs);
     let (took, _) = hangs.ends();
     assert!(took >= s(5) && took <= s(7), "{took:?}: no longer than one call");
     let mut delaying = drain(7, Options { drain_delay: s(60), ..options(s(5)) });
-    assert_eq!(delaying.ends(), (s(5), Outcome::TimedOut { open: None }));
+    assert_eq!(delaying.ends(), (s(5), Outcome::timed_out(None)));
 }
 
 #[test]
@@ -400,11 +400,7 @@ fn a_drain_that_is_over_at_its_deadline_has_drained() {
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
     let (_, outcome) = scenario.ends();
-    assert_eq!(
-        outcome,
-        Outcome::TimedOut { open: None },
-        "the check delay ended a millisecond too late"
-    );
+    assert_eq!(outcome, Outcome::timed_out(None), "the check delay ended a millisecond too late");
     let options = Options { drain_timeout: Some(ms(10_002)), ..scenario.options };
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
@@ -417,7 +413,7 @@ fn no_time_at_all_is_enough_to_fail_health_checks_once() {
         let options = Options { drain_timeout: Some(s(0)), ..options() };
         let mut scenario = drain(3, options).at(s(0), envoy);
         let (took, outcome) = scenario.ends();
-        assert_eq!(outcome, Outcome::TimedOut { open: None });
+        assert_eq!(outcome, Outcome::timed_out(None));
         assert_eq!(scenario.calls[..1], [(s(0), Call::FailHealthChecks)]);
         assert_eq!(scenario.times(Call::FailHealthChecks).len(), 1);
         assert!(took <= s(2));
@@ -568,7 +564,7 @@ fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_in_service() {
     assert_eq!(scenario.machine.phase(), Phase::AwaitingEnvoyHook);
     scenario.run_to(s(100));
     let ended = scenario.machine.last().map(|ended| (ended.outcome, ended.took));
-    assert_eq!(ended, Some((Outcome::NoEnvoyHook, s(3))));
+    assert_eq!(ended, Some((Outcome::NO_ENVOY_HOOK, s(3))));
     assert_eq!(scenario.times(Call::FailHealthChecks), []);
     assert_eq!(scenario.machine.phase(), Phase::Idle, "there is nothing to join");
 }
@@ -622,11 +618,11 @@ fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
     scenario.run_to(s(2));
     assert_eq!(scenario.times(Call::FailHealthChecks), [ms(80)], "failed, and then given up");
     let last = scenario.machine.last().map(|ended| ended.outcome);
-    assert_eq!(last, Some(Outcome::TimedOut { open: None }));
+    assert_eq!(last, Some(Outcome::timed_out(None)));
 
     let mut alone = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
     alone.run_to(s(4));
-    assert_eq!(alone.machine.last().map(|ended| ended.outcome), Some(Outcome::NoEnvoyHook));
+    assert_eq!(alone.machine.last().map(|ended| ended.outcome), Some(Outcome::NO_ENVOY_HOOK));
 }
 
 #[test]
@@ -647,7 +643,7 @@ fn before_it_is_restored_after_such_a_drain_envoy_is_checked_again() {
     let seen = reply(0, Reply::Ready(Health::Draining));
     assert_eq!(step(&mut machine, &seen, s(2)), Action::Call(Call::RestoreHealthChecks));
     machine.start(required(), at(s(2)));
-    assert_eq!(step(&mut machine, &Event::Tick, s(5)), Action::Finish(Outcome::NoEnvoyHook));
+    assert_eq!(step(&mut machine, &Event::Tick, s(5)), Action::Finish(Outcome::NO_ENVOY_HOOK));
     assert_eq!(step(&mut machine, &Event::Finished, s(5)), Action::SleepUntil(at(s(7))));
     assert_eq!(step(&mut machine, &Event::Tick, s(7)), Action::Call(Call::CheckReady));
 }
@@ -714,14 +710,14 @@ fn restoring_is_retried_when_it_fails() {
 fn outcomes_explain_themselves() {
     for (outcome, name, words) in [
         (DRAINED, "drained", "no connection is open"),
-        (Outcome::Drained { open: 2 }, "drained", "2 open, within the threshold"),
-        (Outcome::TimedOut { open: Some(3) }, "timed_out", "3 open at the last poll"),
-        (Outcome::TimedOut { open: None }, "timed_out", "before the open connections"),
-        (Outcome::EnvoyGone, "envoy_gone", "nothing listens"),
+        (Outcome::drained(2), "drained", "2 open, within the threshold"),
+        (Outcome::timed_out(Some(3)), "timed_out", "3 open at the last poll"),
+        (Outcome::timed_out(None), "timed_out", "before the open connections"),
+        (Outcome::ENVOY_GONE, "envoy_gone", "nothing listens"),
     ] {
-        assert_eq!(outcome.name(), name);
+        assert_eq!(outcome.kind.name(), name);
         assert!(outcome.explain().contains(words), "{}", outcome.explain());
-        assert_eq!(outcome.kind().gave_up(), name == "timed_out");
+        assert_eq!(outcome.kind.gave_up(), name == "timed_out");
     }
 }
 

@@ -22,7 +22,6 @@ pub trait Admin: Send {
 }
 
 /// The longest that a call takes: the check interval, but at least 2 s and at most 10 s.
-#[must_use]
 pub fn call_timeout(options: &Options) -> Duration {
     options.check_interval.clamp(Duration::from_secs(2), Duration::from_secs(10))
 }

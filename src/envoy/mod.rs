@@ -6,6 +6,7 @@ pub mod stats;
 pub mod transport;
 
 use self::stats::StatsCoverage;
+use crate::labels;
 
 /// What the drain asks of Envoy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,26 +33,14 @@ pub enum Reply {
     HealthChecksRestored,
 }
 
-/// Envoy's state, as `/ready` has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// `LIVE`
-    Live,
-    /// `DRAINING`: its health checks are failed.
-    Draining,
-    /// `PRE_INITIALIZING` or `INITIALIZING`, whether its health checks are failed or not.
-    Starting,
-}
-
-impl Health {
-    /// The word that Envoy has for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Live => "LIVE",
-            Self::Draining => "DRAINING",
-            Self::Starting => "INITIALIZING",
-        }
+labels! {
+    /// Envoy's state, as `/ready` has it.
+    pub enum Health {
+        Live = "LIVE",
+        /// Its health checks are failed.
+        Draining = "DRAINING",
+        /// `PRE_INITIALIZING` or this, whether its health checks are failed or not.
+        Starting = "INITIALIZING",
     }
 }
 

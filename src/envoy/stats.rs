@@ -93,7 +93,6 @@ pub struct StatsParser<'a> {
 impl<'a> StatsParser<'a> {
     /// `excluded`: names of listeners and of HTTP stat prefixes; `ignored_suffixes`: ends of
     /// listeners' names.
-    #[must_use]
     pub fn new(excluded: &'a [String], ignored_suffixes: &'a [&'a str]) -> Self {
         Self {
             excluded,

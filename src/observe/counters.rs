@@ -40,7 +40,7 @@ impl Counters {
                 self.polls += 1;
                 self.coverage = poll.coverage;
             }
-            DrainEvent::Ended(ended) => self.drains[ended.outcome.kind() as usize] += 1,
+            DrainEvent::Ended(ended) => self.drains[ended.outcome.kind as usize] += 1,
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::log::Record;
 use super::messages;
-use crate::cli::duration;
+use super::status::whole;
 use crate::cli::options::Overrides;
 use crate::drain::{DrainEvent, DrainStart, Ended, Machine, OutcomeKind};
 use crate::envoy::error::AdminError;
@@ -41,14 +41,14 @@ impl DrainLog {
         let requested = requested.join(" ");
         self.last_record = now;
         let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {
-            let record = Record::info(messages::DRAIN_JOINED)
-                .with("drain", start.number())
-                .with("phase", machine.phase().name());
-            let nothing_ignored = requested.is_empty();
-            return vec![if nothing_ignored { record } else { record.with("ignored", requested) }];
+            let ignored = Some(requested).filter(|requested| !requested.is_empty());
+            let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
+            return vec![
+                record.with("phase", machine.phase().name()).with_some("ignored", ignored),
+            ];
         };
         *self = Self { last_record: now, ..Self::default() };
-        let options = drain.options();
+        let options = &drain.options;
         let mut record = Record::info(messages::DRAIN_STARTED)
             .with("drain", number)
             .with("requested", requested);
@@ -88,7 +88,6 @@ impl DrainLog {
     }
 
     /// When the log has a reminder to write, if nothing happens before.
-    #[must_use]
     pub fn reminder(&self, machine: &Machine) -> Option<Timestamp> {
         machine.drain().map(|_| self.last_record + REMINDER)
     }
@@ -103,8 +102,7 @@ impl DrainLog {
                 return records.extend(self.call_failed(*call, error, machine));
             }
             DrainEvent::OutOfService { first_poll_in } => {
-                let delay = duration::format(to_millis(*first_poll_in));
-                info(messages::OUT_OF_SERVICE).with("first_poll_in", delay)
+                info(messages::OUT_OF_SERVICE).with("first_poll_in", whole(*first_poll_in))
             }
             DrainEvent::ListenersDraining => info(messages::LISTENERS_DRAINING),
             DrainEvent::Reverted(Health::Starting) => warn(messages::ENVOY_RESTARTED),
@@ -117,7 +115,7 @@ impl DrainLog {
                     return;
                 }
                 let drain = machine.drain();
-                let threshold = drain.map_or(0, |drain| drain.options().min_open_connections);
+                let threshold = drain.map_or(0, |drain| drain.options.min_open_connections);
                 info(messages::OPEN_CONNECTIONS)
                     .with("open_connections", poll.open)
                     .with("threshold_connections", threshold)
@@ -149,11 +147,13 @@ impl DrainLog {
     }
 
     fn responds_again(&mut self) -> Option<Record> {
-        let error = self.error.take()?;
-        let record =
-            Record::info(messages::ENVOY_RESPONDS_AGAIN).with("previous_error", error.text);
-        let repeated = std::mem::take(&mut self.repeated);
-        Some(if repeated > 0 { record.with("repeated", repeated) } else { record })
+        let record = Record::info(messages::ENVOY_RESPONDS_AGAIN)
+            .with("previous_error", self.error.take()?.text);
+        Some(record.with_some("repeated", self.take_repeated()))
+    }
+
+    fn take_repeated(&mut self) -> Option<u64> {
+        Some(std::mem::take(&mut self.repeated)).filter(|repeated| *repeated > 0)
     }
 
     fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {
@@ -168,13 +168,11 @@ impl DrainLog {
         };
         record = record.with("error", error.text.as_str());
         let previous = self.error.replace(error.clone());
-        let repeated = std::mem::take(&mut self.repeated);
-        Some(match previous {
-            Some(previous) if repeated > 0 => {
-                record.with("previous_error", previous.text).with("repeated", repeated)
-            }
-            _ => record,
-        })
+        if let Some(repeated) = self.take_repeated() {
+            let previous = previous.map(|error| error.text);
+            record = record.with_some("previous_error", previous).with("repeated", repeated);
+        }
+        Some(record)
     }
 
     /// Says once what cannot be seen.
@@ -187,7 +185,7 @@ impl DrainLog {
     }
 
     fn ended(&self, ended: &Ended) -> Record {
-        let kind = ended.outcome.kind();
+        let kind = ended.outcome.kind;
         let message = match kind {
             OutcomeKind::Drained => messages::DRAINED,
             OutcomeKind::TimedOut => messages::TIMED_OUT,
@@ -195,40 +193,32 @@ impl DrainLog {
             OutcomeKind::NoEnvoyHook => messages::NO_ENVOY_HOOK,
         };
         let record = if kind.gave_up() { Record::warn(message) } else { Record::info(message) };
-        let mut record = record.with("drain", ended.number).with("outcome", kind.name());
-        if let Some(open) = ended.outcome.open() {
-            record = record.with("open_connections", open);
-        }
-        record =
-            record.with("threshold_connections", ended.threshold).with("took_seconds", ended.took);
-        if self.coverage == StatsCoverage::HttpOnly {
-            record = record.with("not_counted", "connections that are not HTTP");
-        }
+        let hidden = self.coverage == StatsCoverage::HttpOnly;
         record
+            .with("drain", ended.number)
+            .with("outcome", kind.name())
+            .with_some("open_connections", ended.outcome.open)
+            .with("threshold_connections", ended.threshold)
+            .with("took_seconds", ended.took)
+            .with_some("not_counted", hidden.then_some("connections that are not HTTP"))
     }
 
     fn still_waiting(&self, machine: &Machine, now: Timestamp) -> Record {
-        let mut record = Record::info(messages::STILL_WAITING)
+        let drain = machine.drain();
+        let open = drain.and_then(|drain| drain.last_poll).map(|poll| poll.open);
+        let error = self.error.as_ref();
+        Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
-            .with("phase", machine.phase().name());
-        if let Some(drain) = machine.drain() {
-            if let Some(poll) = drain.last_poll() {
-                record = record.with("open_connections", poll.open);
-            }
-            record = record
-                .with("threshold_connections", drain.options().min_open_connections)
-                .with("elapsed_seconds", now - drain.started());
-        }
-        if let Some(error) = &self.error {
-            record = record.with("error", error.text.as_str()).with("repeated", self.repeated);
-        }
-        record
+            .with("phase", machine.phase().name())
+            .with_some("open_connections", open)
+            .with_some(
+                "threshold_connections",
+                drain.map(|drain| drain.options.min_open_connections),
+            )
+            .with_some("elapsed_seconds", drain.map(|drain| now - drain.started))
+            .with_some("error", error.map(|error| error.text.as_str()))
+            .with_some("repeated", error.map(|_| self.repeated))
     }
-}
-
-/// No reader wants the nanoseconds of a drain.
-fn to_millis(time: Duration) -> Duration {
-    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -12,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::json::{Object, quote, seconds};
 use super::messages;
+use crate::labels;
 use crate::os::clock::Timestamp;
 
 /// What a record looks like.
@@ -24,24 +24,15 @@ pub enum Format {
     Json,
 }
 
-/// How much a record matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// The course of things.
-    Info,
-    /// Something is odd; the program continues as it should.
-    Warn,
-    /// Something could not be done.
-    Error,
-}
-
-impl Level {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warn => "warn",
-            Self::Error => "error",
-        }
+labels! {
+    /// How much a record matters.
+    pub enum Level {
+        /// The course of things.
+        Info = "info",
+        /// Something is odd; the program continues as it should.
+        Warn = "warn",
+        /// Something could not be done.
+        Error = "error",
     }
 }
 
@@ -54,75 +45,61 @@ pub enum Value {
     Time(Duration),
 }
 
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
+macro_rules! values {
+    ($($From:ty => $to:expr,)+) => {
+        $(impl From<$From> for Value {
+            fn from(value: $From) -> Self {
+                $to(value)
+            }
+        })+
+    };
 }
 
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
+values! {
+    &str => |text: &str| Self::Text(text.to_owned()),
+    String => Self::Text,
+    u64 => Self::Number,
+    Duration => Self::Time,
 }
 
-impl From<u64> for Value {
-    fn from(number: u64) -> Self {
-        Self::Number(number)
-    }
-}
-
-impl From<Duration> for Value {
-    fn from(time: Duration) -> Self {
-        Self::Time(time)
-    }
-}
-
-/// One line of the log. Boxed, since it is handed on field by field.
+/// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record(Box<Content>);
-
-/// What a [`Record`] holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
+pub struct Record {
     pub level: Level,
     /// One of [`messages`].
     pub message: &'static str,
     pub fields: Vec<(&'static str, Value)>,
 }
 
-impl Deref for Record {
-    type Target = Content;
-    fn deref(&self) -> &Content {
-        &self.0
-    }
-}
-
 impl Record {
     /// A record of the course of things.
-    #[must_use]
     pub fn info(message: &'static str) -> Self {
         Self::new(Level::Info, message)
     }
 
     /// A record of something odd; the program continues as it should.
-    #[must_use]
     pub fn warn(message: &'static str) -> Self {
         Self::new(Level::Warn, message)
     }
 
     /// A record of something that could not be done.
-    #[must_use]
     pub fn error(message: &'static str) -> Self {
         Self::new(Level::Error, message)
     }
 
     fn new(level: Level, message: &'static str) -> Self {
-        Self(Box::new(Content { level, message, fields: Vec::new() }))
+        Self { level, message, fields: Vec::new() }
+    }
+
+    /// The record with one more field, where there is a value for it.
+    pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
     }
 
     /// The record with one more field.
-    #[must_use]
     pub fn with(self, name: &'static str, value: impl Into<Value>) -> Self {
         self.with_value(name, value.into())
     }
@@ -130,7 +107,7 @@ impl Record {
     // Inlined at each of its many calls, it would be 1 kB of the program.
     #[inline(never)]
     fn with_value(mut self, name: &'static str, value: Value) -> Self {
-        self.0.fields.push((name, value));
+        self.fields.push((name, value));
         self
     }
 

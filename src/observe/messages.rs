@@ -81,7 +81,6 @@ pub const BACKEND_ENDED: &str = "the backend has ended; starting another";
 pub const NO_THREAD_FOR_WAITER: &str = "cannot start a thread for a request that waits";
 
 /// What cannot be seen in Envoy's stats, and what to add to its `stats_config` so that it can.
-#[must_use]
 pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
     match coverage {
         StatsCoverage::Everything => None,

@@ -10,7 +10,6 @@ use crate::route::{PublicRoute, Status};
 
 impl Snapshot {
     /// The metrics in Prometheus' text format.
-    #[must_use]
     pub fn metrics(&self) -> String {
         let mut out = Metrics(String::new());
         out.family("build_info", "gauge", "The version of the program; always 1.");

@@ -37,18 +37,17 @@ impl Snapshot {
     /// Open connections: of the drain in progress, or at the end of the latest.
     pub(super) fn open_connections(&self) -> Option<u64> {
         match (self.phase, &self.last) {
-            (Phase::Ended, Some(ended)) => ended.outcome.open(),
+            (Phase::Ended, Some(ended)) => ended.outcome.open,
             _ => self.open,
         }
     }
 
     /// The status as one JSON object.
-    #[must_use]
     pub fn json(&self) -> String {
         let last = self.last.as_ref().map(|ended| {
             Object::new()
                 .number("drain", Some(ended.number))
-                .text("outcome", ended.outcome.name())
+                .text("outcome", ended.outcome.kind.name())
                 .text("explanation", &ended.outcome.explain())
                 .raw("took_seconds", &seconds(ended.took))
                 .end()
@@ -71,7 +70,6 @@ impl Snapshot {
     }
 
     /// The drain in one line, for a hook that waits. It changes only when something does.
-    #[must_use]
     pub fn line(&self) -> String {
         let mut line = match self.open_connections() {
             Some(open) => {
@@ -91,7 +89,6 @@ impl Snapshot {
     }
 
     /// The status for people.
-    #[must_use]
     pub fn page(&self) -> String {
         let phase = match (self.phase, self.elapsed) {
             (Phase::Idle, _) => "idle (no drain)".to_owned(),
@@ -128,7 +125,6 @@ impl Snapshot {
 }
 
 /// A duration in whole seconds, or, below one, in milliseconds.
-#[must_use]
 pub fn whole(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     duration::format(Duration::from_millis(if millis < 1000 {

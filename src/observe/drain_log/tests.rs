@@ -132,7 +132,7 @@ fn a_drain_is_told_from_its_request_to_its_outcome() {
             assert_eq!(field(&record, "threshold_connections"), Some(&0.into()));
         }
     }
-    assert_eq!(logged.poll(0), Action::Finish(Outcome::Drained { open: 0 }));
+    assert_eq!(logged.poll(0), Action::Finish(Outcome::drained(0)));
     logged.messages();
     logged.step(&Event::Finished);
     let outcome = logged.only();

@@ -24,7 +24,7 @@ pub fn draining() -> Snapshot {
         open: Some(3),
         threshold: 1,
         elapsed: Some(Duration::from_millis(72_345)),
-        last: Some(ended(Outcome::TimedOut { open: Some(9) })),
+        last: Some(ended(Outcome::timed_out(Some(9)))),
         envoy_hooks: 1,
         counters: Counters {
             polls: 7,
@@ -77,10 +77,10 @@ fn json_shows_the_drain_and_the_last_outcome() {
 #[test]
 fn open_connections_are_those_of_the_end_once_it_has_come() {
     for (outcome, open) in [
-        (Outcome::Drained { open: 2 }, Some(2)),
-        (Outcome::TimedOut { open: Some(4) }, Some(4)),
-        (Outcome::TimedOut { open: None }, None),
-        (Outcome::EnvoyGone, Some(0)),
+        (Outcome::drained(2), Some(2)),
+        (Outcome::timed_out(Some(4)), Some(4)),
+        (Outcome::timed_out(None), None),
+        (Outcome::ENVOY_GONE, Some(0)),
     ] {
         let snapshot = Snapshot { phase: Phase::Ended, last: Some(ended(outcome)), ..idle() };
         assert_eq!(snapshot.open_connections(), open, "{outcome:?}");
