@@ -12,4 +12,3 @@ pub mod hook;
 pub mod observe;
 pub mod os;
 pub mod route;
-pub mod slot;

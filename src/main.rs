@@ -14,7 +14,7 @@ use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::listen;
 use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts};
-use envoy_shutdown_manager::hook::{self, Exit};
+use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::os::limits;
 use envoy_shutdown_manager::os::supervisor::supervise;
@@ -40,8 +40,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(sentence) => {
-            hook::say(&format!("envoy-shutdown-manager: {sentence}\n"));
-            ExitCode::from(Exit::Usage as u8)
+            hook::print_stderr(&format!("envoy-shutdown-manager: {sentence}\n"));
+            ExitCode::from(ExitStatus::Usage as u8)
         }
     }
 }
@@ -58,7 +58,7 @@ fn sidecar(args: &SidecarArgs) -> Result<(), String> {
     let public = listen::listener(&args.serve)?;
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
-    let options = Options::of(args.name).with(&args.overrides);
+    let options = Options::of(args.flavor).with(&args.overrides);
     let places =
         control_socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
     let Sockets { control: private, server: listener, files } = control_socket::bind(&places)?;

@@ -10,7 +10,7 @@ use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
 use super::*;
-use crate::cli::options::Overrides;
+use crate::cli::options::{DrainOption, ON, Overrides};
 use crate::drain::{Health, Outcome, Poll};
 
 /// An Envoy that nobody is connected to.
@@ -171,7 +171,8 @@ fn both_hooks_are_told_though_nothing_stops_the_sidecar() {
 #[test]
 fn a_drain_that_requires_envoys_hook_goes_on_when_that_comes() {
     explore(2, &[(Drained, Drained), (Stopping, Stopping)], |manager| {
-        let requires = Overrides { require_envoy_hook: true, ..Overrides::default() };
+        let mut requires = Overrides::default();
+        requires.set(DrainOption::RequireEnvoyHook, ON).unwrap();
         pod(manager, work, |manager| hook_with(manager, requires), stop)
     });
 }

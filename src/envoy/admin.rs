@@ -42,7 +42,8 @@ impl Admin for AdminClient {
                 request.post("/drain_listeners?graceful&skip_exit").map(|()| Answer::ListenersDrain)
             }
             Call::ReadStats => {
-                let tally = StatsParser::new(&options.exclude, options.ignored_listener_suffixes);
+                let tally =
+                    StatsParser::new(&options.exclude, options.flavor.ignored_listener_suffixes());
                 request.poll(tally).map(Answer::Polled)
             }
         };

@@ -38,8 +38,11 @@ impl DrainLog {
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let given: Vec<String> =
-            given.pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let given: Vec<String> = given
+            .pairs()
+            .iter()
+            .map(|(option, value)| format!("{}={value}", option.name()))
+            .collect();
         let given = given.join(" ");
         self.spoke = now;
         let (DrainStart::Started(number), Some(drain)) = (begun, machine.drain()) else {

@@ -10,18 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::cli::LogFormat;
 use crate::observe::json::{Object, quote};
 use crate::os::clock::Timestamp;
-
-/// What a line looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// logfmt: `time=… level=… msg="…" key=value …`
-    #[default]
-    Text,
-    /// An object a line.
-    Json,
-}
 
 /// How much an event matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +130,7 @@ impl Record {
             return;
         }
         let json = JSON.load(Ordering::Relaxed);
-        let format = if json { Format::Json } else { Format::Text };
+        let format = if json { LogFormat::Json } else { LogFormat::Text };
         let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
             0 => self.render(format, SystemTime::now()),
             lost => self.clone().with("lines-lost-before", lost).render(format, SystemTime::now()),
@@ -149,10 +140,10 @@ impl Record {
         let _ = stderr.lock().write_all(rendered.as_bytes());
     }
 
-    fn render(&self, format: Format, time: SystemTime) -> String {
+    fn render(&self, format: LogFormat, time: SystemTime) -> String {
         let time = humantime::format_rfc3339_millis(time).to_string();
         match format {
-            Format::Text => {
+            LogFormat::Text => {
                 let mut line = format!("time={time} level={} msg=", self.level.name());
                 quote(&mut line, &self.text);
                 for (name, value) in &self.fields {
@@ -168,7 +159,7 @@ impl Record {
                 }
                 line
             }
-            Format::Json => {
+            LogFormat::Json => {
                 let mut object = Object::new()
                     .text("time", &time)
                     .text("level", self.level.name())
@@ -217,8 +208,8 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Takes the log of this process into hand: its format, the libraries' warnings, and panics,
 /// which are one line like everything else.
-pub fn install(format: Format) {
-    JSON.store(format == Format::Json, Ordering::Relaxed);
+pub fn install(format: LogFormat) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     if log::set_logger(&Libraries).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
@@ -256,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    fn rendered(format: Format) -> String {
+    fn rendered(format: LogFormat) -> String {
         Record::warn("it is \"odd\"")
             .with("open", 3)
             .with("plain", "a/b:c")
@@ -270,7 +261,7 @@ mod tests {
     #[test]
     fn a_line_of_text_quotes_what_would_break_it() {
         assert_eq!(
-            rendered(Format::Text),
+            rendered(LogFormat::Text),
             "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open=3 plain=a/b:c \
              spaced=\"a b\" pair=\"a=b\" lines=\"a\\nb\" empty=\"\""
         );
@@ -279,7 +270,7 @@ mod tests {
     #[test]
     fn a_line_of_json_keeps_numbers() {
         assert_eq!(
-            rendered(Format::Json),
+            rendered(LogFormat::Json),
             "{\"time\":\"2026-09-21T14:13:20.123Z\",\"level\":\"warn\",\"msg\":\"it is \\\"odd\\\"\",\
              \"open\":3,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
              \"empty\":\"\"}"
@@ -302,7 +293,7 @@ mod tests {
             (Record::warn("x"), " level=warn "),
             (Record::error("x"), " level=error "),
         ] {
-            assert!(line.render(Format::Text, UNIX_EPOCH).contains(level));
+            assert!(line.render(LogFormat::Text, UNIX_EPOCH).contains(level));
         }
     }
 }

@@ -104,7 +104,7 @@ fn a_drain_is_told_from_its_request_to_its_outcome() {
     let requested = told.only();
     assert_eq!(requested.text, "drain requested");
     assert_eq!(field(&requested, "given"), Some(&"check-delay=10s".into()));
-    assert_eq!(field(&requested, "check-interval"), Some(&"5s".into()), "what is in force, too");
+    assert_eq!(field(&requested, "check_interval"), Some(&"5s".into()), "what is in force, too");
 
     told.answer(Answer::Failed);
     let failed = told.only();
