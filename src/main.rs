@@ -13,7 +13,7 @@ use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, listen};
-use envoy_shutdown_manager::hook::{self, Exit};
+use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
 use envoy_shutdown_manager::os::limits;
@@ -40,8 +40,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(sentence) => {
-            hook::say(&format!("envoy-shutdown-manager: {sentence}\n"));
-            ExitCode::from(Exit::Usage as u8)
+            hook::print_stderr(&format!("envoy-shutdown-manager: {sentence}\n"));
+            ExitCode::from(ExitStatus::Usage as u8)
         }
     }
 }
@@ -58,7 +58,7 @@ fn run_sidecar(args: &SidecarArgs) -> Result<(), String> {
     let public = listen::listener(&args.serve)?;
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
-    let options = Options::of(args.name).with(&args.overrides);
+    let options = Options::of(args.flavor).with(&args.overrides);
     let paths =
         control_socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
     let Sockets { control, server, files } = control_socket::bind(&paths)?;

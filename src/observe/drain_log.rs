@@ -36,8 +36,11 @@ impl DrainLog {
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let requested: Vec<String> =
-            requested.pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let requested: Vec<String> = requested
+            .pairs()
+            .iter()
+            .map(|(option, value)| format!("{}={value}", option.name()))
+            .collect();
         let requested = requested.join(" ");
         self.last_record = now;
         let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {

@@ -11,18 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::json::{Object, quote, seconds};
 use super::messages;
+use crate::cli::LogFormat;
 use crate::labels;
 use crate::os::clock::Timestamp;
-
-/// What a record looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// logfmt: `time=… level=… msg="…" key=value …`
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 labels! {
     /// How much a record matters.
@@ -124,7 +115,7 @@ impl Record {
             return;
         }
         let json = JSON.load(Ordering::Relaxed);
-        let format = if json { Format::Json } else { Format::Text };
+        let format = if json { LogFormat::Json } else { LogFormat::Text };
         let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
             0 => self.render(format, SystemTime::now()),
             lost => self.clone().with("lines_lost_before", lost).render(format, SystemTime::now()),
@@ -134,10 +125,10 @@ impl Record {
         let _ = stderr.lock().write_all(rendered.as_bytes());
     }
 
-    fn render(&self, format: Format, time: SystemTime) -> String {
+    fn render(&self, format: LogFormat, time: SystemTime) -> String {
         let time = humantime::format_rfc3339_millis(time).to_string();
         match format {
-            Format::Text => {
+            LogFormat::Text => {
                 let mut line = format!("time={time} level={} msg=", self.level.name());
                 quote(&mut line, self.message);
                 for (name, value) in &self.fields {
@@ -154,7 +145,7 @@ impl Record {
                 }
                 line
             }
-            Format::Json => {
+            LogFormat::Json => {
                 let mut object = Object::new()
                     .text("time", &time)
                     .text("level", self.level.name())
@@ -209,8 +200,8 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Sets the log of this process up: its format, and that libraries' warnings and panics are
 /// records like everything else.
-pub fn install(format: Format) {
-    JSON.store(format == Format::Json, Ordering::Relaxed);
+pub fn install(format: LogFormat) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     if log::set_logger(&Libraries).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
@@ -251,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    fn rendered(format: Format) -> String {
+    fn rendered(format: LogFormat) -> String {
         Record::warn("it is \"odd\"")
             .with("open-connections", 3)
             .with("took_seconds", Duration::from_micros(61_002_900))
@@ -266,7 +257,7 @@ mod tests {
     #[test]
     fn a_record_of_text_quotes_what_would_break_it() {
         assert_eq!(
-            rendered(Format::Text),
+            rendered(LogFormat::Text),
             "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open_connections=3 took_seconds=61.002 plain=a/b:c \
              spaced=\"a b\" pair=\"a=b\" lines=\"a\\nb\" empty=\"\""
         );
@@ -275,7 +266,7 @@ mod tests {
     #[test]
     fn a_record_of_json_keeps_numbers() {
         assert_eq!(
-            rendered(Format::Json),
+            rendered(LogFormat::Json),
             "{\"time\":\"2026-09-21T14:13:20.123Z\",\"level\":\"warn\",\"msg\":\"it is \\\"odd\\\"\",\
              \"open_connections\":3,\"took_seconds\":61.002,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
              \"empty\":\"\"}"
@@ -298,7 +289,7 @@ mod tests {
             (Record::warn("x"), " level=warn "),
             (Record::error("x"), " level=error "),
         ] {
-            assert!(line.render(Format::Text, UNIX_EPOCH).contains(level));
+            assert!(line.render(LogFormat::Text, UNIX_EPOCH).contains(level));
         }
     }
 }

@@ -38,7 +38,9 @@ fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
     let dir = temp_dir("command-line");
     let place = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let control = format!("--control-socket={}", place("control.sock"));
-    let too_long = format!("--control-socket={}", place(&"a".repeat(120)));
+    // The backend's socket, whose path is 7 bytes longer, would still have no room.
+    let name = "a".repeat(101 - place("").len());
+    let too_long = format!("--control-socket={}", place(&name));
     // Removed at a start that gets so far.
     let stale = place("ready");
     fs::write(&stale, "").expect("write");
@@ -65,11 +67,15 @@ fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
         (&["envoy", manager, "--ready-file", ""], "--ready-file: \"\" is not a path"),
         (&[manager, "--log-format=xml"], "--log-format: \"xml\" is neither text nor json"),
         (&["--log-format=logfmt", manager], "--log-format: \"logfmt\" is neither"),
-        (&[manager, "--check-delay=1s", "--check-delay=1s"], "--check-delay: is given twice"),
+        (
+            &[manager, "--check-delay=1", "--check-delay=1s"],
+            "--check-delay: \"1\" is without a unit",
+        ),
         (&[manager, "--check-delay"], "--check-delay needs a value"),
         (&[manager, "--check-delay", "--check-interval=1s"], "--check-delay needs a value"),
         (&[manager, "--no-restore=yes"], "--no-restore"),
-        (&[manager, "--speed=1"], "shutdown-manager has no option --speed"),
+        (&[manager, "--speed=1"], "shutdown-manager has no option --speed; see "),
+        (&[hook, "--chek-delay=1s"], "--chek-delay; did you mean --check-delay? See "),
         (&[hook, "--no-restore"], "shutdown has no option --no-restore"),
         (&[hook, "--watch"], "shutdown has no option --watch"),
         (&[status, "--check-delay=1s"], "status has no option --check-delay"),
@@ -89,14 +95,17 @@ fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
         assert_refused(&args, names);
     }
     for args in [&[manager, "--check-delay=1s", too_long.as_str()][..], &[hook, &too_long]] {
-        assert_refused(args, "--control-socket: ");
+        assert_refused(args, "is a path longer than the 100 bytes");
     }
     for (args, names) in [
         (&[][..], "a command is missing"),
         (&["envoy"], "a command is missing"),
         (&["envoy", "envoy", manager], "there is no command \"envoy\""),
         (&["drain"], "there is no command \"drain\""),
-        (&["shutdown-manage"], "there is no command \"shutdown-manage\""),
+        (
+            &["shutdown-manage"],
+            "there is no command \"shutdown-manage\"; did you mean shutdown-manager?",
+        ),
         (&[""], "there is no command \"\""),
         (&["--check-delay=1s", manager], "--check-delay"),
         (&["-v", manager], "-v"),
@@ -249,6 +258,20 @@ fn the_log_has_the_format_that_is_asked_for() {
             assert_eq!((is_json, is_text), (json, !json), "{args:?}: {line}");
         }
         sidecar.kill();
+    }
+}
+
+#[test]
+fn of_an_option_that_is_given_twice_the_last_one_holds() {
+    let _turn = shared();
+    let admin = FakeAdmin::unix();
+    let mut sidecar = before(&admin.address(), &["--check-interval=9s", "--check-interval=70ms"]);
+    let mut hook =
+        sidecar.hook(&["--check-delay=1h", "--exclude=a", "--check-delay=0", "--exclude=b"]);
+    assert_ends(&mut hook, 0, "drained");
+    let log = output_of(&mut sidecar).output;
+    for setting in ["check_interval=70ms", "check_delay=0s", "exclude=a exclude=b"] {
+        assert!(log.contains(setting), "{setting}: {log}");
     }
 }
 

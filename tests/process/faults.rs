@@ -110,8 +110,8 @@ fn raw(head: &str, body: &str) -> Fault {
 fn faults() -> Vec<(String, Row)> {
     let late = "no whole answer within 2s";
     let cut = "closed before the answer was whole";
-    let not_whole = "not a whole HTTP answer";
-    let length = "it does not say how long it is";
+    let not_whole = "not a complete HTTP response";
+    let length = "it has no length";
     let slow = Fault::Slow { every: Duration::from_millis(50) };
     let ok = "HTTP/1.1 200 OK";
     named([
@@ -732,7 +732,7 @@ fn a_name_that_nobody_knows_is_an_error_and_not_gone() {
     let mut hook = sidecar.hook(&[]);
     wait_status(&sidecar, &[FAILING, "\"last_error\":\""]);
     let error = last_error(&sidecar);
-    let expected = "the name no-such-host.invalid is not known";
+    let expected = "the name no-such-host.invalid cannot be resolved";
     assert!(error.contains(expected) || error.contains("no whole answer within 2s"), "{error}");
     // By then it was tried four times or more, whichever of the two it was.
     let exit = wait_for("seven seconds of the drain", PATIENCE, || {

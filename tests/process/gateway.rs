@@ -39,15 +39,15 @@ fn each_name_has_its_defaults() {
     for (name, defaults) in [
         (
             NAMES[0],
-            "check-interval=5s check-delay=1m min-open-connections=0 drain-delay=0s \
-             health-check-failure-delay=0s min-drain-duration=0s admin-address=/admin/admin.sock \
-             drain-timeout=none drain-listeners=off",
+            "check_interval=5s check_delay=1m min_drain_duration=0s min_open_connections=0 \
+             drain_delay=0s health_check_failure_delay=0s drain_timeout=none drain_listeners=off \
+             require_envoy_hook=off admin_address=/admin/admin.sock ready_file=none",
         ),
         (
             NAMES[1],
-            "check-interval=1s check-delay=0s min-open-connections=0 drain-delay=0s \
-             health-check-failure-delay=0s min-drain-duration=10s drain-timeout=1m \
-             admin-address=localhost:19000 drain-listeners=off",
+            "check_interval=1s check_delay=0s min_drain_duration=10s min_open_connections=0 \
+             drain_delay=0s health_check_failure_delay=0s drain_timeout=1m drain_listeners=off \
+             require_envoy_hook=off admin_address=localhost:19000 ready_file=none",
         ),
     ] {
         let sidecar = Sidecar::launch().named(name).start();
