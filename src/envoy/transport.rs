@@ -9,8 +9,6 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,7 +25,7 @@ use ureq::unversioned::transport::{
 };
 
 use crate::cli::address::AdminAddress;
-use crate::os::supervisor::spawn;
+use crate::os::supervisor::bounded;
 
 /// Why a request has no complete response.
 #[derive(Debug)]
@@ -129,10 +127,6 @@ pub fn request(
 /// A `connect` to a Unix socket takes microseconds, unless its owner has stopped accepting.
 const MAX_CONNECT: Duration = Duration::from_secs(10);
 
-/// Few admin interfaces are given by a name that must be looked up. A channel in place of the polling
-/// would be 5 kB of the program.
-const LOOK_UP_POLL: Duration = Duration::from_millis(5);
-
 /// Connects to a Unix socket, in 10 s or less.
 ///
 /// # Errors
@@ -185,27 +179,10 @@ fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketA
     }
     let name = host.to_owned();
     let resolve = move || (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
-    look_up(timeout, resolve).map_err(|error| match error.kind() {
+    bounded("look-up", timeout, resolve).map_err(|error| match error.kind() {
         ErrorKind::TimedOut => error,
         _ => io::Error::other(format!("the name {host} cannot be resolved ({error})")),
     })
-}
-
-/// A look-up has no time-out, so it runs in a thread, which may outlive the call.
-fn look_up(
-    timeout: Duration,
-    resolve: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
-) -> io::Result<Vec<SocketAddr>> {
-    let deadline = Instant::now() + timeout;
-    let found = Arc::new(OnceLock::new());
-    let result = Arc::clone(&found);
-    // It is set once only.
-    let thread = spawn("look-up", Box::new(move || drop(result.set(resolve()))))?;
-    while !thread.is_finished() {
-        thread::sleep(time_left(deadline)?.min(LOOK_UP_POLL));
-    }
-    let found = Arc::into_inner(found).and_then(OnceLock::into_inner);
-    found.unwrap_or_else(|| Err(io::Error::other("the thread of the look-up has died")))
 }
 
 fn time_left(deadline: Instant) -> io::Result<Duration> {
@@ -344,20 +321,5 @@ mod tests {
         let path = folder.path().join("s");
         let _listener = UnixListener::bind(&path).unwrap();
         assert!(connect_unix(&path, Duration::ZERO).is_ok());
-    }
-
-    #[test]
-    fn a_look_up_ends_with_its_result_or_its_thread_or_its_time() {
-        let minute = Duration::from_secs(60);
-        let found = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 1))];
-        let result = found.clone();
-        assert_eq!(look_up(minute, move || Ok(result)).unwrap(), found);
-        let failed = look_up(minute, || Err(io::Error::other("no such name")));
-        assert_eq!(failed.unwrap_err().to_string(), "no such name");
-        let died = look_up(minute, || panic!("as a bug would"));
-        assert_eq!(died.unwrap_err().to_string(), "the thread of the look-up has died");
-        let (_sender, never) = std::sync::mpsc::channel();
-        let late = look_up(Duration::from_millis(20), move || never.recv().unwrap());
-        assert_eq!(late.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 }

@@ -17,6 +17,6 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(DrainRequest::from_query(&written).as_ref(), Ok(&request), "written as {written}");
     let settings = Options::default().with(&request.overrides).settings();
     for (option, value) in request.overrides.pairs() {
-        assert!(settings.contains(&(option.key(), value.clone())), "{option:?} is not in force");
+        assert!(settings.contains(&(option.name(), value.clone())), "{option:?} is not in force");
     }
 });
