@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -30,6 +31,8 @@ labels! {
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
+    /// There is none, and so no field.
+    None,
     Text(String),
     Number(u64),
     /// In seconds, with three decimals.
@@ -46,6 +49,12 @@ macro_rules! values {
     };
 }
 
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::None, T::into)
+    }
+}
+
 values! {
     &str => |text: &str| Self::Text(text.to_owned()),
     String => Self::Text,
@@ -53,13 +62,24 @@ values! {
     Duration => Self::Time,
 }
 
-/// One line of the log.
+/// One line of the log. Boxed, since it is handed on field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct Record(Box<Content>);
+
+/// What a [`Record`] holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
     pub level: Level,
     /// One of [`messages`].
     pub message: &'static str,
     pub fields: Vec<(&'static str, Value)>,
+}
+
+impl Deref for Record {
+    type Target = Content;
+    fn deref(&self) -> &Content {
+        &self.0
+    }
 }
 
 impl Record {
@@ -79,18 +99,10 @@ impl Record {
     }
 
     fn new(level: Level, message: &'static str) -> Self {
-        Self { level, message, fields: Vec::new() }
+        Self(Box::new(Content { level, message, fields: Vec::new() }))
     }
 
-    /// The record with one more field, where there is a value for it.
-    pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
-        match value {
-            Some(value) => self.with(name, value),
-            None => self,
-        }
-    }
-
-    /// The record with one more field.
+    /// The record with one more field, unless its value is [`Value::None`].
     pub fn with(self, name: &'static str, value: impl Into<Value>) -> Self {
         self.with_value(name, value.into())
     }
@@ -98,7 +110,9 @@ impl Record {
     // Inlined at each of its many calls, it would be 1 kB of the program.
     #[inline(never)]
     fn with_value(mut self, name: &'static str, value: Value) -> Self {
-        self.fields.push((name, value));
+        if !matches!(value, Value::None) {
+            self.0.fields.push((name, value));
+        }
         self
     }
 
@@ -139,6 +153,7 @@ impl Record {
                             let _ = write!(line, "{number}");
                         }
                         Value::Time(time) => line.push_str(&seconds(*time)),
+                        Value::None => {}
                         Value::Text(text) if is_plain(text) => line.push_str(text),
                         Value::Text(text) => quote(&mut line, text),
                     }
@@ -155,6 +170,7 @@ impl Record {
                     object = match value {
                         Value::Number(number) => object.number(name, Some(*number)),
                         Value::Time(time) => object.raw(name, &seconds(*time)),
+                        Value::None => object,
                         Value::Text(text) => object.text(name, text),
                     };
                 }
