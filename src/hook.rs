@@ -59,7 +59,7 @@ pub fn shutdown(args: ShutdownArgs) -> Exit {
     }
     let mut request = DrainRequest { overrides: absolute(args.overrides), expires: None };
     let told = args.control_socket.as_deref();
-    let places = control_socket::hook_places(told, request.overrides.admin_address.as_ref());
+    let places = control_socket::hook_paths(told, request.overrides.admin_address.as_ref());
     let mut progress = Progress::begin();
     let mut losses = 0;
     loop {
@@ -101,7 +101,7 @@ pub fn shutdown(args: ShutdownArgs) -> Exit {
 #[must_use]
 pub fn status(args: &StatusArgs) -> Exit {
     let told = args.control_socket.as_deref();
-    let places = control_socket::hook_places(told, None);
+    let places = control_socket::hook_paths(told, None);
     let path = if args.json { "/status" } else { "/status?as=page" };
     let redraw = args.watch && !args.json && io::stdout().is_terminal();
     let mut shown = String::new();

@@ -60,8 +60,8 @@ fn sidecar(args: &SidecarArgs) -> Result<(), String> {
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::of(args.name).with(&args.overrides);
     let places =
-        control_socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
-    let Sockets { control: private, server: listener, files } = control_socket::bind(&places)?;
+        control_socket::sidecar_paths(args.control_socket.as_deref(), &options.admin_address);
+    let Sockets { control: private, backend: listener, files } = control_socket::bind(&places)?;
     private
         .set_nonblocking(true)
         .map_err(|error| failed("the control socket cannot be used", error))?;

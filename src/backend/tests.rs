@@ -34,7 +34,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let Sockets { server, files, .. } =
+        let Sockets { backend: server, files, .. } =
             control_socket::bind(&[folder.path().join("s")]).unwrap();
         let manager = Coordinator::new(Options::default(), false);
         let files = Arc::new(files);
