@@ -12,6 +12,7 @@ use crate::cli::{ShutdownArgs, StatusArgs};
 use crate::control_socket;
 use crate::drain::Outcome;
 use crate::envoy::transport::{Error, request};
+use crate::frontend::RESPONSE_TIMEOUT;
 use crate::observe::status::whole;
 use crate::os::clock;
 use crate::os::supervisor::spawn;
@@ -44,6 +45,10 @@ const AFTER_LOSS: Duration = Duration::from_millis(200);
 /// the control socket is after 5 s.
 const DRAIN_ANSWERED: Duration = Duration::from_secs(10);
 const DRAIN_EXPIRES: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    DRAIN_EXPIRES.as_millis() < RESPONSE_TIMEOUT.as_millis()
+        && RESPONSE_TIMEOUT.as_millis() < DRAIN_ANSWERED.as_millis()
+);
 
 /// How often the sidecar is asked how the drain goes.
 const PROGRESS: Duration = Duration::from_secs(1);

@@ -55,7 +55,7 @@ fn sidecar(args: &SidecarArgs) -> Result<(), String> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| failed("signals cannot be waited for", error.into()))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
-    let public = listen::listener(&args.serve)?;
+    let public = listen::bind_public(&args.serve)?;
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::of(args.name).with(&args.overrides);
@@ -78,18 +78,19 @@ fn sidecar(args: &SidecarArgs) -> Result<(), String> {
     let files = Arc::new(files);
     let mut service =
         Backend::new(listener, Arc::clone(&files), manager.trigger(), manager.observer());
-    let bell = service.bell();
+    let bell = service.restart_signal();
     supervise("server", Box::new(move || service.serve())).map_err(thread_failed)?;
     let door = |listener, keeper, rules| {
-        let server = files[1].path.clone();
-        Frontend::new(listener, keeper, server, bell.clone(), manager.tracker(), rules)
+        let (server, bell) = (files[1].path.clone(), bell.clone());
+        let on_backend_error = Box::new(move |error| bell.request_restart(error));
+        Frontend::new(listener, keeper, server, on_backend_error, manager.tracker(), rules)
     };
     let patience = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
-    let rules = Limits::private(descriptors, patience);
-    let mut private = door(Listener::Private(private), route::private, rules);
+    let rules = Limits::control(descriptors, patience);
+    let mut private = door(Listener::Control(private), route::private_target, rules);
     supervise("private", Box::new(move || private.serve())).map_err(thread_failed)?;
     let rules = Limits::public(descriptors, patience);
-    let mut public = door(Listener::Public(public), route::public, rules);
+    let mut public = door(Listener::Public(public), route::public_target, rules);
     supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
     let place = files[0].path.display().to_string();
     let (stopping, leaving) = (manager.clone(), Arc::clone(&files));

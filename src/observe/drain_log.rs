@@ -302,32 +302,6 @@ fn envoys_hook(drain: &Drain, number: u64) -> Option<Record> {
     })
 }
 
-/// What Envoy's own hook is told when it is let go.
-pub const NO_DRAIN: &str = "no drain has begun within the start timeout\n";
-
-/// Envoy's own hook has waited for the start timeout, and no drain has begun.
-#[must_use]
-pub fn let_go(waiters: u64) -> Record {
-    Record::warn(
-        "no drain has begun within the start timeout of a request for /shutdown, which is let go: \
-         only Envoy is being restarted, or the sidecar has no preStop hook",
-    )
-    .with("requests", waiters)
-}
-
-/// What Envoy's own hook is told when it has waited for the ready timeout.
-pub const NOT_READY: &str = "the drain has not ended within the ready timeout\n";
-
-/// Envoy's own hook has waited for the ready timeout.
-#[must_use]
-pub fn too_long(waiters: u64) -> Record {
-    Record::warn(
-        "a request for /shutdown has waited for the ready timeout and is let go: Kubernetes may \
-         end Envoy before the drain does",
-    )
-    .with("requests", waiters)
-}
-
 fn reverted(health: Health, number: u64) -> Record {
     let text = match health {
         Health::Starting => {
