@@ -7,9 +7,9 @@ use std::path::PathBuf;
 /// The longest path that fits into a Unix socket's address (`sun_path`, with its final NUL).
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// The longest path of `--control-socket`: for the backend's own socket `control_socket::bind` appends
-/// `.server` to it.
-pub const MAX_CONTROL_SOCKET_PATH: usize = MAX_SOCKET_PATH - ".server".len();
+/// The longest path of the control socket: the backend's socket is beside it, with `.server` after
+/// its name.
+pub const MAX_CONTROL_SOCKET_PATH: usize = 100;
 
 /// The address of Envoy's admin interface, as `--admin-address` takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

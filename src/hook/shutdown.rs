@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::sidecar::{SidecarClient, SidecarError};
+use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
 use crate::cli::ShutdownArgs;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{DrainOption, Options, Overrides};
 use crate::control_socket;
+use crate::frontend::RESPONSE_TIMEOUT;
 use crate::observe::status::whole;
 use crate::os::clock;
 use crate::os::supervisor::spawn;
@@ -28,6 +29,10 @@ const LOSS_BACKOFF: Duration = Duration::from_millis(200);
 /// A sidecar that is frozen must not drain when it thaws: the request expires before the hook, and
 /// the frontend of the control socket, stop waiting for its response.
 const DRAIN_EXPIRY: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    DRAIN_EXPIRY.as_millis() < RESPONSE_TIMEOUT.as_millis()
+        && RESPONSE_TIMEOUT.as_millis() < DRAIN_RESPONSE_TIMEOUT.as_millis()
+);
 
 /// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
 pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
@@ -40,7 +45,7 @@ pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
     }
     let options = Options::default().with(&args.overrides);
     let given = args.control_socket.as_deref();
-    let paths = control_socket::hook_places(given, Some(&options.admin_address));
+    let paths = control_socket::hook_paths(given, Some(&options.admin_address));
     let mut request = DrainRequest { overrides: args.overrides, expires: None };
     let progress = Arc::new(Mutex::new(Progress::start()));
     let shared = Arc::clone(&progress);

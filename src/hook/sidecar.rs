@@ -13,7 +13,7 @@ use crate::envoy::transport::{Error, request};
 use crate::observe::status::whole;
 
 /// The sidecar responds to a request to drain at once. One that is frozen must not hold the hook.
-const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metrics, which are the sidecar's longest response, have a tenth of this.
 const MAX_RESPONSE: usize = 64 * 1024;

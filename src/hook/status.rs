@@ -11,7 +11,7 @@ use crate::control_socket;
 
 /// Shows the state of the drain, with `--watch` again whenever it changes.
 pub fn status(args: &StatusArgs) -> ExitStatus {
-    let paths = control_socket::hook_places(args.control_socket.as_deref(), None);
+    let paths = control_socket::hook_paths(args.control_socket.as_deref(), None);
     let path = if args.json { "/status" } else { "/status?as=page" };
     let redraw = args.watch && !args.json && io::stdout().is_terminal();
     let mut shown = String::new();
