@@ -8,7 +8,7 @@ use envoy_shutdown_manager::backend::Backend;
 use envoy_shutdown_manager::cli::address::ServeAt;
 use envoy_shutdown_manager::cli::duration;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
-use envoy_shutdown_manager::cli::{self, Command, SidecarArgs};
+use envoy_shutdown_manager::cli::{self, Args, Command};
 use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
@@ -47,26 +47,25 @@ fn main() -> ExitCode {
 }
 
 /// The sidecar's life, until a signal ends it.
-fn run_sidecar(args: &SidecarArgs) -> Result<(), String> {
+fn run_sidecar(args: &Args) -> Result<(), String> {
     log::install(args.log_format);
     // Before any thread or socket: every thread inherits that they are blocked, and a thread of
     // their own takes them one by one. So they interrupt no system call, and PID 1, for which the
     // kernel drops a signal that has neither a handler nor is blocked, gets them too.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().map_err(|error| failed("signals cannot be waited for", error.into()))?;
+    let blocked = signals.thread_block().map_err(io::Error::from);
+    blocked.map_err(failed("signals cannot be waited for"))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
     let public = listen::bind_public(&args.serve)?;
-    let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
+    let port = public.local_addr().map_err(failed("no public port"))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::of(args.flavor).with(&args.overrides);
     let paths =
         control_socket::sidecar_paths(args.control_socket.as_deref(), &options.admin_address);
     let Sockets { control, backend, files } = control_socket::bind(&paths)?;
-    control
-        .set_nonblocking(true)
-        .map_err(|error| failed("the control socket cannot be used", error))?;
+    control.set_nonblocking(true).map_err(failed("the control socket cannot be used"))?;
     let descriptors = limits::raise_descriptor_limit()
-        .map_err(|error| failed("the limit of file descriptors cannot be read", error))?;
+        .map_err(failed("the limit of file descriptors cannot be read"))?;
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
     }
@@ -110,10 +109,10 @@ fn start(name: &'static str, work: Work) -> Result<(), String> {
         Record::error(messages::THREAD_RESTARTED).with("thread", thread).emit();
     };
     let thread = supervisor::supervise(name, work, restarted);
-    thread.map(drop).map_err(|error| failed("a thread cannot be started", error))
+    thread.map(drop).map_err(failed("a thread cannot be started"))
 }
 
-fn log_start(args: &SidecarArgs, options: &Options, serving: &ServeAt, control: &SocketFile) {
+fn log_start(args: &Args, options: &Options, serving: &ServeAt, control: &SocketFile) {
     let mut started = Record::info(messages::STARTED)
         .with("version", env!("CARGO_PKG_VERSION"))
         .with("serving", serving.to_string())
@@ -130,8 +129,8 @@ fn log_start(args: &SidecarArgs, options: &Options, serving: &ServeAt, control: 
     }
 }
 
-fn failed(what: &str, error: io::Error) -> String {
-    format!("{what}: {error}")
+fn failed(what: &'static str) -> impl Fn(io::Error) -> String {
+    move |error| format!("{what}: {error}")
 }
 
 /// Stops at the first signal once no drain is in progress, and at the second immediately.

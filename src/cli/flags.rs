@@ -144,20 +144,20 @@ other_options! {
     "exit-at-connections" "NUMBER" DRAINS "another name of --min-open-connections"
         Effect::Drain(DrainOption::MinOpenConnections);
     "admin-port" "PORT" DRAINS "ignored, as Contour does; use --admin-address"
-        Effect::Value(|args, _| Ok(args.sidecar.ignored.push("admin-port")), |_| String::new());
+        Effect::Value(|args, _| Ok(args.ignored.push("admin-port")), |_| String::new());
     "serve-port" "PORT" DRAINS "the public port; 0 is any that is free; no effect on a hook"
         Effect::Value(
             |args, text| {
                 let port = text.parse().map_err(|_| "not a port, 0 to 65535");
-                port.map(|port| args.sidecar.serve.port = port)
+                port.map(|port| args.serve.port = port)
             },
-            |args| args.sidecar.serve.port.to_string(),
+            |args| args.serve.port.to_string(),
         );
     "serve-address" "IP" SIDECAR
         "the address of the public port; 127.0.0.1 for a pod on the host's network"
         Effect::Value(
             |args, text| {
-                ServeAt::parse(text).map(|_| args.sidecar.serve.address = Some(text.to_owned()))
+                ServeAt::parse(text).map(|_| args.serve.address = Some(text.to_owned()))
             },
             |_| "all of IPv6 and IPv4".to_owned(),
         );
@@ -166,31 +166,31 @@ other_options! {
         Effect::Value(
             |args, text| {
                 let time = at_least(MIN_START_TIMEOUT, text, "shorter than 1s");
-                time.map(|time| args.sidecar.start_timeout = time)
+                time.map(|time| args.start_timeout = time)
             },
-            |args| duration::format(args.sidecar.start_timeout),
+            |args| duration::format(args.start_timeout),
         );
     "ready-timeout" "DURATION" SIDECAR
         "answer a waiting /shutdown with 500 after this time, even while a drain is in progress"
         Effect::Value(
-            |args, text| duration::parse(text).map(|time| args.sidecar.ready_timeout = Some(time)),
-            |args| args.sidecar.ready_timeout.map_or("none".to_owned(), duration::format),
+            |args, text| duration::parse(text).map(|time| args.ready_timeout = Some(time)),
+            |args| args.ready_timeout.map_or("none".to_owned(), duration::format),
         );
     "control-socket" "PATH" EVERYWHERE "the private socket between hook and sidecar"
         Effect::Value(
             |args, text| {
-                control_socket_path(text).map(|path| args.sidecar.control_socket = Some(path))
+                control_socket_path(text).map(|path| args.control_socket = Some(path))
             },
             |_| "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned(),
         );
     "no-restore" "" SIDECAR "do not restore an Envoy that is out of service when the sidecar starts"
-        Effect::Switch(|args| &mut args.sidecar.no_restore);
+        Effect::Switch(|args| &mut args.no_restore);
     LOG_FORMAT "FORMAT" DRAINS
         "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook"
         Effect::Value(
             |args, text| {
                 let format = LogFormat::from_name(text).ok_or("neither text nor json");
-                format.map(|format| args.sidecar.log_format = format)
+                format.map(|format| args.log_format = format)
             },
             |_| LogFormat::default().name().to_owned(),
         );

@@ -32,43 +32,11 @@ pub enum Command {
     /// Print this and exit with 0.
     Print(String),
     /// Be the sidecar.
-    Sidecar(SidecarArgs),
+    Sidecar(Args),
     /// Be the preStop hook.
-    Shutdown(ShutdownArgs),
+    Shutdown(Args),
     /// Show the state of the drain.
-    Status(StatusArgs),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SidecarArgs {
-    pub flavor: Flavor,
-    /// Options of a drain, which a hook's override.
-    pub overrides: Overrides,
-    /// `--serve-address` and `--serve-port`
-    pub serve: ServeAt,
-    pub start_timeout: Duration,
-    pub ready_timeout: Option<Duration>,
-    pub control_socket: Option<PathBuf>,
-    pub no_restore: bool,
-    pub log_format: LogFormat,
-    /// Options that were accepted without effect.
-    pub ignored: Vec<&'static str>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ShutdownArgs {
-    /// Options of the drain that it starts.
-    pub overrides: Overrides,
-    pub control_socket: Option<PathBuf>,
-    /// Options that were accepted without effect.
-    pub ignored: Vec<&'static str>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StatusArgs {
-    pub control_socket: Option<PathBuf>,
-    pub watch: bool,
-    pub json: bool,
+    Status(Args),
 }
 
 labels! {
@@ -83,22 +51,34 @@ labels! {
     }
 }
 
-/// Everything that any command can be given.
-struct Args {
-    sidecar: SidecarArgs,
-    watch: bool,
-    json: bool,
+/// The options of a command; those that it does not take have their defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Args {
+    pub flavor: Flavor,
+    /// Options of a drain: a hook's override the sidecar's.
+    pub overrides: Overrides,
+    /// `--serve-address` and `--serve-port`
+    pub serve: ServeAt,
+    pub start_timeout: Duration,
+    pub ready_timeout: Option<Duration>,
+    pub control_socket: Option<PathBuf>,
+    pub no_restore: bool,
+    pub log_format: LogFormat,
+    pub watch: bool,
+    pub json: bool,
+    /// Options that were accepted without effect.
+    pub ignored: Vec<&'static str>,
 }
 
 impl Args {
     /// The defaults of a name.
-    fn of(flavor: Flavor) -> Self {
+    pub fn of(flavor: Flavor) -> Self {
         let (port, ready_timeout) = match flavor {
             Flavor::Contour => (8090, None),
             // Envoy Gateway's own: longer than any of its drains.
             Flavor::EnvoyGateway => (19002, Some(Duration::from_secs(610))),
         };
-        let sidecar = SidecarArgs {
+        Self {
             flavor,
             overrides: Overrides::default(),
             serve: ServeAt { address: None, port },
@@ -107,9 +87,10 @@ impl Args {
             control_socket: None,
             no_restore: false,
             log_format: LogFormat::default(),
+            watch: false,
+            json: false,
             ignored: Vec::new(),
-        };
-        Self { sidecar, watch: false, json: false }
+        }
     }
 
     /// Takes an option's value and stores it. The option's name is added to an error here and
@@ -120,7 +101,7 @@ impl Args {
             placeholder => value(flag.name, placeholder, parser)?,
         };
         let result = match flag.effect {
-            Effect::Drain(option) => self.sidecar.overrides.set(option, &value),
+            Effect::Drain(option) => self.overrides.set(option, &value),
             Effect::Switch(switch) => {
                 *switch(self) = true;
                 Ok(())
@@ -173,16 +154,10 @@ pub fn parse(flavor: Flavor, args: impl IntoIterator<Item = OsString>) -> Result
             Some(other) => return Err(format!("{}; see {page}", other.unexpected())),
         }
     }
-    let Args { sidecar, watch, json } = args;
     Ok(match command {
-        Subcommand::Sidecar => Command::Sidecar(sidecar),
-        Subcommand::Shutdown => {
-            let SidecarArgs { overrides, control_socket, ignored, .. } = sidecar;
-            Command::Shutdown(ShutdownArgs { overrides, control_socket, ignored })
-        }
-        Subcommand::Status => {
-            Command::Status(StatusArgs { control_socket: sidecar.control_socket, watch, json })
-        }
+        Subcommand::Sidecar => Command::Sidecar(args),
+        Subcommand::Shutdown => Command::Shutdown(args),
+        Subcommand::Status => Command::Status(args),
     })
 }
 

@@ -11,14 +11,14 @@ fn parse_as(flavor: Flavor, line: &str) -> Result<Command, String> {
     parse(flavor, line.split_whitespace().map(OsString::from))
 }
 
-fn manager(line: &str) -> SidecarArgs {
+fn sidecar(line: &str) -> Args {
     match parse_line(line) {
         Ok(Command::Sidecar(args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
 
-fn hook(line: &str) -> ShutdownArgs {
+fn hook(line: &str) -> Args {
     match parse_line(line) {
         Ok(Command::Shutdown(args)) => args,
         other => panic!("{line}: {other:?}"),
@@ -32,8 +32,8 @@ fn printed(line: &str) -> String {
     }
 }
 
-fn manager_defaults() -> SidecarArgs {
-    SidecarArgs {
+fn defaults() -> Args {
+    Args {
         flavor: Flavor::Contour,
         overrides: Overrides::default(),
         serve: ServeAt { address: None, port: 8090 },
@@ -42,6 +42,8 @@ fn manager_defaults() -> SidecarArgs {
         control_socket: None,
         no_restore: false,
         log_format: LogFormat::Text,
+        watch: false,
+        json: false,
         ignored: Vec::new(),
     }
 }
@@ -53,8 +55,8 @@ fn given(overrides: &Overrides) -> Vec<(&str, &str)> {
 
 #[test]
 fn contours_own_lines_are_taken() {
-    assert_eq!(manager("envoy shutdown-manager"), manager_defaults());
-    assert_eq!(hook("envoy shutdown"), ShutdownArgs::default());
+    assert_eq!(sidecar("envoy shutdown-manager"), defaults());
+    assert_eq!(hook("envoy shutdown"), defaults());
     let args = hook(
         "envoy shutdown --check-interval=10s --check-delay 30s --drain-delay=1m \
          --min-open-connections=2 --admin-port=9001 --admin-address=/admin/admin.sock \
@@ -72,8 +74,8 @@ fn contours_own_lines_are_taken() {
         ]
     );
     assert_eq!(args.ignored, ["admin-port"]);
-    assert_eq!(manager("--log-format=json envoy shutdown-manager").log_format, LogFormat::Json);
-    assert_eq!(manager("envoy --log-format json shutdown-manager").log_format, LogFormat::Json);
+    assert_eq!(sidecar("--log-format=json envoy shutdown-manager").log_format, LogFormat::Json);
+    assert_eq!(sidecar("envoy --log-format json shutdown-manager").log_format, LogFormat::Json);
     hook("--log-format=json envoy shutdown");
 }
 
@@ -106,47 +108,46 @@ fn envoy_gateways_own_lines_are_taken() {
         let Ok(Command::Shutdown(args)) = parse_as(flavor, "envoy shutdown") else {
             panic!("no hook")
         };
-        assert_eq!(args, ShutdownArgs::default(), "its defaults are the sidecar's");
+        assert_eq!(args, Args::of(flavor), "the sidecar's options hold for its hook");
     }
 }
 
 #[test]
 fn the_word_envoy_may_be_left_out() {
-    assert_eq!(manager("shutdown-manager"), manager_defaults());
-    assert_eq!(hook("shutdown"), ShutdownArgs::default());
+    assert_eq!(sidecar("shutdown-manager"), defaults());
+    assert_eq!(hook("shutdown"), defaults());
     assert!(parse_line("envoy envoy shutdown").is_err());
 }
 
 #[test]
 fn our_own_options_are_taken() {
-    let args = manager(
+    let args = sidecar(
         "shutdown-manager --no-restore --control-socket=/x --exclude a --exclude=b \
          --serve-port=19002 --serve-address 127.0.0.1 --start-timeout=1m --require-envoy-hook",
     );
     assert_eq!(args.serve, ServeAt { address: Some("127.0.0.1".to_owned()), port: 19002 });
     assert_eq!(args.start_timeout, Duration::from_secs(60));
-    let shortest = manager("shutdown-manager --start-timeout=1s --log-format=text");
-    assert_eq!(
-        shortest,
-        SidecarArgs { start_timeout: Duration::from_secs(1), ..manager_defaults() }
-    );
+    let shortest = sidecar("shutdown-manager --start-timeout=1s --log-format=text");
+    assert_eq!(shortest, Args { start_timeout: Duration::from_secs(1), ..defaults() });
     assert_eq!(
         given(&args.overrides),
         [("exclude", "a"), ("exclude", "b"), ("require-envoy-hook", "on")]
     );
     for any in ["[::]", "::"] {
-        let args = manager(&format!("shutdown-manager --serve-address={any}"));
+        let args = sidecar(&format!("shutdown-manager --serve-address={any}"));
         assert_eq!(args.serve.address.as_deref(), Some(any));
     }
-    assert_eq!(hook("shutdown --serve-port=1"), ShutdownArgs::default(), "it has no use for it");
+    let hooks = hook("shutdown --serve-port=1");
+    assert_eq!(hooks.overrides, Overrides::default(), "a drain has no use for it");
     assert!(args.no_restore);
     assert_eq!(args.control_socket, Some("/x".into()));
     assert_eq!(
         parse_line("status --watch --json --control-socket /x"),
-        Ok(Command::Status(StatusArgs {
+        Ok(Command::Status(Args {
             control_socket: Some("/x".into()),
             watch: true,
-            json: true
+            json: true,
+            ..defaults()
         }))
     );
 }
@@ -206,7 +207,7 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
 
 #[test]
 fn of_an_option_that_is_given_twice_the_last_one_holds() {
-    let args = manager(
+    let args = sidecar(
         "--log-format=json shutdown-manager --check-delay=1s --exclude=a --control-socket=/a \
          --serve-port=1 --serve-address=::1 --start-timeout=5s --ready-timeout=1s --no-restore \
          --check-delay=2s --exclude=b --control-socket=/b --serve-port=2 --serve-address=::2 \
@@ -219,14 +220,14 @@ fn of_an_option_that_is_given_twice_the_last_one_holds() {
     );
     assert_eq!(
         args,
-        SidecarArgs {
+        Args {
             overrides: args.overrides.clone(),
             control_socket: Some("/b".into()),
             serve: ServeAt { address: Some("::2".to_owned()), port: 2 },
             start_timeout: Duration::from_secs(6),
             ready_timeout: Some(Duration::from_secs(2)),
             no_restore: true,
-            ..manager_defaults()
+            ..defaults()
         }
     );
 }
@@ -331,10 +332,7 @@ fn help_shows_the_defaults_that_hold() {
         let Ok(Command::Sidecar(args)) = parse_as(flavor, &line) else { panic!("{line}") };
         let options = options::Options::of(flavor);
         assert_eq!(options.with(&args.overrides), options);
-        assert_eq!(
-            SidecarArgs { overrides: Overrides::default(), ..args },
-            Args::of(flavor).sidecar
-        );
+        assert_eq!(Args { overrides: Overrides::default(), ..args }, Args::of(flavor));
         let gateway = flavor == Flavor::EnvoyGateway;
         assert_eq!(
             without.iter().map(|(name, shown)| (*name, shown.as_str())).collect::<Vec<_>>(),

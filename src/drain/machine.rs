@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
-use super::progress::Drain;
+use super::progress::{Drain, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::options::Options;
 use crate::envoy::{Call, CallResult};
@@ -139,7 +139,7 @@ impl Machine {
 
     fn finished(&mut self, now: Timestamp, events: &mut Events) {
         let State::Draining(drain) = &self.state else { return };
-        let Some(outcome) = drain.outcome() else { return };
+        let Stage::Ending(outcome) = drain.stage else { return };
         let ended = Ended {
             number: self.number,
             outcome,

@@ -26,7 +26,7 @@ pub(super) const MAX_READY_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Drain {
     pub options: Options,
     pub started: Timestamp,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// When the stage's call is due, and when the latest call was asked for.
     call_due: Timestamp,
     asked: Timestamp,
@@ -47,7 +47,7 @@ pub struct Drain {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     AwaitingEnvoyHook { until: Timestamp },
     DrainDelay { until: Timestamp },
     Failing { attempts: usize },
@@ -324,14 +324,6 @@ impl Drain {
             Stage::Failing { .. } => Phase::FailingHealthChecks,
             Stage::CheckDelay { .. } => Phase::CheckDelay,
             Stage::WaitingForConnections | Stage::Ending(_) => Phase::WaitingForConnections,
-        }
-    }
-
-    /// How the drain ends, once that is known.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
-        match self.stage {
-            Stage::Ending(outcome) => Some(outcome),
-            _ => None,
         }
     }
 }

@@ -27,7 +27,6 @@ pub fn call_timeout(options: &Options) -> Duration {
 }
 
 /// Connects anew for each call, to the address that the options name.
-#[derive(Debug, Default)]
 pub struct AdminClient;
 
 impl Admin for AdminClient {

@@ -70,7 +70,6 @@ impl fmt::Display for StatsError {
 }
 
 /// Adds up a response that comes in pieces.
-#[derive(Debug)]
 pub struct StatsParser<'a> {
     /// Names given to `--exclude`: of listeners, and of HTTP stat prefixes.
     excluded: &'a [String],
@@ -263,7 +262,6 @@ impl<'a> Gauge<'a> {
 }
 
 /// The gauges under one listener's name.
-#[derive(Debug)]
 struct ListenerGauges {
     name: Box<[u8]>,
     cx: u64,

@@ -50,7 +50,7 @@ impl Frontend {
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
                     _ => {
                         self.accept_after = now + RETRY_DELAY;
-                        if let Some(times) = self.accept_log.happened(now) {
+                        if let Some(times) = self.logs.accept.happened(now) {
                             Record::warn(messages::ACCEPT_FAILED)
                                 .with("listener", self.listener.name())
                                 .with("error", error.to_string())

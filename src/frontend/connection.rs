@@ -63,7 +63,6 @@ pub enum ConnectionState {
 }
 
 /// What reading from a connection yields.
-#[derive(Debug)]
 pub enum ReadOutcome {
     /// No complete request yet, or the end of the connection.
     Incomplete,

@@ -19,7 +19,6 @@ use crate::cli::address::ServeAt;
 const RECEIVE_BUFFER: usize = 4096;
 
 /// A listener that does not block.
-#[derive(Debug)]
 pub enum Listener {
     Public(TcpListener),
     Control(UnixListener),

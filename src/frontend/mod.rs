@@ -66,6 +66,16 @@ const BACKEND_SILENT: &str = "the backend does not respond\n";
 const NO_DRAIN: &str = "no drain started within the start timeout\n";
 const NOT_READY: &str = "the drain has not ended within the ready timeout\n";
 
+/// What clients can cause very often, each logged once a minute.
+#[derive(Default)]
+struct Logs {
+    limit: RateLimit,
+    accept: RateLimit,
+    backend: RateLimit,
+    start_timeout: RateLimit,
+    ready_timeout: RateLimit,
+}
+
 /// Called with the kind of an error on the way to the backend.
 pub type OnBackendError = Box<dyn Fn(io::ErrorKind) + Send>;
 
@@ -83,11 +93,7 @@ pub struct Frontend {
     /// Calls of [`Frontend::serve`] since a whole round.
     failed_starts: u32,
     accept_after: Timestamp,
-    limit_log: RateLimit,
-    accept_log: RateLimit,
-    backend_log: RateLimit,
-    start_timeout_log: RateLimit,
-    ready_timeout_log: RateLimit,
+    logs: Logs,
 }
 
 /// What poll(2) reported.
@@ -119,11 +125,7 @@ impl Frontend {
             last_id: ConnectionId::default(),
             failed_starts: 0,
             accept_after: Timestamp::ZERO,
-            limit_log: RateLimit::default(),
-            accept_log: RateLimit::default(),
-            backend_log: RateLimit::default(),
-            start_timeout_log: RateLimit::default(),
-            ready_timeout_log: RateLimit::default(),
+            logs: Logs::default(),
         }
     }
 
@@ -261,7 +263,7 @@ impl Frontend {
 
     fn backend_failed(&mut self, target: &UpstreamTarget, error: &io::Error, now: Timestamp) {
         (self.on_backend_error)(error.kind());
-        if let Some(times) = self.backend_log.happened(now) {
+        if let Some(times) = self.logs.backend.happened(now) {
             Record::warn(messages::BACKEND_NOT_RESPONDING)
                 .with("request", target.path_and_query.as_ref())
                 .with("error", error.to_string())
@@ -338,11 +340,11 @@ impl Frontend {
                 }
                 Some(Hold::None) => (Status::Unavailable, BACKEND_SILENT),
                 Some(_) if now >= connection.ready_deadline => {
-                    log_timeout(&mut self.ready_timeout_log, messages::READY_TIMEOUT_PASSED, now);
+                    log_timeout(&mut self.logs.ready_timeout, messages::READY_TIMEOUT_PASSED, now);
                     (Status::InternalServerError, NOT_READY)
                 }
                 Some(_) if self.tracker.no_drain_active() => {
-                    log_timeout(&mut self.start_timeout_log, messages::START_TIMEOUT_PASSED, now);
+                    log_timeout(&mut self.logs.start_timeout, messages::START_TIMEOUT_PASSED, now);
                     (Status::Unavailable, NO_DRAIN)
                 }
                 Some(_) => {
@@ -400,7 +402,7 @@ impl Frontend {
         if self.is_public() {
             self.tracker.count_rejected_connection();
         }
-        if let Some(times) = self.limit_log.happened(now) {
+        if let Some(times) = self.logs.limit.happened(now) {
             Record::warn(messages::CONNECTION_LIMIT_REACHED)
                 .with("listener", self.listener.name())
                 .with("connections", self.connections.len() as u64)

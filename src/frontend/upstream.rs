@@ -32,7 +32,6 @@ pub struct UpstreamResponse {
 }
 
 /// What is requested for one target, until no client waits for it.
-#[derive(Debug)]
 pub struct UpstreamRequest {
     pub target: UpstreamTarget,
     exchange: Option<Exchange>,
@@ -41,7 +40,6 @@ pub struct UpstreamRequest {
     failures: u32,
 }
 
-#[derive(Debug)]
 struct Exchange {
     stream: OwnedFd,
     received: Vec<u8>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
-use crate::cli::ShutdownArgs;
+use crate::cli::Args;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{DrainOption, Options, Overrides};
@@ -35,7 +35,7 @@ const _: () = assert!(
 );
 
 /// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
-pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
+pub fn shutdown(mut args: Args) -> ExitStatus {
     for name in &args.ignored {
         print_stderr(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
@@ -53,28 +53,19 @@ pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
     let _ = spawn("progress", Box::new(move || show_progress(&shared)));
     let mut losses = 0;
     loop {
-        let sidecar = match SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT) {
-            Ok(sidecar) => sidecar,
-            Err(reason) => {
-                lock(&progress).end(&format!("no sidecar could be reached: {reason}"));
-                return ExitStatus::NoSidecar;
-            }
-        };
-        request.expires = Some(clock::now() + DRAIN_EXPIRY);
-        let ended = sidecar.begin(&request).and_then(|drain| {
+        let find = SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT);
+        let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
+            request.expires = Some(clock::now() + DRAIN_EXPIRY);
+            let drain = sidecar.begin(&request)?;
             lock(&progress).sidecar = Some(sidecar.clone());
             sidecar.wait(drain)
         });
         let mut progress = lock(&progress);
         progress.sidecar = None;
         match ended {
-            Ok((status, explanation)) => {
+            Ok((status, explanation)) | Err(SidecarError::Final(status, explanation)) => {
                 progress.end(&explanation);
                 return status;
-            }
-            Err(SidecarError::Usage(sentence)) => {
-                progress.end(&format!("the sidecar refused the drain's options: {sentence}"));
-                return ExitStatus::Usage;
             }
             Err(SidecarError::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
@@ -83,10 +74,6 @@ pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
             }
             Err(SidecarError::Lost(reason)) => {
                 progress.end(&format!("the sidecar was lost too often: {reason}"));
-                return ExitStatus::NoSidecar;
-            }
-            Err(SidecarError::Unresponsive(reason)) => {
-                progress.end(&reason);
                 return ExitStatus::NoSidecar;
             }
         }

@@ -19,12 +19,16 @@ pub const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RESPONSE: usize = 64 * 1024;
 
 pub enum SidecarError {
-    /// The sidecar does not take the options.
-    Usage(String),
     /// The sidecar has gone; another may come.
     Lost(String),
-    /// The sidecar listens and does not respond.
-    Unresponsive(String),
+    /// Another try would not help.
+    Final(ExitStatus, String),
+}
+
+impl SidecarError {
+    pub fn unreachable(reason: String) -> Self {
+        Self::Final(ExitStatus::NoSidecar, format!("no sidecar could be reached: {reason}"))
+    }
 }
 
 /// The status and body of a response.
@@ -51,22 +55,26 @@ impl SidecarClient {
     /// Starts a drain or joins the one in progress, and returns its number.
     pub fn begin(&self, request: &DrainRequest) -> Result<u64, SidecarError> {
         let path = format!("/drain?{}", request.to_query());
-        let (status, body) = match self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT)) {
-            Ok(response) => response,
-            Err(Error::Timeout) => {
-                return Err(SidecarError::Unresponsive(format!(
+        let response = self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT));
+        let (status, body) = response.map_err(|error| match error {
+            Error::Timeout => SidecarError::Final(
+                ExitStatus::NoSidecar,
+                format!(
                     "the sidecar at {} did not respond within {}; it starts no drain when it wakes",
                     self.path.display(),
                     whole(DRAIN_RESPONSE_TIMEOUT)
-                )));
-            }
-            Err(error) => return Err(SidecarError::Lost(error.to_string())),
-        };
+                ),
+            ),
+            error => SidecarError::Lost(error.to_string()),
+        })?;
         let text = body.trim_end();
         let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
         match (status, number) {
             (200, Some(number)) => Ok(number),
-            (400, _) => Err(SidecarError::Usage(text.to_owned())),
+            (400, _) => Err(SidecarError::Final(
+                ExitStatus::Usage,
+                format!("the sidecar refused the drain's options: {text}"),
+            )),
             _ => Err(SidecarError::Lost(format!(
                 "it responded to the request to drain with {status}: {text}"
             ))),

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::sidecar::SidecarClient;
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
-use crate::cli::StatusArgs;
+use crate::cli::Args;
 use crate::control_socket;
 
 /// Shows the state of the drain, with `--watch` again whenever it changes.
-pub fn status(args: &StatusArgs) -> ExitStatus {
+pub fn status(args: &Args) -> ExitStatus {
     let paths = control_socket::hook_paths(args.control_socket.as_deref(), None);
     let path = if args.json { "/status" } else { "/status?as=page" };
     let redraw = args.watch && !args.json && io::stdout().is_terminal();

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 /// An object under construction.
-#[derive(Debug)]
 pub struct Object(String);
 
 impl Object {

@@ -12,15 +12,14 @@ impl Snapshot {
     /// The metrics in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let mut out = Metrics(String::new());
-        out.family("build_info", "gauge", "The version of the program; always 1.");
+        out.family("build_info", "The version of the program; always 1.");
         out.labelled("build_info", &[("version", VERSION)], 1);
-        out.family("phase", "gauge", "Where the drain stands: 1 for the phase, 0 for the others.");
+        out.family("phase", "Where the drain stands: 1 for the phase, 0 for the others.");
         for phase in Phase::ALL {
             out.labelled("phase", &[("phase", phase.name())], (phase == self.phase).into());
         }
         out.family(
             "open_connections",
-            "gauge",
             "Downstream connections open at the latest poll of a drain.",
         );
         if let Some(open) = self.open_connections() {
@@ -28,36 +27,30 @@ impl Snapshot {
         }
         out.family(
             "threshold_connections",
-            "gauge",
             "Downstream connections that may be open when a drain ends.",
         );
         out.sample("threshold_connections", self.threshold);
         out.family(
             "drain_duration_seconds",
-            "gauge",
             "How long the drain in progress has taken so far, or the latest one took.",
         );
         let took = self.last.as_ref().map(|ended| ended.took);
         if let Some(duration) = self.elapsed.or(took) {
             out.line("drain_duration_seconds", &[], &seconds(duration));
         }
-        out.family("polls_total", "counter", "Polls of Envoy's stats, failed ones included.");
+        out.family("polls_total", "Polls of Envoy's stats, failed ones included.");
         out.sample("polls_total", self.counters.polls);
-        out.family("poll_errors_total", "counter", "Failed polls of Envoy's stats.");
+        out.family("poll_errors_total", "Failed polls of Envoy's stats.");
         for (kind, count) in AdminErrorKind::ALL.iter().zip(self.counters.poll_errors) {
             out.labelled("poll_errors_total", &[("kind", kind.name())], count);
         }
-        out.family("drains_total", "counter", "Drains that have ended.");
+        out.family("drains_total", "Drains that have ended.");
         for (kind, count) in OutcomeKind::ALL.iter().zip(self.counters.drains) {
             out.labelled("drains_total", &[("outcome", kind.name())], count);
         }
-        out.family(
-            "envoy_hooks",
-            "gauge",
-            "Requests for /shutdown that wait for the end of a drain.",
-        );
+        out.family("envoy_hooks", "Requests for /shutdown that wait for the end of a drain.");
         out.sample("envoy_hooks", self.envoy_hooks as u64);
-        out.family("requests_total", "counter", "Requests that the public port has responded to.");
+        out.family("requests_total", "Requests that the public port has responded to.");
         let routes = PublicRoute::ALL.map(PublicRoute::name).into_iter().chain(["none"]);
         for (route, row) in routes.zip(self.counters.requests) {
             for (status, count) in Status::ALL.into_iter().zip(row) {
@@ -70,7 +63,6 @@ impl Snapshot {
         }
         out.family(
             "connections_rejected_total",
-            "counter",
             "Connections to the public port that were evicted or not served, for want of a slot.",
         );
         out.sample("connections_rejected_total", self.counters.connections_rejected);
@@ -81,7 +73,8 @@ impl Snapshot {
 struct Metrics(String);
 
 impl Metrics {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    fn family(&mut self, name: &str, help: &str) {
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
         // Writing to a String does not fail; so below.
         let _ = writeln!(
             self.0,

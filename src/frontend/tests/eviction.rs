@@ -31,7 +31,7 @@ fn the_oldest_connection_without_a_request_is_evicted() {
     harness.assert_connections("3W 5R 6R");
     assert_eq!(harness.receive_all(&fourth), "");
     assert_eq!(harness.rejected_connections(), 3);
-    assert_eq!(harness.frontend.limit_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.limit.happened(harness.now), None, "{NOT_LOGGED}");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_failed_accept_is_retried_after_a_tenth_of_a_second() {
     let broken = OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None).unwrap());
     let listener = mem::replace(&mut harness.frontend.listener, Listener::Control(broken.into()));
     harness.frontend.accept(harness.now);
-    assert_eq!(harness.frontend.accept_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.accept.happened(harness.now), None, "{NOT_LOGGED}");
     harness.frontend.listener = listener;
     let _client = harness.connect("");
     assert_eq!(harness.next_round(), Some(ms(100)));

@@ -60,7 +60,7 @@ fn a_failed_backend_request_is_retried_after_growing_delays() {
         harness.assert_no_backend_request();
         harness.advance(NANO);
     }
-    assert_eq!(harness.frontend.backend_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.backend.happened(harness.now), None, "{NOT_LOGGED}");
     respond(&mut harness.backend_request("GET /shutdown?waiters"), 200, "OK");
     harness.assert_response(&client, "200", "OK");
 }
@@ -97,7 +97,7 @@ fn a_late_response_is_requested_again_and_given_up_after_five_seconds() {
         harness.assert_no_backend_request();
         harness.advance(NANO);
     }
-    assert_eq!(harness.frontend.backend_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.backend.happened(harness.now), None, "{NOT_LOGGED}");
     requests.push(harness.backend_request("GET /healthz"));
     harness.advance(start + (secs(5) - NANO) - harness.now);
     harness.assert_connections("1W");

@@ -53,7 +53,7 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     harness.assert_response(&client, "503", "no drain started within the start timeout\n");
     harness.run_until(|harness| harness.envoy_hooks() == 0);
     assert_eq!(harness.responses(), [(Some(PublicRoute::Shutdown), "503", 1)]);
-    assert_eq!(harness.frontend.start_timeout_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.start_timeout.happened(harness.now), None, "{NOT_LOGGED}");
 
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1L 2W");
@@ -83,7 +83,7 @@ fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
     harness.advance(NANO);
     harness.assert_response(&client, "500", "the drain has not ended within the ready timeout\n");
     assert_eq!(harness.responses(), [(Some(PublicRoute::Shutdown), "500", 1)]);
-    assert_eq!(harness.frontend.ready_timeout_log.happened(harness.now), None, "{NOT_LOGGED}");
+    assert_eq!(harness.frontend.logs.ready_timeout.happened(harness.now), None, "{NOT_LOGGED}");
     harness.run_until(|harness| harness.envoy_hooks() == 1);
     // Without a drain, too, if the ready timeout passes before the start timeout.
     let timeouts = Timeouts { ready: Some(secs(1)), ..TIMEOUTS };

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use envoy_shutdown_manager::cli::address::{ServeAt, control_socket_path};
 use envoy_shutdown_manager::cli::drain_request::DrainRequest;
 use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
-use envoy_shutdown_manager::cli::{Command, ShutdownArgs, SidecarArgs, parse};
+use envoy_shutdown_manager::cli::{Args, Command, parse};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
@@ -36,8 +36,8 @@ fuzz_target!(|input: &[u8]| {
         Flavor::EnvoyGateway,
         [command.into()].into_iter().chain(arguments(&overrides)),
     ) {
-        Ok(Command::Sidecar(SidecarArgs { overrides, .. }))
-        | Ok(Command::Shutdown(ShutdownArgs { overrides, .. })) => overrides,
+        Ok(Command::Sidecar(Args { overrides, .. }))
+        | Ok(Command::Shutdown(Args { overrides, .. })) => overrides,
         other => panic!("{other:?}"),
     };
     assert_eq!(again, overrides, "given once more");
