@@ -1,14 +1,9 @@
 //! The table of the command line's options: what each is called, which commands take it, what it
 //! does.
 //!
-//! A new option of a drain is five lines: its row here, its field in `Options` with its default
-//! there, and its arm in `Options::set` and in `Options::get`.
+//! A new option is five lines: its row here, its field in `Options` with its default there, and its
+//! arm in `Options::set` and in `Options::get`; or the same in `Args`, where it is not a drain's.
 
-use std::time::Duration;
-
-use super::address::{ServeAt, control_socket_path};
-use super::options::at_least;
-use super::{Args, LogFormat, duration};
 use crate::labels;
 
 labels! {
@@ -32,23 +27,18 @@ pub struct Flag {
     pub effect: Effect,
 }
 
+/// What an option sets.
 pub enum Effect {
-    /// It is an option of a drain, which `Options` parses and formats.
+    /// Part of a drain's options, which `Options` parses and formats.
     Drain(DrainOption),
-    /// It turns this on.
-    Switch(fn(&mut Args) -> &mut bool),
-    /// It has a value that is not a drain's: how it is set, with a clause that fits behind "is" as
-    /// the error, and its default for the help; where that is empty, none is shown.
-    Value(fn(&mut Args, &str) -> Result<(), &'static str>, fn(&Args) -> String),
+    /// A field of `Args`, which parses and formats it.
+    Args(ArgsOption),
 }
 
 const EVERYWHERE: &[Subcommand] = &Subcommand::ALL;
 const DRAINS: &[Subcommand] = &[Subcommand::Sidecar, Subcommand::Shutdown];
 const SIDECAR: &[Subcommand] = &[Subcommand::Sidecar];
 const STATUS: &[Subcommand] = &[Subcommand::Status];
-
-/// Minimum of `--start-timeout`: the kubelet starts both hooks at about the same time, either first.
-const MIN_START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One row for each option of a drain: its variant, name, placeholder and help.
 macro_rules! drain_options {
@@ -126,77 +116,51 @@ impl DrainOption {
     }
 }
 
-/// One row for each other option: its name, placeholder, commands and help; then how a value is set
-/// and what the help shows as its default, or which switch it turns on.
-macro_rules! other_options {
-    ($($name:tt $placeholder:literal $commands:tt $help:literal $effect:expr;)*) => {
-        const OTHER_FLAGS: &[Flag] = &[$(Flag {
+/// One row for each other option: its variant, name, placeholder, commands and help.
+macro_rules! args_options {
+    ($($option:ident $name:tt $placeholder:literal $commands:ident $help:literal)*) => {
+        /// The options that are not a drain's.
+        #[derive(Clone, Copy)]
+        pub enum ArgsOption {
+            $(#[doc = concat!("`--", $name, "`")] $option,)*
+        }
+
+        const ARGS_FLAGS: &[Flag] = &[$(Flag {
             name: $name,
             placeholder: $placeholder,
             commands: $commands,
             help: $help,
-            effect: $effect,
+            effect: Effect::Args(ArgsOption::$option),
         }),*];
     };
 }
 
-other_options! {
-    "exit-at-connections" "NUMBER" DRAINS "another name of --min-open-connections"
-        Effect::Drain(DrainOption::MinOpenConnections);
-    "admin-port" "PORT" DRAINS "ignored, as Contour does; use --admin-address"
-        Effect::Value(|args, _| Ok(args.ignored.push("admin-port")), |_| String::new());
-    "serve-port" "PORT" DRAINS "the public port; 0 is any that is free; no effect on a hook"
-        Effect::Value(
-            |args, text| {
-                let port = text.parse().map_err(|_| "not a port, 0 to 65535");
-                port.map(|port| args.serve.port = port)
-            },
-            |args| args.serve.port.to_string(),
-        );
-    "serve-address" "IP" SIDECAR
+args_options! {
+    AdminPort "admin-port" "PORT" DRAINS "ignored, as Contour does; use --admin-address"
+    ServePort "serve-port" "PORT" DRAINS
+        "the public port; 0 is any that is free; no effect on a hook"
+    ServeAddress "serve-address" "IP" SIDECAR
         "the address of the public port; 127.0.0.1 for a pod on the host's network"
-        Effect::Value(
-            |args, text| {
-                ServeAt::parse(text).map(|_| args.serve.address = Some(text.to_owned()))
-            },
-            |_| "all of IPv6 and IPv4".to_owned(),
-        );
-    "start-timeout" "DURATION" SIDECAR
+    StartTimeout "start-timeout" "DURATION" SIDECAR
         "answer a waiting /shutdown with 503 when no drain has started within this time"
-        Effect::Value(
-            |args, text| {
-                let time = at_least(MIN_START_TIMEOUT, text, "shorter than 1s");
-                time.map(|time| args.start_timeout = time)
-            },
-            |args| duration::format(args.start_timeout),
-        );
-    "ready-timeout" "DURATION" SIDECAR
+    ReadyTimeout "ready-timeout" "DURATION" SIDECAR
         "answer a waiting /shutdown with 500 after this time, even while a drain is in progress"
-        Effect::Value(
-            |args, text| duration::parse(text).map(|time| args.ready_timeout = Some(time)),
-            |args| args.ready_timeout.map_or("none".to_owned(), duration::format),
-        );
-    "control-socket" "PATH" EVERYWHERE "the private socket between hook and sidecar"
-        Effect::Value(
-            |args, text| {
-                control_socket_path(text).map(|path| args.control_socket = Some(path))
-            },
-            |_| "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned(),
-        );
-    "no-restore" "" SIDECAR "do not restore an Envoy that is out of service when the sidecar starts"
-        Effect::Switch(|args| &mut args.no_restore);
-    LOG_FORMAT "FORMAT" DRAINS
+    ControlSocket "control-socket" "PATH" EVERYWHERE "the private socket between hook and sidecar"
+    NoRestore "no-restore" "" SIDECAR
+        "do not restore an Envoy that is out of service when the sidecar starts"
+    LogFormat "log-format" "FORMAT" DRAINS
         "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook"
-        Effect::Value(
-            |args, text| {
-                let format = LogFormat::from_name(text).ok_or("neither text nor json");
-                format.map(|format| args.log_format = format)
-            },
-            |_| LogFormat::default().name().to_owned(),
-        );
-    "watch" "" STATUS "show it again whenever it changes" Effect::Switch(|args| &mut args.watch);
-    "json" "" STATUS "show it as JSON" Effect::Switch(|args| &mut args.json);
+    Watch "watch" "" STATUS "show it again whenever it changes"
+    Json "json" "" STATUS "show it as JSON"
 }
+
+const EXIT_AT_CONNECTIONS: &[Flag] = &[Flag {
+    name: "exit-at-connections",
+    placeholder: "NUMBER",
+    commands: DRAINS,
+    help: "another name of --min-open-connections",
+    effect: Effect::Drain(DrainOption::MinOpenConnections),
+}];
 
 /// The one that Contour takes before the command, too.
 pub const LOG_FORMAT: &str = "log-format";
@@ -208,6 +172,6 @@ pub fn flag(command: Subcommand, name: &str) -> Option<&'static Flag> {
 
 /// The options that a command takes, in the order of its help.
 pub fn flags(command: Subcommand) -> impl Iterator<Item = &'static Flag> {
-    let all = DRAIN_FLAGS.iter().chain(OTHER_FLAGS);
+    let all = DRAIN_FLAGS.iter().chain(EXIT_AT_CONNECTIONS).chain(ARGS_FLAGS);
     all.filter(move |flag| flag.commands.contains(&command))
 }

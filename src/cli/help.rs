@@ -45,8 +45,8 @@ fn default(flag: &Flag, flavor: Flavor) -> String {
             let unset = || option.unset().unwrap_or_default().to_owned();
             Options::of(flavor).get(option).pop().unwrap_or_else(unset)
         }
-        Effect::Drain(_) | Effect::Switch(_) => String::new(),
-        Effect::Value(_, default) => default(&Args::of(flavor)),
+        Effect::Drain(_) => String::new(),
+        Effect::Args(option) => Args::of(flavor).get(option),
     }
 }
 

@@ -16,15 +16,18 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
-use self::address::ServeAt;
-use self::flags::{Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
+use self::address::{ServeAt, control_socket_path};
+use self::flags::{ArgsOption, Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
 use self::help::{help, overview};
 use self::nearest::nearest;
-use self::options::{Flavor, ON, Overrides};
+use self::options::{Flavor, ON, Overrides, at_least};
 use crate::labels;
 
 /// What the program calls itself.
 const PROGRAM: &str = "envoy-shutdown-manager";
+
+/// Minimum of `--start-timeout`: the kubelet starts both hooks at about the same time, either first.
+const MIN_START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the program is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,15 +105,56 @@ impl Args {
         };
         let result = match flag.effect {
             Effect::Drain(option) => self.overrides.set(option, &value),
-            Effect::Switch(switch) => {
-                *switch(self) = true;
-                Ok(())
-            }
-            Effect::Value(set, _) => {
-                set(self, &value).map_err(|reason| format!("{value:?} is {reason}"))
+            Effect::Args(option) => {
+                self.parse(option, &value).map_err(|reason| format!("{value:?} is {reason}"))
             }
         };
         result.map_err(|reason| format!("--{}: {reason}", flag.name))
+    }
+
+    fn parse(&mut self, option: ArgsOption, text: &str) -> Result<(), &'static str> {
+        match option {
+            ArgsOption::AdminPort => self.ignored.push("admin-port"),
+            ArgsOption::ServePort => {
+                self.serve.port = text.parse().map_err(|_| "not a port, 0 to 65535")?;
+            }
+            ArgsOption::ServeAddress => {
+                ServeAt::parse(text)?;
+                self.serve.address = Some(text.to_owned());
+            }
+            ArgsOption::StartTimeout => {
+                self.start_timeout = at_least(MIN_START_TIMEOUT, text, "shorter than 1s")?;
+            }
+            ArgsOption::ReadyTimeout => self.ready_timeout = Some(duration::parse(text)?),
+            ArgsOption::ControlSocket => self.control_socket = Some(control_socket_path(text)?),
+            ArgsOption::NoRestore => self.no_restore = true,
+            ArgsOption::LogFormat => {
+                self.log_format = LogFormat::from_name(text).ok_or("neither text nor json")?;
+            }
+            ArgsOption::Watch => self.watch = true,
+            ArgsOption::Json => self.json = true,
+        }
+        Ok(())
+    }
+
+    /// The option's value, for the help; empty for a switch and where there is none.
+    fn get(&self, option: ArgsOption) -> String {
+        match option {
+            ArgsOption::ServePort => self.serve.port.to_string(),
+            ArgsOption::ServeAddress => "all of IPv6 and IPv4".to_owned(),
+            ArgsOption::StartTimeout => duration::format(self.start_timeout),
+            ArgsOption::ReadyTimeout => {
+                self.ready_timeout.map_or("none".to_owned(), duration::format)
+            }
+            ArgsOption::ControlSocket => {
+                "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned()
+            }
+            ArgsOption::LogFormat => self.log_format.name().to_owned(),
+            ArgsOption::AdminPort
+            | ArgsOption::NoRestore
+            | ArgsOption::Watch
+            | ArgsOption::Json => String::new(),
+        }
     }
 }
 

@@ -164,9 +164,10 @@ impl Coordinator {
         let mut event = Event::Tick;
         loop {
             let (records, task) = self.0.advance(&event);
-            records.iter().for_each(Record::emit);
+            let was_logging = !records.is_empty();
+            records.into_iter().for_each(Record::emit);
             // A waiter that hears the end finds it in the log.
-            if event != Event::Tick || !records.is_empty() {
+            if event != Event::Tick || was_logging {
                 self.0.lock().logging = false;
                 self.0.notify(Change::Replied);
             }
@@ -254,7 +255,7 @@ impl DrainTrigger {
             (start, log.drain_started(start, &request.overrides, machine, now))
         };
         // Before the worker has more to log.
-        records.iter().for_each(Record::emit);
+        records.into_iter().for_each(Record::emit);
         self.0.notify(Change::DrainStarted);
         Ok(start)
     }

@@ -15,17 +15,18 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Creates the file.
 pub fn create(path: &Path) {
     let file = path.to_owned();
-    let result = bounded("ready-file", TIMEOUT, move || File::create(file).map(drop));
+    let result = bounded("ready-file", TIMEOUT, Box::new(move || File::create(file).map(drop)));
     report(messages::READY_FILE_NOT_CREATED, path, result);
 }
 
 /// Removes a file that an earlier drain, or a previous run of the sidecar, created.
 pub fn remove(path: &Path) {
     let file = path.to_owned();
-    let result = bounded("ready-file", TIMEOUT, || match fs::remove_file(file) {
+    let remove = || match fs::remove_file(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,
-    });
+    };
+    let result = bounded("ready-file", TIMEOUT, Box::new(remove));
     report(messages::READY_FILE_NOT_REMOVED, path, result);
 }
 

@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -177,12 +178,18 @@ fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketA
     if host == "localhost" {
         return Ok(vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())]);
     }
-    let name = host.to_owned();
-    let resolve = move || (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
-    bounded("look-up", timeout, resolve).map_err(|error| match error.kind() {
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let (name, its_found) = (host.to_owned(), Arc::clone(&found));
+    let resolve = move || {
+        let addresses = (name.as_str(), port).to_socket_addrs()?.collect();
+        *its_found.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+        Ok(())
+    };
+    bounded("look-up", timeout, Box::new(resolve)).map_err(|error| match error.kind() {
         ErrorKind::TimedOut => error,
         _ => io::Error::other(format!("the name {host} cannot be resolved ({error})")),
-    })
+    })?;
+    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 fn time_left(deadline: Instant) -> io::Result<Duration> {

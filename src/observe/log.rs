@@ -63,11 +63,11 @@ values! {
 }
 
 /// One line of the log. Boxed, since it is handed on field by field.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Record(Box<Content>);
 
 /// What a [`Record`] holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Content {
     pub level: Level,
     /// One of [`messages`].
@@ -118,7 +118,7 @@ impl Record {
 
     /// Writes the record to stderr, if that takes it: a reader that has stopped must not stop a
     /// drain. The next record says how many were lost.
-    pub fn emit(&self) {
+    pub fn emit(mut self) {
         if cfg!(loom) {
             return; // A model would write the same a million times.
         }
@@ -130,10 +130,10 @@ impl Record {
         }
         let json = JSON.load(Ordering::Relaxed);
         let format = if json { LogFormat::Json } else { LogFormat::Text };
-        let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
-            0 => self.render(format, SystemTime::now()),
-            lost => self.clone().with("lines_lost_before", lost).render(format, SystemTime::now()),
-        };
+        if let lost @ 1.. = LOST.swap(0, Ordering::Relaxed) {
+            self.0.fields.push(("lines_lost_before", Value::Number(lost)));
+        }
+        let mut rendered = self.render(format, SystemTime::now());
         rendered.push('\n');
         // In one piece, so that threads do not mix theirs. There is nowhere to report a failure.
         let _ = stderr.lock().write_all(rendered.as_bytes());

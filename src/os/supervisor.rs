@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -52,25 +52,24 @@ const POLL: Duration = Duration::from_millis(5);
 /// # Errors
 /// As the work; `TimedOut` when it takes longer than `timeout`; when the thread cannot be started,
 /// or panics.
-pub fn bounded<T: Send + Sync + 'static>(
-    name: &'static str,
-    timeout: Duration,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+pub fn bounded(name: &'static str, timeout: Duration, work: BoundedWork) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
-    let result = Arc::new(OnceLock::new());
+    let result = Arc::new(Mutex::new(None));
     let its_result = Arc::clone(&result);
-    // It is set once only.
-    let thread = spawn(name, Box::new(move || drop(its_result.set(work()))))?;
+    let store = move |done| *its_result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+    let thread = spawn(name, Box::new(move || store(work())))?;
     while !thread.is_finished() {
         if Instant::now() >= deadline {
             return Err(ErrorKind::TimedOut.into());
         }
         thread::sleep(POLL);
     }
-    let result = Arc::into_inner(result).and_then(OnceLock::into_inner);
-    result.unwrap_or_else(|| Err(io::Error::other(format!("the thread {name} panicked"))))
+    let done = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+    done.unwrap_or_else(|| Err(io::Error::other(format!("the thread {name} panicked"))))
 }
+
+/// Boxed as [`Work`] is.
+pub type BoundedWork = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 #[cfg(test)]
 mod tests {
@@ -93,14 +92,14 @@ mod tests {
     #[test]
     fn bounded_work_ends_with_its_result_or_its_thread_or_its_time() {
         let minute = Duration::from_secs(60);
-        assert_eq!(bounded("test", minute, || Ok(7)).unwrap(), 7);
-        let failed = bounded::<()>("test", minute, || Err(io::Error::other("no such name")));
+        assert!(bounded("test", minute, Box::new(|| Ok(()))).is_ok());
+        let failed = bounded("test", minute, Box::new(|| Err(io::Error::other("no such name"))));
         assert_eq!(failed.unwrap_err().to_string(), "no such name");
-        let died = bounded::<()>("test", minute, || panic!("as a bug would"));
+        let died = bounded("test", minute, Box::new(|| panic!("as a bug would")));
         assert_eq!(died.unwrap_err().to_string(), "the thread test panicked");
         let (_sender, never) = std::sync::mpsc::channel::<()>();
         let late = move || never.recv().map_err(io::Error::other);
-        let late = bounded("test", Duration::from_millis(20), late);
+        let late = bounded("test", Duration::from_millis(20), Box::new(late));
         assert_eq!(late.unwrap_err().kind(), ErrorKind::TimedOut);
     }
 }
