@@ -135,15 +135,11 @@ impl<'a> Demo<'a> {
     /// The sidecar, once it has seen Envoy.
     fn sidecar(&mut self, envoy: &Envoy) -> Result<Sidecar, String> {
         self.begin("the sidecar starts, and after 2 s looks at Envoy");
-        let sidecar = Sidecar::start(&[
-            &format!("--admin-address={}", envoy.admin_address()),
-            "--serve-address=127.0.0.1",
-            "--check-delay=2s",
-            "--check-interval=500ms",
-        ]);
+        let options = ["--serve-address=127.0.0.1", "--check-delay=2s", "--check-interval=500ms"];
+        let sidecar = Sidecar::builder().beside(envoy).args(options).start();
         self.interrupt.until("the sidecar to see Envoy live", PATIENCE, || {
             let seen = "msg=\"Envoy answers\" state=LIVE";
-            sidecar.log().iter().any(|line| line.contains(seen)).then_some(())
+            sidecar.lines().iter().any(|line| line.contains(seen)).then_some(())
         })?;
         let port = sidecar.port();
         self.set_up(&format!("the sidecar sees Envoy live, and serves port {port}"))?;
@@ -222,7 +218,7 @@ impl<'a> Demo<'a> {
 
     /// Both containers end, and what the run has measured is summed up.
     fn stop(&mut self, pod: &mut Pod, last_close: Instant) -> Result<(), String> {
-        let sidecar = pod.sidecar.wait_exit(PATIENCE);
+        let sidecar = pod.sidecar.wait();
         if sidecar.code != Some(0) {
             return Err(format!("the sidecar's exit code is {:?}", sidecar.code));
         }

@@ -12,11 +12,8 @@ use std::time::Duration;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Command as Cli};
 
-use crate::support::shared;
-
 #[test]
 fn the_readmes_manifests_are_valid_and_fit_this_program() {
-    let _turn = shared();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     // The same for every build, where `tests/manifests/install` puts it.
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());

@@ -1,4 +1,4 @@
-//! What the program says is in it, and what others say is its version.
+//! The bill of materials in the program, and the versions that the pages name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,8 +6,8 @@ use std::path::Path;
 
 use miniz_oxide::inflate::decompress_to_vec_zlib;
 
+use crate::support::SHIPS;
 use crate::support::elf::Elf;
-use crate::support::{SHIPS, shared};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -27,7 +27,6 @@ fn packages<'a>(text: &'a str, [before, amid, after]: [&str; 3]) -> BTreeSet<(&'
 
 #[test]
 fn the_program_names_what_it_is_made_of() {
-    let _turn = shared();
     if !SHIPS {
         return;
     }
@@ -46,15 +45,14 @@ fn the_program_names_what_it_is_made_of() {
     for name in ["envoy-shutdown-manager", "lexopt", "tiny_http", "ureq"] {
         assert!(names.contains(name), "{name} is not in {names:?}");
     }
-    for name in ["loom", "miniz_oxide", "socket2", "tempfile"] {
-        assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is nobody's dependency");
+    for name in ["loom", "miniz_oxide", "serde_json", "socket2", "tempfile"] {
+        assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is no dependency");
         assert!(!names.contains(name), "{name} is of the tests alone");
     }
 }
 
 #[test]
-fn whoever_names_a_version_names_the_manifests() {
-    let _turn = shared();
+fn every_version_that_is_named_is_the_manifests() {
     let readme = file("README.md");
     let (_, changes) = readme.split_once("\n## Changes\n\n### ").expect("a section of changes");
     assert_eq!(changes.split([',', '\n']).next(), Some(VERSION), "the newest one");
@@ -68,5 +66,5 @@ fn whoever_names_a_version_names_the_manifests() {
             tags += 1;
         }
     }
-    assert!(tags > 0, "nobody names an image");
+    assert!(tags > 0, "no page names an image");
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::sidecar::program;
+use super::process::program;
 
 pub struct Elf(Vec<u8>);
 
