@@ -10,7 +10,7 @@ use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::Overrides;
 use crate::cli::{ShutdownArgs, StatusArgs};
 use crate::control_socket;
-use crate::drain::Outcome;
+use crate::drain::OutcomeKind;
 use crate::envoy::transport::{Error, request};
 use crate::observe::status::whole;
 use crate::os::clock;
@@ -256,7 +256,7 @@ impl Sidecar {
 fn ended(body: &str) -> Result<Ended, Trouble> {
     let mut lines = body.lines();
     match (lines.next(), lines.next()) {
-        (Some(name), Some(explanation)) if Outcome::NAMES.contains(&name) => {
+        (Some(name), Some(explanation)) if OutcomeKind::from_name(name).is_some() => {
             Ok(Ended { explanation: explanation.to_owned(), gave_up: name == "timed_out" })
         }
         _ => Err(Trouble::Lost(format!("it told an outcome that is not known here: {body:?}"))),

@@ -12,30 +12,30 @@ use envoy_shutdown_manager::cli::{self, Command, SidecarArgs};
 use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
-use envoy_shutdown_manager::frontend::listen;
-use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts};
+use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, listen};
 use envoy_shutdown_manager::hook::{self, Exit};
 use envoy_shutdown_manager::observe::log::{self, Record};
+use envoy_shutdown_manager::observe::messages;
 use envoy_shutdown_manager::os::limits;
-use envoy_shutdown_manager::os::supervisor::supervise;
+use envoy_shutdown_manager::os::supervisor::{self, Work};
 use envoy_shutdown_manager::route;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
-    let name = Flavor::of(&args.next().unwrap_or_default());
-    match cli::parse(name, args) {
-        Ok(Command::Sidecar(args)) => match sidecar(&args) {
+    let flavor = Flavor::of(&args.next().unwrap_or_default());
+    match cli::parse(flavor, args) {
+        Ok(Command::Sidecar(args)) => match run_sidecar(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => {
-                Record::error(sentence).emit();
+                Record::error(messages::CANNOT_START).with("error", sentence).emit();
                 ExitCode::FAILURE
             }
         },
         Ok(Command::Shutdown(args)) => ExitCode::from(hook::shutdown(args) as u8),
         Ok(Command::Status(args)) => ExitCode::from(hook::status(&args) as u8),
         Ok(Command::Print(text)) => {
-            // Nobody reads any more: a pager was left, say.
+            // The reader may have gone: a pager was left, say.
             let _ = io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
@@ -46,12 +46,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The sidecar's life, to its end by a signal.
-fn sidecar(args: &SidecarArgs) -> Result<(), String> {
+/// The sidecar's life, until a signal ends it.
+fn run_sidecar(args: &SidecarArgs) -> Result<(), String> {
     log::install(args.log_format);
     // Before any thread or socket: every thread inherits that they are blocked, and a thread of
-    // their own takes them one by one. So they interrupt nobody's system call, and PID 1, for
-    // which the kernel drops a signal that has neither a handler nor is blocked, gets them too.
+    // their own takes them one by one. So they interrupt no system call, and PID 1, for which the
+    // kernel drops a signal that has neither a handler nor is blocked, gets them too.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| failed("signals cannot be waited for", error.into()))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
@@ -59,90 +59,97 @@ fn sidecar(args: &SidecarArgs) -> Result<(), String> {
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
     let options = Options::of(args.name).with(&args.overrides);
-    let places =
+    let paths =
         control_socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
-    let Sockets { control: private, server: listener, files } = control_socket::bind(&places)?;
-    private
+    let Sockets { control, server, files } = control_socket::bind(&paths)?;
+    control
         .set_nonblocking(true)
         .map_err(|error| failed("the control socket cannot be used", error))?;
     let descriptors = limits::raise_descriptor_limit()
         .map_err(|error| failed("the limit of file descriptors cannot be read", error))?;
-
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
     }
-    let manager = Coordinator::new(options.clone(), !args.no_restore);
-    let thread_failed = |error| failed("a thread cannot be started", error);
-    let worker = manager.clone();
-    supervise("worker", Box::new(move || worker.work(&mut AdminClient))).map_err(thread_failed)?;
+
+    let coordinator = Coordinator::new(options.clone(), !args.no_restore);
+    let worker = coordinator.clone();
+    start("worker", Box::new(move || worker.work(&mut AdminClient)))?;
+
     let files = Arc::new(files);
-    let mut service =
-        Backend::new(listener, Arc::clone(&files), manager.trigger(), manager.observer());
-    let bell = service.bell();
-    supervise("server", Box::new(move || service.serve())).map_err(thread_failed)?;
-    let door = |listener, keeper, rules| {
-        let server = files[1].path.clone();
-        Frontend::new(listener, keeper, server, bell.clone(), manager.tracker(), rules)
+    let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
+    let mut backend = Backend::new(server, Arc::clone(&files), trigger, observer);
+    let restart_signal = backend.bell();
+    start("backend", Box::new(move || backend.serve()))?;
+
+    let frontend = |listener, router, limits| {
+        let backend = files[1].path.clone();
+        let restart = restart_signal.clone();
+        Frontend::new(listener, router, backend, restart, coordinator.tracker(), limits)
     };
-    let patience = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
-    let rules = Limits::private(descriptors, patience);
-    let mut private = door(Listener::Private(private), route::private, rules);
-    supervise("private", Box::new(move || private.serve())).map_err(thread_failed)?;
-    let rules = Limits::public(descriptors, patience);
-    let mut public = door(Listener::Public(public), route::public, rules);
-    supervise("public", Box::new(move || public.serve())).map_err(thread_failed)?;
-    let place = files[0].path.display().to_string();
-    let (stopping, leaving) = (manager.clone(), Arc::clone(&files));
-    let signals = move || obey(&signals, &stopping, leaving.as_slice());
-    supervise("signals", Box::new(signals)).map_err(thread_failed)?;
+    let timeouts = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
+    let control_limits = Limits::private(descriptors, timeouts);
+    let mut control = frontend(Listener::Private(control), route::private, control_limits);
+    start("control", Box::new(move || control.serve()))?;
+    let public_limits = Limits::public(descriptors, timeouts);
+    let mut public = frontend(Listener::Public(public), route::public, public_limits);
+    start("public", Box::new(move || public.serve()))?;
+
+    let (stopping, leaving) = (coordinator.clone(), Arc::clone(&files));
+    start("signals", Box::new(move || obey(&signals, &stopping, leaving.as_slice())))?;
 
     // Past this point the process ends by a signal alone; what goes wrong is logged.
-    let mut started = Record::info("started")
+    log_start(args, &options, &serving, &files[0]);
+    coordinator.wait_until_over();
+    files.iter().for_each(SocketFile::remove);
+    Record::info(messages::STOPPED).emit();
+    Ok(())
+}
+
+fn start(name: &'static str, work: Work) -> Result<(), String> {
+    let restarted = |thread: &'static str| {
+        Record::error(messages::THREAD_RESTARTED).with("thread", thread).emit();
+    };
+    let thread = supervisor::supervise(name, work, restarted);
+    thread.map(drop).map_err(|error| failed("a thread cannot be started", error))
+}
+
+fn log_start(args: &SidecarArgs, options: &Options, serving: &ServeAt, control: &SocketFile) {
+    let mut started = Record::info(messages::STARTED)
         .with("version", env!("CARGO_PKG_VERSION"))
         .with("serving", serving.to_string())
-        .with("control-socket", place)
-        .with("start-timeout", duration::format(args.start_timeout))
-        .with("ready-timeout", args.ready_timeout.map_or("none".to_owned(), duration::format))
+        .with("control_socket", control.path.display().to_string())
+        .with("start_timeout", duration::format(args.start_timeout))
+        .with("ready_timeout", args.ready_timeout.map_or("none".to_owned(), duration::format))
         .with("restore", if args.no_restore { "off" } else { "on" });
     for (name, value) in options.settings() {
         started = started.with(name, value);
     }
     started.emit();
     for name in &args.ignored {
-        Record::warn("an option is ignored, as Contour does; use --admin-address")
-            .with("option", format!("--{name}"))
-            .emit();
+        Record::warn(messages::OPTION_IGNORED).with("option", format!("--{name}")).emit();
     }
-    manager.wait_until_over();
-    files.iter().for_each(SocketFile::remove);
-    Record::info("stopped").emit();
-    Ok(())
 }
 
 fn failed(what: &str, error: io::Error) -> String {
     format!("{what}: {error}")
 }
 
-/// Stops at the first signal when the drain has ended, and at the second at once.
-fn obey(signals: &SigSet, manager: &Coordinator, files: &[SocketFile]) {
+/// Stops at the first signal once no drain is in progress, and at the second immediately.
+fn obey(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFile]) {
     let mut stopping = false;
     loop {
         // It fails on a signal that does not exist alone.
         let Ok(signal) = signals.wait() else { return };
         let name = if signal == Signal::SIGTERM { "SIGTERM" } else { "SIGINT" };
         if stopping {
-            let line = Record::warn("stopped at once, by a second signal");
-            line.with("signal", name).emit();
+            Record::warn(messages::STOPPED_BY_SECOND_SIGNAL).with("signal", name).emit();
             files.iter().for_each(SocketFile::remove);
             // As a shell reports a process that a signal has ended.
             std::process::exit(128 + signal as i32);
         }
         stopping = true;
-        let phase = manager.observer().snapshot().phase.name();
-        Record::info("stopping, when no drain goes on")
-            .with("signal", name)
-            .with("phase", phase)
-            .emit();
-        manager.stop();
+        let phase = coordinator.observer().snapshot().phase.name();
+        Record::info(messages::STOP_REQUESTED).with("signal", name).with("phase", phase).emit();
+        coordinator.stop();
     }
 }

@@ -14,9 +14,10 @@ use tiny_http::{Header, Method, Response, Server, StatusCode};
 use crate::cli::drain_request::DrainRequest;
 use crate::control_socket::SocketFile;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
-use crate::drain::DrainStart;
+use crate::drain::{DrainStart, OutcomeKind};
 use crate::envoy::transport::connect_unix;
 use crate::observe::log::Record;
+use crate::observe::messages;
 use crate::os::clock;
 use crate::os::clock::Timestamp;
 use crate::os::supervisor;
@@ -147,9 +148,7 @@ impl Backend {
             let server = match self.bell.server().map_or_else(|| self.build(), Ok) {
                 Ok(server) => server,
                 Err(error) => {
-                    Record::error("the sidecar's own server cannot be built; trying again")
-                        .with("error", error)
-                        .emit();
+                    Record::error(messages::BACKEND_NOT_STARTED).with("error", error).emit();
                     continue;
                 }
             };
@@ -169,9 +168,7 @@ impl Backend {
         if !connect_unix(path, CONNECT).is_err_and(|error| is_gone(error.kind())) {
             return;
         }
-        Record::error("the sidecar's own server has ended; starting another")
-            .with("error", error.to_string())
-            .emit();
+        Record::error(messages::BACKEND_ENDED).with("error", error.to_string()).emit();
         self.last = Some(server);
         self.bell.hang(None);
     }
@@ -196,7 +193,7 @@ impl Backend {
                 let waiter = move || respond(request, wait());
                 if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
                     // The request went with the thread, which tiny_http answers with a 500.
-                    Record::error("there is no thread for a request that waits")
+                    Record::error(messages::NO_THREAD_FOR_WAITER)
                         .with("error", error.to_string())
                         .emit();
                 }
@@ -246,8 +243,7 @@ impl Backend {
             Ok(DrainStart::Started(number)) => Reply::text(200, format!("started {number}\n")),
             Ok(DrainStart::Joined(number)) => Reply::text(200, format!("joined {number}\n")),
             Err(StartError::Expired) => {
-                Record::warn("a request to drain came too late: nobody waits for it any more")
-                    .emit();
+                Record::warn(messages::DRAIN_REQUEST_EXPIRED).emit();
                 Reply::text(410, "the request has expired\n")
             }
             Err(StartError::Stopping) => Reply::text(503, "the sidecar stops\n"),
@@ -283,7 +279,9 @@ fn route(method: &Method, url: &str) -> Result<Route, Reply> {
 /// What Envoy's hook is told. The kubelet takes any answer as success; people read this.
 fn for_envoy(verdict: &WaitResult) -> Reply {
     match verdict {
-        WaitResult::Ended(ended) if ended.outcome.name() == "drained" => Reply::text(200, "OK"),
+        WaitResult::Ended(ended) if ended.outcome.kind == OutcomeKind::Drained => {
+            Reply::text(200, "OK")
+        }
         WaitResult::Ended(ended) => Reply::text(200, ended.outcome.explain() + "\n"),
         WaitResult::NoWaiter | WaitResult::UnknownDrain => {
             Reply::text(410, "nobody waits any more\n")
@@ -297,7 +295,7 @@ fn for_the_hook(verdict: &WaitResult) -> Reply {
     match verdict {
         WaitResult::Ended(ended) => {
             let outcome = ended.outcome;
-            Reply::text(200, format!("{}\n{}\n", outcome.name(), outcome.explain()))
+            Reply::text(200, format!("{}\n{}\n", outcome.kind.name(), outcome.explain()))
         }
         WaitResult::UnknownDrain | WaitResult::NoWaiter => {
             Reply::text(410, "there is no such drain\n")

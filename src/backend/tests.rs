@@ -9,9 +9,10 @@ use super::*;
 use crate::cli::options::Options;
 use crate::control_socket::{self, Sockets};
 use crate::coordinator::Coordinator;
-use crate::drain::{Answer, Call, Ended, Outcome};
+use crate::drain::{Ended, Outcome};
 use crate::envoy::admin::Admin;
 use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::{Call, Reply};
 
 /// Longer than anything takes; only a failing test waits for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -19,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Nobody;
 
 impl Admin for Nobody {
-    fn call(&mut self, _: Call, _: &Options) -> Answer {
-        Answer::AdminError(AdminError { kind: AdminErrorKind::Other, text: String::new() })
+    fn call(&mut self, _: Call, _: &Options) -> Result<Reply, AdminError> {
+        Err(AdminError { kind: AdminErrorKind::Other, text: String::new() })
     }
 }
 
@@ -94,7 +95,7 @@ fn what_is_asked_is_answered() {
     let scene = Scene::new();
     for (line, kind, start) in [
         ("GET /status", "application/json", "{\"version\":"),
-        ("GET /status?as=line", "text/plain; charset=utf-8", "serving, "),
+        ("GET /status?as=line", "text/plain; charset=utf-8", "idle, "),
         ("GET /status?as=page", "text/plain; charset=utf-8", "phase:"),
         ("GET /metrics", "text/plain; version=0.0.4", "# HELP envoy_shutdown_"),
     ] {
@@ -148,12 +149,8 @@ fn envoys_hook_is_told_ok_or_the_outcome_and_the_exec_hook_both() {
     let drained = "drained: no connection is open";
     let gave_up = "gave up at the drain timeout: 3 open at the last poll";
     for (outcome, envoy, hook) in [
-        (Outcome::Drained { open: 0 }, "OK".to_owned(), format!("drained\n{drained}\n")),
-        (
-            Outcome::TimedOut { open: Some(3) },
-            format!("{gave_up}\n"),
-            format!("timed_out\n{gave_up}\n"),
-        ),
+        (Outcome::drained(0), "OK".to_owned(), format!("drained\n{drained}\n")),
+        (Outcome::timed_out(Some(3)), format!("{gave_up}\n"), format!("timed_out\n{gave_up}\n")),
     ] {
         let ended = Ended { number: 1, outcome, threshold: 0, took: Duration::ZERO };
         let verdict = WaitResult::Ended(ended);

@@ -1,38 +1,41 @@
-//! The drain's state, shared: one worker performs what the machine asks for; a [`DrainTrigger`] can
-//! begin a drain, a [`DrainObserver`] can only look and wait, a [`WaiterTracker`] only says who waits and was answered.
+//! Shares the drain's state between the worker, the listeners and the signals. One worker performs
+//! what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can only
+//! look and wait, a [`WaiterTracker`] only says who waits and what was answered.
 
-use std::io;
-use std::path::Path;
+mod ready_file;
+
+use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::Options;
-use crate::drain::{Action, Answer, Call, DrainStart, Ended, Event, Machine, Outline, Phase};
+use crate::drain::{Action, DrainStart, Ended, Event, Machine, Phase, Step};
+use crate::envoy::Call;
 use crate::envoy::admin::Admin;
-use crate::envoy::stats::StatsCoverage;
+use crate::observe::counters::Counters;
 use crate::observe::drain_log::DrainLog;
 use crate::observe::log::Record;
-use crate::observe::status::{Counters, Snapshot};
-use crate::os::clock;
-use crate::os::clock::Timestamp;
+use crate::observe::status::Snapshot;
+use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::route::{PublicRoute, Status};
 
-/// A hook is answered when nobody else waits any more, but not later than this.
+/// An exec hook is answered when no other client waits any more, but not later than this.
 const HOOK_ANSWER_DELAY: Duration = Duration::from_secs(1);
 
-/// A hook that has begun a drain comes to wait within milliseconds, or was no hook.
+/// An exec hook that has started a drain comes to wait within milliseconds, or was no hook.
 const HOOK_RETURN_WINDOW: Duration = Duration::from_secs(1);
 
 /// Answering waiters takes microseconds; one that cannot be answered must not keep the process.
 const FINAL_ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The state of the sidecar and whoever works on it.
+/// The state of the sidecar, with the right to do the work and to stop it.
 #[derive(Clone, Debug)]
 pub struct Coordinator(Arc<Shared>);
 
-/// The right to begin a drain.
+/// The right to start a drain.
 #[derive(Clone, Debug)]
 pub struct DrainTrigger(Arc<Shared>);
 
@@ -40,128 +43,145 @@ pub struct DrainTrigger(Arc<Shared>);
 #[derive(Clone, Debug)]
 pub struct DrainObserver(Arc<Shared>);
 
-/// The right to say who waits and who was answered, at the public port and the control socket.
+/// The right to say who waits and what was answered, at the public port and the control socket.
 #[derive(Clone, Debug)]
 pub struct WaiterTracker(Arc<Shared>);
 
-/// Somebody who waits for the end of a drain, counted while this lives.
+/// A client that waits for the end of a drain, counted while this lives.
 #[derive(Debug)]
+#[must_use]
 pub struct WaiterGuard {
     shared: Arc<Shared>,
-    is_hook: bool,
+    waiter: Waiter,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiter {
+    EnvoyHook,
+    ExecHook,
+}
+
+/// Why waiting threads are notified. Each is a place where a lost notification would leave a thread
+/// waiting for ever, which the model tries (`coordinator::model`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Replied,
+    Stopping,
+    DrainStarted,
+    EnvoyHookArrived,
+    WaiterLeft,
+    WorkerEnded,
 }
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified at every change that somebody may wait for.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     machine: Machine,
-    story: DrainLog,
+    log: DrainLog,
+    counters: Counters,
     /// The sidecar's own options, which a hook's override.
     options: Options,
-    counters: Counters,
-    last_error: Option<String>,
-    visible: StatsCoverage,
-    /// Who waits for the end of a drain: Envoy's hooks, and exec hooks.
-    waiters: usize,
-    hooks: usize,
-    /// Exec hooks that have begun or joined a drain and are yet to come to wait, and when the
+    /// What waits for the end of a drain.
+    envoy_hooks: usize,
+    exec_hooks: usize,
+    /// Exec hooks that have started or joined a drain and are yet to come to wait, and when the
     /// latest of them was here.
-    expected: usize,
-    expected_at: Timestamp,
+    hooks_expected: usize,
+    hook_expected_at: Timestamp,
+    /// A ready file of an earlier drain, for the worker to remove: no file is touched under the
+    /// lock, since a volume that hangs would then fail the liveness probe.
+    stale_ready_file: Option<PathBuf>,
+    /// Something has changed since the worker's latest step.
+    step_due: bool,
     stopping: bool,
-    working: bool,
-    /// The worker has lines to log of what has already happened.
-    telling: bool,
+    worker_running: bool,
+    /// The worker has records to write of what has already happened.
+    logging: bool,
 }
 
-/// What somebody who waited is told.
+/// What a client that waited hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult {
-    /// The drain has ended.
     Ended(Ended),
-    /// The sidecar stops, and no drain goes on.
+    /// The sidecar stops, and no drain is in progress.
     Stopping,
     /// No client waits for it any more.
     NoWaiter,
-    /// There was no drain of that number in this life of the sidecar.
+    /// There was no drain of that number in this run of the sidecar.
     UnknownDrain,
 }
 
-/// Why a drain was not begun.
+/// Why a drain was not started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// Nobody waits for it any more.
+    /// No hook waits for it any more.
     Expired,
     /// The sidecar stops.
     Stopping,
 }
 
 impl Coordinator {
-    /// A manager with the sidecar's own options. `put_back`: see [`Machine::new`].
-    #[must_use]
-    pub fn new(options: Options, put_back: bool) -> Self {
+    /// A coordinator with the sidecar's own options. `restore`: see [`Machine::new`].
+    pub fn new(options: Options, restore: bool) -> Self {
         let state = State {
-            machine: Machine::new(clock::now(), put_back),
-            story: DrainLog::default(),
-            options,
+            machine: Machine::new(clock::now(), restore),
+            log: DrainLog::default(),
             counters: Counters::default(),
-            last_error: None,
-            visible: StatsCoverage::Everything,
-            waiters: 0,
-            hooks: 0,
-            expected: 0,
-            expected_at: Timestamp::ZERO,
+            options,
+            envoy_hooks: 0,
+            exec_hooks: 0,
+            hooks_expected: 0,
+            hook_expected_at: Timestamp::ZERO,
+            stale_ready_file: None,
+            step_due: false,
             stopping: false,
-            working: false,
-            telling: false,
+            worker_running: false,
+            logging: false,
         };
         Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// The right to begin a drain.
-    #[must_use]
     pub fn trigger(&self) -> DrainTrigger {
         DrainTrigger(Arc::clone(&self.0))
     }
 
-    /// The right to look and to wait.
-    #[must_use]
     pub fn observer(&self) -> DrainObserver {
         DrainObserver(Arc::clone(&self.0))
     }
 
-    /// The right to say who waits and who was answered.
-    #[must_use]
     pub fn tracker(&self) -> WaiterTracker {
         WaiterTracker(Arc::clone(&self.0))
     }
 
-    /// Does the work, until the manager was stopped and no drain goes on.
+    /// Does the work, until the coordinator was stopped and no drain is in progress.
     pub fn work(&self, admin: &mut dyn Admin) {
-        let _working = Working::begin(&self.0);
+        let _running = RunningWorker::new(&self.0);
         let mut event = Event::Tick;
         loop {
-            event = match self.0.advance(&event) {
-                Task::Again => Event::Tick,
-                Task::Tell(lines) => {
-                    lines.iter().for_each(Record::emit);
-                    self.0.lock().telling = false;
-                    // Whoever is told the end finds it in the log.
-                    self.0.changed.notify_all();
-                    Event::Tick
+            let (records, task) = self.0.advance(&event);
+            records.iter().for_each(Record::emit);
+            // A waiter that hears the end finds it in the log.
+            if event != Event::Tick || !records.is_empty() {
+                self.0.lock().logging = false;
+                self.0.notify(Change::Replied);
+            }
+            event = match task {
+                Task::Wait(until) => self.0.wait_for_step(until),
+                Task::Call { call, drain, options } => {
+                    Event::Reply { drain, call, result: admin.call(call, &options) }
                 }
-                Task::Ask { call, drain, options } => {
-                    Event::Answer { drain, answer: admin.call(call, &options) }
+                Task::RemoveReadyFile(path) => {
+                    ready_file::remove(&path);
+                    Event::Tick
                 }
                 Task::Finish(ready_file) => {
                     if let Some(path) = ready_file {
-                        create_ready_file(&path);
+                        ready_file::create(&path);
                     }
                     Event::Finished
                 }
@@ -170,14 +190,17 @@ impl Coordinator {
         }
     }
 
-    /// From now on no drain begins, and when none goes on the work is over.
+    /// From now on no drain starts, and when none is in progress the work is over.
     pub fn stop(&self) {
-        self.0.lock().stopping = true;
-        self.0.changed.notify_all();
+        let mut state = self.0.lock();
+        state.stopping = true;
+        state.step_due = true;
+        drop(state);
+        self.0.notify(Change::Stopping);
     }
 
-    /// Waits until the manager was stopped, its last drain has ended, and all who waited for that
-    /// have been answered.
+    /// Waits until the coordinator was stopped, its last drain has ended, and every waiter has been
+    /// answered.
     pub fn wait_until_over(&self) {
         let shared = &self.0;
         let mut state = shared.lock();
@@ -186,15 +209,12 @@ impl Coordinator {
         }
         let deadline = clock::now() + FINAL_ANSWERS_TIMEOUT;
         loop {
-            let comes = if state.expected > 0 {
-                state.expected_at + HOOK_RETURN_WINDOW
-            } else {
-                Timestamp::ZERO
-            };
-            let until = if state.waiters + state.hooks > 0 || state.telling {
+            let until = if state.envoy_hooks + state.exec_hooks > 0 || state.logging {
                 deadline
+            } else if state.hooks_expected > 0 {
+                deadline.min(state.hook_expected_at + HOOK_RETURN_WINDOW)
             } else {
-                comes.min(deadline)
+                return;
             };
             if clock::now() >= until {
                 return;
@@ -205,13 +225,13 @@ impl Coordinator {
 }
 
 impl DrainTrigger {
-    /// Begins a drain with the sidecar's options and the request's in their place, or joins the
-    /// one that goes on.
+    /// Starts a drain with the sidecar's options and the request's in their place, or joins the
+    /// one in progress.
     ///
     /// # Errors
     /// When the request has expired, or the sidecar stops.
     pub fn start(&self, request: &DrainRequest) -> Result<DrainStart, StartError> {
-        let (begun, lines) = {
+        let (start, records) = {
             let mut state = self.0.lock();
             let now = clock::now();
             if request.expires.is_some_and(|expires| now > expires) {
@@ -220,30 +240,28 @@ impl DrainTrigger {
             if state.is_over() {
                 return Err(StartError::Stopping);
             }
-            let State { machine, story, options, .. } = &mut *state;
-            let options = options.with(&request.overrides);
-            if let (Phase::Serving, Some(path)) = (machine.phase(), &options.ready_file) {
-                remove_ready_file(path);
+            let options = state.options.with(&request.overrides);
+            let ready_file = options.ready_file.clone();
+            let start = state.machine.start(options, now);
+            if let DrainStart::Started(_) = start {
+                state.counters.last_error = None;
+                state.stale_ready_file = ready_file;
             }
-            let begun = machine.begin(options, now);
-            let lines = story.begun(begun, &request.overrides, machine, now);
-            if let DrainStart::Started(_) = begun {
-                state.last_error = None;
-            }
-            state.expected += 1;
-            state.expected_at = now;
-            (begun, lines)
+            state.step_due = true;
+            state.hooks_expected += 1;
+            state.hook_expected_at = now;
+            let State { machine, log, .. } = &mut *state;
+            (start, log.drain_started(start, &request.overrides, machine, now))
         };
-        // Before the worker has more to tell.
-        lines.iter().for_each(Record::emit);
-        self.0.changed.notify_all();
-        Ok(begun)
+        // Before the worker has more to log.
+        records.iter().for_each(Record::emit);
+        self.0.notify(Change::DrainStarted);
+        Ok(start)
     }
 }
 
 impl DrainObserver {
     /// How things stand.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.lock();
         let machine = &state.machine;
@@ -252,31 +270,26 @@ impl DrainObserver {
         Snapshot {
             phase: machine.phase(),
             drain: machine.number(),
-            open: drain.and_then(|drain| drain.last_poll()).map(|poll| poll.open),
+            open: drain.and_then(|drain| drain.last_poll).map(|poll| poll.open),
             threshold: options.min_open_connections,
-            elapsed: drain.map(|drain| clock::now() - drain.started()),
+            elapsed: drain.map(|drain| clock::now() - drain.started),
             last: machine.last().cloned(),
-            last_error: state.last_error.clone(),
-            visible: state.visible,
-            waiters: state.waiters,
-            counters: state.counters,
+            envoy_hooks: state.envoy_hooks,
+            counters: state.counters.clone(),
             admin_address: options.admin_address.to_string(),
-            working: state.working,
+            worker_running: state.worker_running,
         }
     }
 
-    /// Whether the worker is at work.
-    #[must_use]
     pub fn is_worker_running(&self) -> bool {
-        self.0.lock().working
+        self.0.lock().worker_running
     }
 
-    /// Waits in the place of all who wait as Envoy's hook does, for the end of the drain that goes
-    /// on or comes next.
-    #[must_use]
+    /// Waits on behalf of all who wait as Envoy's hook does, for the end of the drain that is in
+    /// progress or comes next.
     pub fn wait_for_envoy_hooks(&self) -> WaitResult {
         let mut state = self.0.lock();
-        let awaited = state.machine.awaits();
+        let awaited = state.machine.awaited_drain();
         loop {
             if let Some(ended) = state.machine.end_of(awaited) {
                 return WaitResult::Ended(ended.clone());
@@ -284,19 +297,18 @@ impl DrainObserver {
             if state.is_over() {
                 return WaitResult::Stopping;
             }
-            if state.waiters == 0 {
+            if state.envoy_hooks == 0 {
                 return WaitResult::NoWaiter;
             }
             state = self.0.wait(state, None);
         }
     }
 
-    /// Waits in the place of exec hooks, for the end of the drain of this number and until everybody
-    /// else has been answered, since the kubelet stops the sidecar when its hook returns.
-    #[must_use]
+    /// Waits on behalf of exec hooks, for the end of the drain of this number and until Envoy's
+    /// hooks have been answered, since the kubelet stops the sidecar when its hook returns.
     pub fn wait_for_exec_hooks(&self, number: u64) -> WaitResult {
         let mut state = self.0.lock();
-        let verdict = loop {
+        let result = loop {
             if let Some(ended) = state.machine.end_of(number) {
                 break WaitResult::Ended(ended.clone());
             }
@@ -306,77 +318,75 @@ impl DrainObserver {
             state = self.0.wait(state, None);
         };
         let deadline = clock::now() + HOOK_ANSWER_DELAY;
-        while state.waiters > 0 && clock::now() < deadline {
+        while state.envoy_hooks > 0 && clock::now() < deadline {
             state = self.0.wait(state, Some(deadline));
         }
-        verdict
+        result
     }
 }
 
 impl WaiterTracker {
     /// A complete request of Envoy's hook has come, and waits.
-    #[must_use]
     pub fn envoy_hook(&self) -> WaiterGuard {
         let mut state = self.0.lock();
-        state.waiters += 1;
-        // Nobody is woken by most who come or leave, which the network can do very often.
-        if state.machine.arrived(clock::now()) {
-            self.0.changed.notify_all();
+        state.envoy_hooks += 1;
+        // Do not notify for every arrival: network clients could cause a wake-up storm.
+        if state.machine.waiter_arrived(clock::now()) {
+            state.step_due = true;
+            self.0.notify(Change::EnvoyHookArrived);
         }
-        WaiterGuard { shared: Arc::clone(&self.0), is_hook: false }
+        WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::EnvoyHook }
     }
 
     /// An exec hook has come to wait for the end of its drain.
-    #[must_use]
     pub fn exec_hook(&self) -> WaiterGuard {
         let mut state = self.0.lock();
-        state.hooks += 1;
-        state.expected = state.expected.saturating_sub(1);
-        WaiterGuard { shared: Arc::clone(&self.0), is_hook: true }
+        state.exec_hooks += 1;
+        state.hooks_expected = state.hooks_expected.saturating_sub(1);
+        WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::ExecHook }
     }
 
-    /// Whether no drain goes on or has just ended, so that whoever has waited for the start
-    /// timeout is let go.
-    #[must_use]
+    /// Whether no drain is in progress or has just ended, so that a client that has waited for the
+    /// start timeout is answered with 503.
     pub fn no_drain_active(&self) -> bool {
-        self.0.lock().machine.phase() == Phase::Serving
+        self.0.lock().machine.phase() == Phase::Idle
     }
 
-    /// So many requests to the public port were answered; `route`: for what, where that could be
-    /// known.
+    /// Counts `times` responses of the public port; `route`: to what, where that could be known.
     pub fn count_response(&self, route: Option<PublicRoute>, status: Status, times: u64) {
-        let row = route.map_or(PublicRoute::ALL.len(), |route| route as usize);
-        self.0.lock().counters.requests[row][status as usize] += times;
+        self.0.lock().counters.record_responses(route, status, times);
     }
 
-    /// Somebody at the public port had to give way to others.
+    /// Counts a connection to the public port that was evicted or not served, for want of a slot.
     pub fn count_rejected_connection(&self) {
-        self.0.lock().counters.refused += 1;
+        self.0.lock().counters.connections_rejected += 1;
     }
 }
 
 impl Drop for WaiterGuard {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        if self.is_hook {
-            state.hooks -= 1;
-        } else {
-            state.waiters -= 1;
-            if state.waiters > 0 {
-                return;
+        match self.waiter {
+            Waiter::ExecHook => state.exec_hooks -= 1,
+            Waiter::EnvoyHook => {
+                state.envoy_hooks -= 1;
+                if state.envoy_hooks > 0 {
+                    return;
+                }
+                state.machine.last_waiter_left(clock::now());
+                state.step_due = true;
             }
-            state.machine.all_left(clock::now());
         }
-        self.shared.changed.notify_all();
+        self.shared.notify(Change::WaiterLeft);
     }
 }
 
 /// What the worker does next.
 enum Task {
-    Again,
-    Tell(Vec<Record>),
-    Ask { call: Call, drain: u64, options: Options },
-    Finish(Option<std::path::PathBuf>),
+    Wait(Option<Timestamp>),
+    Call { call: Call, drain: u64, options: Options },
+    RemoveReadyFile(PathBuf),
+    Finish(Option<PathBuf>),
     Stop,
 }
 
@@ -400,117 +410,86 @@ impl Shared {
         }
     }
 
-    /// Takes one step, or sleeps until there is one to take.
-    fn advance(&self, event: &Event) -> Task {
+    #[cfg(not(all(test, loom)))]
+    fn notify(&self, _: Change) {
+        self.changed.notify_all();
+    }
+
+    #[cfg(all(test, loom))]
+    fn notify(&self, change: Change) {
+        model::notify(&self.changed, change);
+    }
+
+    /// Takes one step of the machine: what to log, and what to do next.
+    fn advance(&self, event: &Event) -> (Vec<Record>, Task) {
         let mut guard = self.lock();
         let state = &mut *guard;
+        state.step_due = false;
+        if let Some(path) = state.stale_ready_file.take() {
+            return (Vec::new(), Task::RemoveReadyFile(path));
+        }
         let now = clock::now();
-        let before = state.machine.outline();
-        let action = state.machine.step(event, now);
-        if *event != Event::Tick {
-            state.note(before, event);
+        let Step { action, events } = state.machine.step(event, now);
+        events.iter().for_each(|event| state.counters.record(event));
+        let records = state.log.record(&events, &state.machine, now);
+        state.logging = !records.is_empty();
+        (records, state.task(action))
+    }
+
+    /// Waits until then, or until something has changed.
+    fn wait_for_step(&self, until: Option<Timestamp>) -> Event {
+        let mut state = self.lock();
+        while !state.step_due && until.is_none_or(|until| clock::now() < until) {
+            state = self.wait(state, until);
         }
-        let lines = state.story.heard(before, event, &state.machine, now);
-        if !lines.is_empty() {
-            state.telling = true;
-            return Task::Tell(lines);
-        }
-        if *event != Event::Tick {
-            self.changed.notify_all();
-        }
-        let drain = state.machine.number();
-        if state.is_over() {
-            return Task::Stop;
-        }
-        let options = state.machine.options().unwrap_or(&state.options);
-        let until = match action {
-            Action::Call(call) => return Task::Ask { call, drain, options: options.clone() },
-            Action::Finish(outcome) => {
-                return Task::Finish(options.ready_file.clone().filter(|_| outcome.is_drained()));
-            }
-            Action::Sleep => None,
-            Action::SleepUntil(time) => Some(time),
-        };
-        let until = [until, state.story.reminder(&state.machine)].into_iter().flatten().min();
-        drop(self.wait(guard, until));
-        Task::Again
+        Event::Tick
     }
 }
 
 impl State {
-    /// Whether the sidecar was stopped and no drain goes on.
+    /// Whether the coordinator was stopped and no drain is in progress.
     fn is_over(&self) -> bool {
         self.stopping && self.machine.drain().is_none()
     }
 
-    /// Keeps what status and metrics show of an event.
-    fn note(&mut self, before: Outline, event: &Event) {
-        match event {
-            Event::Answer { drain, answer } if *drain == before.number => match answer {
-                Answer::Polled(poll) => {
-                    self.visible = poll.visible;
-                    self.counters.polls += 1;
-                    self.last_error = None;
-                }
-                Answer::AdminError(fault) => {
-                    if before.polls {
-                        self.counters.polls += 1;
-                        self.counters.poll_errors[fault.kind as usize] += 1;
-                    }
-                    self.last_error = Some(fault.text.clone());
-                }
-                Answer::Failed | Answer::ListenersDrain | Answer::Seen(_) | Answer::PutBack => {
-                    self.last_error = None;
-                }
-            },
-            Event::Finished => {
-                if let Some(ended) = self.machine.last() {
-                    self.counters.drains[ended.outcome.index()] += 1;
-                }
-            }
-            Event::Answer { .. } | Event::Tick => {}
+    fn task(&self, action: Action) -> Task {
+        if self.is_over() {
+            return Task::Stop;
         }
+        let options = self.machine.options().unwrap_or(&self.options);
+        let until = match action {
+            Action::Call(call) => {
+                let drain = self.machine.number();
+                return Task::Call { call, drain, options: options.clone() };
+            }
+            Action::Finish(outcome) => {
+                let is_drained = outcome.kind.is_drained();
+                return Task::Finish(options.ready_file.clone().filter(|_| is_drained));
+            }
+            Action::Sleep => None,
+            Action::SleepUntil(time) => Some(time),
+        };
+        Task::Wait([until, self.log.reminder(&self.machine)].into_iter().flatten().min())
     }
 }
 
-fn create_ready_file(path: &Path) {
-    if let Err(error) = std::fs::File::create(path) {
-        could_not("create", path, &error);
-    }
-}
+/// The worker at work, for as long as this lives.
+struct RunningWorker<'a>(&'a Shared);
 
-/// Removes a file that an earlier life of the sidecar created.
-pub fn remove_ready_file(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => could_not("remove", path, &error),
-        _ => {}
-    }
-}
-
-fn could_not(verb: &str, path: &Path, error: &io::Error) {
-    Record::error(format!("could not {verb} the ready file"))
-        .with("path", path.display().to_string())
-        .with("error", error.to_string())
-        .emit();
-}
-
-/// The worker at work, said so while this lives.
-struct Working<'a>(&'a Shared);
-
-impl<'a> Working<'a> {
-    fn begin(shared: &'a Shared) -> Self {
-        shared.lock().working = true;
+impl<'a> RunningWorker<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.lock().worker_running = true;
         Self(shared)
     }
 }
 
-impl Drop for Working<'_> {
+impl Drop for RunningWorker<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.working = false;
-        state.telling = false;
+        state.worker_running = false;
+        state.logging = false;
         drop(state);
-        self.0.changed.notify_all();
+        self.0.notify(Change::WorkerEnded);
     }
 }
 

@@ -1,34 +1,49 @@
-//! The manager between threads that are interleaved in every way, up to so many preemptions. Time
-//! stands still and no time-out ever passes: whatever happens comes of a notification.
+//! The coordinator between threads that are interleaved in every way, up to so many preemptions.
+//! Time stands still and no timeout ever passes: whatever happens comes of a notification.
 //!
-//! `just model` runs it. Not modelled: time-outs, wake-ups without a reason, poisoned locks.
+//! `just model` runs it. Not modelled: timeouts, wake-ups without a reason, poisoned locks.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex as Seen;
+use std::env;
+use std::sync::{LazyLock, Mutex as Seen};
 
 use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
 use super::*;
 use crate::cli::options::Overrides;
-use crate::drain::{Health, Outcome, Poll};
+use crate::drain::Outcome;
+use crate::envoy::error::AdminError;
+use crate::envoy::stats::StatsCoverage;
+use crate::envoy::{Health, Poll, Reply};
 
-/// An Envoy that nobody is connected to.
+/// In the place of [`Shared::notify`]: one waiting thread is notified of the change that `$PLANTED`
+/// names, in the place of all. `tests/planted` demands that a test then fails.
+pub(super) fn notify(changed: &Condvar, change: Change) {
+    static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| env::var("PLANTED").ok());
+    if *PLANTED == Some(format!("{change:?}")) {
+        changed.notify_one();
+    } else {
+        changed.notify_all();
+    }
+}
+
+/// An Envoy that no client is connected to.
 struct Idle;
 
 impl Admin for Idle {
-    fn call(&mut self, call: Call, _: &Options) -> Answer {
-        match call {
-            Call::FailHealthChecks => Answer::Failed,
-            Call::DrainListeners => Answer::ListenersDrain,
-            Call::RestoreHealthChecks => Answer::PutBack,
-            Call::CheckReady => Answer::Seen(Health::Draining),
-            Call::ReadStats => Answer::Polled(Poll {
+    fn call(&mut self, call: Call, _: &Options) -> Result<Reply, AdminError> {
+        Ok(match call {
+            Call::FailHealthChecks => Reply::HealthChecksFailed,
+            Call::DrainListeners => Reply::ListenersDraining,
+            Call::RestoreHealthChecks => Reply::HealthChecksRestored,
+            Call::CheckReady => Reply::Ready(Health::Draining),
+            Call::ReadStats => Reply::Stats(Poll {
                 open: 0,
-                visible: StatsCoverage::Everything,
+                coverage: StatsCoverage::Everything,
                 health: Health::Draining,
             }),
-        }
+        })
     }
 }
 
@@ -55,242 +70,245 @@ where
 }
 
 fn spawn<T: 'static>(
-    manager: &Coordinator,
+    coordinator: &Coordinator,
     role: impl FnOnce(&Coordinator) -> T + 'static,
 ) -> JoinHandle<T> {
-    let manager = manager.clone();
-    thread::spawn(move || role(&manager))
+    let coordinator = coordinator.clone();
+    thread::spawn(move || role(&coordinator))
 }
 
-fn work(manager: &Coordinator) {
-    manager.work(&mut Idle);
+fn work(coordinator: &Coordinator) {
+    coordinator.work(&mut Idle);
 }
 
-/// What somebody was told, in a word.
+/// What a waiter has heard, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Told {
+enum Heard {
     Drained,
     Stopping,
-    Nobody,
+    NoWaiter,
 }
-use Told::{Drained, Nobody, Stopping};
+use Heard::{Drained, NoWaiter, Stopping};
 
-fn told(verdict: &WaitResult) -> Told {
-    match verdict {
+fn heard(result: &WaitResult) -> Heard {
+    match result {
         WaitResult::Ended(ended) => {
-            assert_eq!((ended.number, ended.outcome), (1, Outcome::Drained { open: 0 }));
+            assert_eq!((ended.number, ended.outcome), (1, Outcome::drained(0)));
             Drained
         }
         WaitResult::Stopping => Stopping,
-        WaitResult::NoWaiter => Nobody,
+        WaitResult::NoWaiter => NoWaiter,
         WaitResult::UnknownDrain => panic!("a drain that is not known"),
     }
 }
 
 /// An exec hook, from its beginning to its answer.
-fn hook(manager: &Coordinator) -> Told {
-    hook_with(manager, Overrides::default())
+fn hook(coordinator: &Coordinator) -> Heard {
+    hook_with(coordinator, Overrides::default())
 }
 
-fn hook_with(manager: &Coordinator, overrides: Overrides) -> Told {
+fn hook_with(coordinator: &Coordinator, overrides: Overrides) -> Heard {
     let request = DrainRequest { overrides, expires: None };
-    let Ok(begun) = manager.trigger().start(&request) else { return Stopping };
-    let waiting = manager.tracker().exec_hook();
-    let verdict = manager.observer().wait_for_exec_hooks(begun.number());
+    let Ok(start) = coordinator.trigger().start(&request) else { return Stopping };
+    let waiting = coordinator.tracker().exec_hook();
+    let result = coordinator.observer().wait_for_exec_hooks(start.number());
     drop(waiting);
-    told(&verdict)
+    heard(&result)
 }
 
 /// Envoy's own hook, from its beginning to its answer.
-fn waiter(manager: &Coordinator) -> Told {
-    let waiting = manager.tracker().envoy_hook();
-    let verdict = manager.observer().wait_for_envoy_hooks();
+fn waiter(coordinator: &Coordinator) -> Heard {
+    let waiting = coordinator.tracker().envoy_hook();
+    let result = coordinator.observer().wait_for_envoy_hooks();
     drop(waiting);
-    told(&verdict)
+    heard(&result)
 }
 
 /// The life of the process after its signal.
-fn stop(manager: &Coordinator) {
-    manager.stop();
-    manager.wait_until_over();
-    let state = manager.0.lock();
-    assert_eq!((state.hooks, state.expected, state.telling), (0, 0, false));
+fn stop(coordinator: &Coordinator) {
+    coordinator.stop();
+    coordinator.wait_until_over();
+    let state = coordinator.0.lock();
+    assert_eq!((state.exec_hooks, state.hooks_expected, state.logging), (0, 0, false));
 }
 
-/// The same, when whoever waits at the signal is answered before its end.
-fn stop_and_answer(manager: &Coordinator) {
-    let waited = manager.observer().snapshot().waiters;
-    stop(manager);
-    assert!(waited == 0 || manager.observer().snapshot().waiters == 0);
+/// The same, when a client that waits at the signal is answered before its end.
+fn stop_and_answer(coordinator: &Coordinator) {
+    let waited = coordinator.observer().snapshot().envoy_hooks;
+    stop(coordinator);
+    assert!(waited == 0 || coordinator.observer().snapshot().envoy_hooks == 0);
 }
 
-/// The worker has ended, and everybody has been answered and has left.
-fn assert_over(manager: &Coordinator) {
-    let state = manager.0.lock();
-    assert_eq!((state.waiters, state.hooks, state.expected), (0, 0, 0));
-    assert!(state.is_over() && !state.working && !state.telling);
+/// The worker has ended, and every waiter has been answered and has left.
+fn assert_over(coordinator: &Coordinator) {
+    let state = coordinator.0.lock();
+    assert_eq!((state.envoy_hooks, state.exec_hooks, state.hooks_expected), (0, 0, 0));
+    assert!(state.is_over() && !state.worker_running && !state.logging);
     assert_eq!(state.counters.drains, [state.machine.number(), 0, 0, 0]);
 }
 
 /// The worker, an exec hook and Envoy's own, and a signal.
 fn pod(
-    manager: &Coordinator,
+    coordinator: &Coordinator,
     work: impl FnOnce(&Coordinator) + 'static,
-    hook: impl FnOnce(&Coordinator) -> Told + 'static,
+    hook: impl FnOnce(&Coordinator) -> Heard + 'static,
     stop: fn(&Coordinator),
-) -> (Told, Told) {
-    let worker = spawn(manager, work);
-    let (hook, waiter) = (spawn(manager, hook), spawn(manager, waiter));
-    stop(manager);
+) -> (Heard, Heard) {
+    let worker = spawn(coordinator, work);
+    let (hook, waiter) = (spawn(coordinator, hook), spawn(coordinator, waiter));
+    stop(coordinator);
     let all = (hook.join().unwrap(), waiter.join().unwrap());
     worker.join().unwrap();
-    assert_over(manager);
+    assert_over(coordinator);
     all
 }
 
 #[test]
-fn both_hooks_are_told_the_same_however_early_the_sidecar_is_stopped() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |manager| {
-        pod(manager, work, hook, stop_and_answer)
+fn both_hooks_hear_the_same_however_early_the_sidecar_is_stopped() {
+    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
+        pod(coordinator, work, hook, stop_and_answer)
     });
 }
 
 #[test]
-fn both_hooks_are_told_though_nothing_stops_the_sidecar() {
-    explore(2, &[(Drained, Drained)], |manager| {
-        let worker = spawn(manager, work);
-        let waiter = spawn(manager, waiter);
-        let all = (hook(manager), waiter.join().unwrap());
-        stop(manager);
+fn both_hooks_hear_the_end_though_nothing_stops_the_sidecar() {
+    explore(2, &[(Drained, Drained)], |coordinator| {
+        let worker = spawn(coordinator, work);
+        let waiter = spawn(coordinator, waiter);
+        let all = (hook(coordinator), waiter.join().unwrap());
+        stop(coordinator);
         worker.join().unwrap();
-        assert_over(manager);
+        assert_over(coordinator);
         all
     });
 }
 
 #[test]
 fn a_drain_that_requires_envoys_hook_goes_on_when_that_comes() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |manager| {
+    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
         let requires = Overrides { require_envoy_hook: true, ..Overrides::default() };
-        pod(manager, work, |manager| hook_with(manager, requires), stop)
+        pod(coordinator, work, |coordinator| hook_with(coordinator, requires), stop)
     });
 }
 
-/// The worker dies at that task of a drain, and is started again.
+/// The worker dies at that task of a drain, and is restarted.
 fn explore_death<const TASK: u32>() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |manager| {
-        let work = |manager: &Coordinator| {
-            die_at(manager, TASK);
-            work(manager);
+    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
+        let work = |coordinator: &Coordinator| {
+            die_at(coordinator, TASK);
+            work(coordinator);
         };
-        pod(manager, work, hook, stop)
+        pod(coordinator, work, hook, stop)
     });
 }
 
 #[test]
-fn a_worker_that_dies_in_a_drain_and_is_started_again_goes_on() {
+fn a_worker_that_dies_in_a_drain_and_is_restarted_finishes_it() {
     explore_death::<1>();
     explore_death::<2>();
     explore_death::<3>();
     explore_death::<4>();
     explore_death::<5>();
-    explore_death::<6>();
 }
 
-/// [`Coordinator::work`] to that task, which is not done. Nothing is unwound, since all threads of the
-/// model are one to the standard library, which would take all of them to panic.
-fn die_at(manager: &Coordinator, task: u32) {
-    let shared = &manager.0;
-    let _working = Working::begin(shared);
+/// [`Coordinator::work`] to that task, which is not done. Nothing is unwound, since all threads of
+/// the model are one to the standard library, which would take all of them to panic.
+fn die_at(coordinator: &Coordinator, task: u32) {
+    let shared = &coordinator.0;
+    let _running = RunningWorker::new(shared);
     let mut event = Event::Tick;
     let mut left = task;
-    while left > 0 {
-        let next = shared.advance(&event);
-        left -= u32::from(!matches!(next, Task::Again));
-        event = match next {
-            Task::Stop => return,
-            _ if left == 0 => return,
-            Task::Again => Event::Tick,
-            Task::Tell(_) => {
-                shared.lock().telling = false;
-                shared.changed.notify_all();
-                Event::Tick
-            }
-            Task::Ask { call, drain, options } => {
-                Event::Answer { drain, answer: Idle.call(call, &options) }
+    loop {
+        let (records, task) = shared.advance(&event);
+        left -= u32::from(!matches!(task, Task::Wait(_)));
+        if left == 0 {
+            return;
+        }
+        if event != Event::Tick || !records.is_empty() {
+            shared.lock().logging = false;
+            shared.notify(Change::Replied);
+        }
+        event = match task {
+            Task::Wait(until) => shared.wait_for_step(until),
+            Task::Call { call, drain, options } => {
+                Event::Reply { drain, call, result: Idle.call(call, &options) }
             }
             Task::Finish(_) => Event::Finished,
+            Task::RemoveReadyFile(_) | Task::Stop => return,
         };
     }
 }
 
 #[test]
-fn a_drain_begins_before_the_stop_or_not_at_all() {
-    explore(3, &[Drained, Stopping], |manager| {
-        let worker = spawn(manager, work);
-        let hook = spawn(manager, hook);
-        stop(manager);
-        let told = hook.join().unwrap();
+fn a_drain_starts_before_the_stop_or_not_at_all() {
+    explore(3, &[Drained, Stopping], |coordinator| {
+        let worker = spawn(coordinator, work);
+        let hook = spawn(coordinator, hook);
+        stop(coordinator);
+        let heard = hook.join().unwrap();
         worker.join().unwrap();
-        assert_over(manager);
-        told
+        assert_over(coordinator);
+        heard
     });
 }
 
 #[test]
-fn a_signal_ends_the_sidecar_though_somebody_waits_for_a_drain() {
-    explore(2, &[Stopping], |manager| {
-        let worker = spawn(manager, work);
-        let waiter = spawn(manager, waiter);
-        let signal = spawn(manager, Coordinator::stop);
-        manager.wait_until_over();
+fn a_signal_ends_the_sidecar_though_a_client_waits_for_a_drain() {
+    explore(2, &[Stopping], |coordinator| {
+        let worker = spawn(coordinator, work);
+        let waiter = spawn(coordinator, waiter);
+        let signal = spawn(coordinator, Coordinator::stop);
+        coordinator.wait_until_over();
         signal.join().unwrap();
         worker.join().unwrap();
-        let told = waiter.join().unwrap();
-        assert_over(manager);
-        told
+        let heard = waiter.join().unwrap();
+        assert_over(coordinator);
+        heard
     });
 }
 
 #[test]
-fn two_hooks_are_told_of_one_drain() {
+fn two_hooks_hear_of_one_drain() {
     let results =
         [(Drained, Drained), (Drained, Stopping), (Stopping, Drained), (Stopping, Stopping)];
-    explore(2, &results, |manager| {
-        let worker = spawn(manager, work);
-        let hooks = (spawn(manager, hook), spawn(manager, hook));
-        stop(manager);
+    explore(2, &results, |coordinator| {
+        let worker = spawn(coordinator, work);
+        let hooks = (spawn(coordinator, hook), spawn(coordinator, hook));
+        stop(coordinator);
         let all = (hooks.0.join().unwrap(), hooks.1.join().unwrap());
         worker.join().unwrap();
-        assert_over(manager);
+        assert_over(coordinator);
         all
     });
 }
 
-/// One who waits leaves, another comes, and the server waits in the place of both.
-fn relay(manager: &Coordinator, meanwhile: fn(&Coordinator)) -> (Told, Told) {
-    let leaves = manager.tracker().envoy_hook();
-    let leaves = spawn(manager, |_| drop(leaves));
-    let server = spawn(manager, |manager| told(&manager.observer().wait_for_envoy_hooks()));
-    let comes = spawn(manager, waiter);
-    meanwhile(manager);
+/// A waiter leaves, another comes, and the backend waits on behalf of both.
+fn relay(coordinator: &Coordinator, meanwhile: fn(&Coordinator)) -> (Heard, Heard) {
+    let leaves = coordinator.tracker().envoy_hook();
+    let leaves = spawn(coordinator, |_| drop(leaves));
+    let server =
+        spawn(coordinator, |coordinator| heard(&coordinator.observer().wait_for_envoy_hooks()));
+    let comes = spawn(coordinator, waiter);
+    meanwhile(coordinator);
     leaves.join().unwrap();
     let all = (server.join().unwrap(), comes.join().unwrap());
-    assert_over(manager);
+    assert_over(coordinator);
     all
 }
 
 #[test]
-fn whoever_comes_while_the_last_one_leaves_is_told_the_end() {
-    explore(2, &[(Drained, Drained), (Nobody, Drained)], |manager| {
-        manager.trigger().start(&DrainRequest::default()).unwrap();
-        drop(manager.tracker().exec_hook());
-        manager.stop();
-        relay(manager, work)
+fn a_waiter_that_comes_while_the_last_one_leaves_hears_the_end() {
+    explore(2, &[(Drained, Drained), (NoWaiter, Drained)], |coordinator| {
+        coordinator.trigger().start(&DrainRequest::default()).unwrap();
+        drop(coordinator.tracker().exec_hook());
+        coordinator.stop();
+        relay(coordinator, work)
     });
 }
 
 #[test]
-fn whoever_comes_while_the_last_one_leaves_is_told_of_the_stop() {
-    explore(3, &[(Stopping, Stopping), (Nobody, Stopping)], |manager| relay(manager, stop));
+fn a_waiter_that_comes_while_the_last_one_leaves_hears_of_the_stop() {
+    explore(3, &[(Stopping, Stopping), (NoWaiter, Stopping)], |coordinator| {
+        relay(coordinator, stop)
+    });
 }

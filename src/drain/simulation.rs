@@ -1,11 +1,17 @@
-//! Random schedules: a drain, an Envoy that restarts, hangs, refuses and is put back by others,
+//! Random schedules: a drain, an Envoy that restarts, hangs, refuses and is restored by others,
 //! hooks and waiters that come at any time, and a clock that jumps to the next thing to happen.
 //! `SEED=n cargo test --lib simulation` runs one schedule alone, `SCHEDULES=n` so many, from the
-//! seed `BASE` on; `just simulate` runs a million that nobody has run before.
+//! seed `BASE` on; `just simulate` runs a million new ones.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::progress::MAX_READY_INTERVAL;
 use super::*;
+use crate::cli::options::Options;
+use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::stats::StatsCoverage;
+use crate::envoy::{Call, Health, Poll, Reply};
+use crate::os::clock::Timestamp;
 
 /// SplitMix64: a few lines that give the same schedules everywhere.
 struct Random(u64);
@@ -36,11 +42,11 @@ impl Random {
     }
 }
 
-/// How Envoy answers at the moment.
+/// How Envoy responds at the moment.
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Well,
-    /// Answers, but with something else.
+    /// Responds, but with something else.
     Odd,
     Hangs,
     Refuses,
@@ -62,12 +68,22 @@ struct Waiter {
 /// One call gives up after this long.
 const CALL: Duration = Duration::from_secs(2);
 
+/// A bug of the machine, planted from outside: what goes into it is not what happened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Planted {
+    CheckDelayNotRestarted,
+    FailedPollIsZero,
+    TwoRefusalsAreGone,
+    ListenersDrainedUnawaited,
+}
+
 struct World {
+    planted: Option<Planted>,
     random: Random,
-    put_back: bool,
+    restore: bool,
     now: Timestamp,
     machine: Machine,
-    /// What the machine is to be told next.
+    /// What goes into the machine next.
     event: Event,
     envoy: Envoy,
     /// When something outside happens next.
@@ -79,14 +95,14 @@ struct World {
     began: Timestamp,
     /// When each waiter came.
     arrivals: Vec<Timestamp>,
-    /// A drain has gone further than to look for Envoy's own hook.
+    /// A drain has gone further than to wait for Envoy's own hook.
     drained: bool,
     tried: bool,
     failed_at: Option<Timestamp>,
-    /// It was tried to tell this Envoy's listeners to drain.
+    /// It was tried to drain this Envoy's listeners.
     listeners: bool,
     last_poll: Option<Poll>,
-    /// The latest answer was a valid poll.
+    /// The latest reply was a valid poll.
     polled: bool,
     starting: bool,
     reverted: bool,
@@ -94,9 +110,9 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, planted: Option<Planted>) -> Self {
         let mut random = Random(seed);
-        let put_back = !random.one_in(4);
+        let restore = !random.one_in(4);
         let envoy = Envoy {
             mood: Mood::Well,
             failed: random.one_in(3),
@@ -104,11 +120,12 @@ impl World {
             open: random.below(4),
         };
         Self {
+            planted,
             outside: Timestamp::ZERO + random.millis(6_000),
             random,
-            put_back,
+            restore,
             now: Timestamp::ZERO,
-            machine: Machine::new(Timestamp::ZERO, put_back),
+            machine: Machine::new(Timestamp::ZERO, restore),
             event: Event::Tick,
             envoy,
             waiters: Vec::new(),
@@ -155,16 +172,16 @@ impl World {
         }
     }
 
-    /// Something that the machine has no say in.
+    /// Something that the machine does not control.
     fn happen(&mut self) {
         match self.random.below(12) {
             0 => self.hook(),
             1 | 2 => {
-                let next = self.machine.phase() == Phase::Serving;
+                let next = self.machine.phase() == Phase::Idle;
                 let awaits = self.drains + u64::from(next);
-                assert_eq!(self.machine.awaits(), awaits);
+                assert_eq!(self.machine.awaited_drain(), awaits);
                 self.waiters.push(Waiter { awaits, answers: 0 });
-                self.machine.arrived(self.now);
+                self.machine.waiter_arrived(self.now);
                 self.arrivals.push(self.now);
             }
             3 => self.envoy.mood = self.random.pick(&[Mood::Odd, Mood::Hangs, Mood::Refuses]),
@@ -183,10 +200,10 @@ impl World {
 
     fn hook(&mut self) {
         let options = self.random_options();
-        let was_serving = self.machine.phase() == Phase::Serving;
-        let begun = self.machine.begin(options.clone(), self.now);
+        let was_serving = self.machine.phase() == Phase::Idle;
+        let start = self.machine.start(options.clone(), self.now);
         assert_eq!(
-            begun,
+            start,
             if was_serving {
                 self.drains += 1;
                 self.options = options;
@@ -206,7 +223,7 @@ impl World {
         );
     }
 
-    fn call(&mut self, call: Call) -> Answer {
+    fn call(&mut self, call: Call) -> Result<Reply, AdminError> {
         let asked = self.now;
         let in_drain = self.machine.drain().is_some();
         match call {
@@ -218,7 +235,7 @@ impl World {
             }
             Call::DrainListeners => {
                 assert!(in_drain && self.options.drains_listeners(), "unasked");
-                assert!(self.is_awaited(), "what cannot be taken back, while nobody waits");
+                assert!(self.is_awaited(), "what cannot be undone, while no client waits");
                 let early = !self.options.health_check_failure_delay.is_zero();
                 assert!(early || self.failed_at.is_some(), "before health checks were failed");
                 assert!(asked >= self.began + self.options.drain_delay, "within the drain delay");
@@ -231,47 +248,48 @@ impl World {
             }
             Call::RestoreHealthChecks => {
                 assert!(
-                    self.put_back && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
+                    self.restore && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
                     "put back"
                 );
-                assert!(!self.is_awaited(), "put back while somebody waits");
+                assert!(!self.is_awaited(), "restored while a client waits");
             }
             Call::CheckReady | Call::ReadStats => {}
         }
         if in_drain && self.reverted {
             assert_eq!(call, Call::FailHealthChecks, "failed again after every revert");
         }
-        self.now += match self.envoy.mood {
-            Mood::Hangs => CALL,
-            _ if self.random.one_in(4) => self.random.millis(1_999),
-            _ => Duration::from_micros(300),
-        };
+        self.now = self.now
+            + match self.envoy.mood {
+                Mood::Hangs => CALL,
+                _ if self.random.one_in(4) => self.random.millis(1_999),
+                _ => Duration::from_micros(300),
+            };
         // Things happen while a call is under way, too.
         if self.outside <= self.now {
             self.happen();
         }
-        let fault = |kind| Answer::AdminError(AdminError { kind, text: String::new() });
-        let answer = match self.envoy.mood {
-            Mood::Hangs => fault(AdminErrorKind::Timeout),
-            Mood::Refuses => fault(AdminErrorKind::Refused),
-            Mood::Odd => fault(self.random.pick(&[
+        let error = |kind| Err(AdminError { kind, text: String::new() });
+        let result = match self.envoy.mood {
+            Mood::Hangs => error(AdminErrorKind::Timeout),
+            Mood::Refuses => error(AdminErrorKind::Refused),
+            Mood::Odd => error(self.random.pick(&[
                 AdminErrorKind::Status,
                 AdminErrorKind::Protocol,
                 AdminErrorKind::Content,
             ])),
-            Mood::Well => self.well(call),
+            Mood::Well => Ok(self.well(call)),
         };
         if in_drain {
-            self.note(asked, &answer);
+            self.note(asked, &result);
         }
-        answer
+        result
     }
 
     fn is_awaited(&self) -> bool {
         self.waiters.iter().any(|waiter| waiter.answers == 0)
     }
 
-    fn well(&mut self, call: Call) -> Answer {
+    fn well(&mut self, call: Call) -> Reply {
         let health = if self.now < self.envoy.starting_until {
             Health::Starting
         } else if self.envoy.failed {
@@ -282,46 +300,46 @@ impl World {
         match call {
             Call::FailHealthChecks => {
                 self.envoy.failed = true;
-                Answer::Failed
+                Reply::HealthChecksFailed
             }
-            Call::DrainListeners => Answer::ListenersDrain,
+            Call::DrainListeners => Reply::ListenersDraining,
             Call::RestoreHealthChecks => {
                 self.envoy.failed = false;
-                Answer::PutBack
+                Reply::HealthChecksRestored
             }
-            Call::CheckReady => Answer::Seen(health),
+            Call::CheckReady => Reply::Ready(health),
             Call::ReadStats => {
                 let health = if self.envoy.failed { Health::Draining } else { Health::Live };
-                Answer::Polled(Poll {
+                Reply::Stats(Poll {
                     open: self.envoy.open,
-                    visible: StatsCoverage::Everything,
+                    coverage: StatsCoverage::Everything,
                     health,
                 })
             }
         }
     }
 
-    /// What the invariants need to know of an answer in a drain.
-    fn note(&mut self, asked: Timestamp, answer: &Answer) {
-        if let Answer::AdminError(AdminError { kind: AdminErrorKind::Refused, .. }) = answer {
+    /// What the invariants need to know of a reply in a drain.
+    fn note(&mut self, asked: Timestamp, result: &Result<Reply, AdminError>) {
+        if result.as_ref().is_err_and(AdminError::is_refusal) {
             self.refused.push(asked);
             self.listeners = false;
         } else {
             self.refused.clear();
         }
-        match answer {
-            Answer::Failed => {
+        match result {
+            Ok(Reply::HealthChecksFailed) => {
                 self.failed_at = Some(self.now);
                 self.reverted = false;
             }
-            Answer::Seen(health) => self.saw(*health),
-            Answer::Polled(poll) => {
+            Ok(Reply::Ready(health)) => self.saw(*health),
+            Ok(Reply::Stats(poll)) => {
                 self.last_poll = Some(*poll);
                 self.saw(poll.health);
             }
             _ => {}
         }
-        self.polled = matches!(answer, Answer::Polled(_));
+        self.polled = matches!(result, Ok(Reply::Stats(_)));
     }
 
     /// One that is starting was restarted, which counts once.
@@ -345,38 +363,41 @@ impl World {
     }
 
     fn ended(&mut self, outcome: Outcome) {
-        self.drained |= outcome != Outcome::NoEnvoyHook;
+        self.drained |= outcome != Outcome::NO_ENVOY_HOOK;
         let timeout = self.options.drain_timeout;
-        match outcome {
-            Outcome::Drained { open } => {
+        match outcome.kind {
+            OutcomeKind::Drained => {
+                let open = outcome.open.expect("a number of open connections");
                 let poll = self.last_poll.expect("drained without a valid poll");
-                assert_eq!(poll.open, open);
+                assert_eq!(poll.open, open, "open at the last valid poll");
                 assert!(open <= self.options.min_open_connections, "drained above the threshold");
                 assert_eq!(poll.health, Health::Draining, "drained in service");
                 assert!(self.polled, "drained by something else than a valid poll");
                 self.assert_settled(self.now);
             }
-            Outcome::TimedOut { open } => {
+            OutcomeKind::TimedOut => {
+                let open = outcome.open;
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= self.began + timeout, "timed out too early");
-                assert_eq!(open, self.last_poll.map(|poll| poll.open));
-                let delayed = self.began + self.options.delay();
-                assert!(self.tried || self.now < delayed, "timed out before health checks failed");
+                assert_eq!(open, self.last_poll.map(|p| p.open), "open at the last valid poll");
+                // What is due first is done first, however late it is.
+                let delay = self.options.delay();
+                assert!(self.tried || timeout < delay, "timed out before health checks failed");
             }
-            Outcome::EnvoyGone => {
+            OutcomeKind::EnvoyGone => {
                 assert_eq!(self.refused.len(), 3, "refusals in a row");
                 for pair in self.refused.windows(2) {
                     assert!(pair[1] >= pair[0] + Duration::from_secs(1), "refusals too close");
                 }
             }
-            Outcome::NoEnvoyHook => {
+            OutcomeKind::NoEnvoyHook => {
                 assert!(self.options.require_envoy_hook && !self.envoys_hook_came());
                 assert!(self.now >= self.began + HOOK_PAIRING_WINDOW, "left alone too early");
                 assert_eq!(self.failed_at, None, "left alone out of service");
             }
         }
         if let Some(timeout) = timeout {
-            // Where Envoy's own hook is required, that is waited for first, with a look at Envoy
+            // Where Envoy's own hook is required, that is waited for first, with a check of Envoy
             // under way when it comes, and then it is tried to fail health checks.
             let end = match self.options.require_envoy_hook {
                 true => timeout.max(HOOK_PAIRING_WINDOW + CALL) + CALL,
@@ -389,12 +410,12 @@ impl World {
     fn answer_waiters(&mut self) {
         for waiter in self.waiters.iter_mut().filter(|waiter| waiter.answers == 0) {
             if let Some(ended) = self.machine.end_of(waiter.awaits) {
-                assert_eq!(ended.number, waiter.awaits, "told the end of another drain");
+                assert_eq!(ended.number, waiter.awaits, "the end of another drain");
                 waiter.answers += 1;
             }
         }
         if self.waiters.iter().all(|waiter| waiter.answers > 0) {
-            self.machine.all_left(self.now);
+            self.machine.last_waiter_left(self.now);
         }
     }
 
@@ -402,15 +423,19 @@ impl World {
         while self.now < end {
             let number = self.machine.number();
             let event = std::mem::replace(&mut self.event, Event::Tick);
-            let action = self.machine.step(&event, self.now);
+            let event = self.plant(event);
+            let action = self.machine.step(&event, self.now).action;
             match action {
                 Action::Sleep | Action::SleepUntil(_) => {
                     let wake = match action {
                         Action::SleepUntil(time) => {
                             assert!(time > self.now, "a wake-up in the past");
                             let unseen = time - self.now;
-                            let settling = self.machine.phase() == Phase::Settling;
-                            assert!(!settling || unseen <= LONGEST_LOOK, "a revert stays unseen");
+                            let settling = self.machine.phase() == Phase::CheckDelay;
+                            assert!(
+                                !settling || unseen <= MAX_READY_INTERVAL,
+                                "a revert stays unseen"
+                            );
                             time
                         }
                         _ => {
@@ -424,7 +449,7 @@ impl World {
                     }
                 }
                 Action::Call(call) => {
-                    self.event = Event::Answer { drain: number, answer: self.call(call) };
+                    self.event = Event::Reply { drain: number, call, result: self.call(call) };
                 }
                 Action::Finish(outcome) => {
                     self.ended(outcome);
@@ -435,12 +460,46 @@ impl World {
         }
     }
 
+    fn plant(&mut self, event: Event) -> Event {
+        match (self.planted, event) {
+            (Some(Planted::CheckDelayNotRestarted), event) => {
+                if self.last_poll.is_some()
+                    && let Some(drain) = self.machine.drain_mut()
+                {
+                    drain.options.check_delay = Duration::ZERO;
+                }
+                event
+            }
+            (
+                Some(Planted::FailedPollIsZero),
+                Event::Reply { drain, call: call @ Call::ReadStats, result: Err(error) },
+            ) if !error.is_refusal() => {
+                let coverage = StatsCoverage::Everything;
+                let poll = Poll { open: 0, coverage, health: Health::Draining };
+                Event::Reply { drain, call, result: Ok(Reply::Stats(poll)) }
+            }
+            (Some(Planted::TwoRefusalsAreGone), event @ Event::Reply { .. }) => {
+                if self.refused.len() == 2 {
+                    self.machine.step(&event, self.now);
+                }
+                event
+            }
+            (Some(Planted::ListenersDrainedUnawaited), event) => {
+                if self.failed_at.is_some() {
+                    self.machine.waiter_arrived(self.now);
+                }
+                event
+            }
+            (_, event) => event,
+        }
+    }
+
     /// From now on Envoy is well and its connections close, so every drain must end.
     fn settle(&mut self) {
         self.outside = Timestamp::MAX;
         self.envoy.mood = Mood::Well;
         self.envoy.open = 0;
-        if self.machine.phase() == Phase::Serving {
+        if self.machine.phase() == Phase::Idle {
             self.hook();
         }
         self.run(self.now + Duration::from_secs(300));
@@ -451,8 +510,8 @@ impl World {
     }
 }
 
-fn schedule(seed: u64) {
-    let mut world = World::new(seed);
+fn schedule(seed: u64, planted: Option<Planted>) {
+    let mut world = World::new(seed, planted);
     let length = Duration::from_secs(5 + world.random.below(200));
     world.run(Timestamp::ZERO + length);
     world.settle();
@@ -466,16 +525,34 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn no_schedule_breaks_an_invariant() {
     if let Some(seed) = number("SEED") {
-        return schedule(seed);
+        return schedule(seed, None);
     }
     let (base, schedules) = (number("BASE").unwrap_or(0), number("SCHEDULES").unwrap_or(100_000));
     let start = Instant::now();
     println!("{schedules} schedules, the first of them BASE={base}");
     for i in 0..schedules {
         let seed = base.wrapping_add(i);
-        if std::panic::catch_unwind(|| schedule(seed)).is_err() {
+        if std::panic::catch_unwind(|| schedule(seed, None)).is_err() {
             let took = start.elapsed().as_secs_f32();
             panic!("{took:.3}s; to repeat it: SEED={seed} cargo test --lib simulation");
         }
+    }
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    for (planted, words) in [
+        (Planted::CheckDelayNotRestarted, "polled unsettled"),
+        (Planted::FailedPollIsZero, "valid poll"),
+        (Planted::TwoRefusalsAreGone, "refusals in a row"),
+        (Planted::ListenersDrainedUnawaited, "what cannot be undone, while no client waits"),
+    ] {
+        let find = |seed| std::panic::catch_unwind(|| schedule(seed, Some(planted))).err();
+        let found = (0..10_000).find_map(find).unwrap_or_else(|| panic!("{planted:?}: not found"));
+        let found = match found.downcast::<String>() {
+            Ok(text) => *text,
+            Err(other) => (*other.downcast::<&str>().expect("a message")).to_owned(),
+        };
+        assert!(found.contains(words), "{planted:?} was found otherwise: {found}");
     }
 }

@@ -1,6 +1,13 @@
 //! Whole drains on a virtual clock, against an Envoy that is a script.
 
+use std::time::Duration;
+
 use super::*;
+use crate::cli::options::Options;
+use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::stats::StatsCoverage;
+use crate::envoy::{Call, Health, Poll, Reply};
+use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
     Timestamp::from_start(time)
@@ -14,7 +21,7 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// What Envoy answers from a moment on.
+/// How Envoy responds from a moment on.
 #[derive(Clone, Copy, Debug)]
 enum Envoy {
     Live(u64),
@@ -32,7 +39,8 @@ struct Scenario {
     machine: Machine,
     now: Duration,
     calls: Vec<(Duration, Call)>,
-    /// How long Envoy takes for an answer; a hanging one takes 2 s until the call gives up.
+    events: Vec<DrainEvent>,
+    /// How long Envoy takes to respond; when it hangs, the call gives up after 2 s.
     takes: Duration,
 }
 
@@ -41,14 +49,14 @@ fn options() -> Options {
     Options { check_interval: s(1), check_delay: s(10), ..Options::default() }
 }
 
-/// Begins a drain at 0 s of an Envoy that is LIVE with `open` connections.
+/// Starts a drain at 0 s of an Envoy that is LIVE with `open` connections.
 fn drain(open: u64, options: Options) -> Scenario {
-    let mut scenario = serving(Envoy::Live(open), options);
-    assert_eq!(scenario.begin(), DrainStart::Started(1));
+    let mut scenario = idle(Envoy::Live(open), options);
+    assert_eq!(scenario.start(), DrainStart::Started(1));
     scenario
 }
 
-fn serving(envoy: Envoy, options: Options) -> Scenario {
+fn idle(envoy: Envoy, options: Options) -> Scenario {
     Scenario {
         options,
         script: Vec::new(),
@@ -56,6 +64,7 @@ fn serving(envoy: Envoy, options: Options) -> Scenario {
         machine: Machine::new(Timestamp::ZERO, true),
         now: Duration::ZERO,
         calls: Vec::new(),
+        events: Vec::new(),
         takes: Duration::ZERO,
     }
 }
@@ -66,55 +75,57 @@ impl Scenario {
         self
     }
 
-    fn begin(&mut self) -> DrainStart {
-        self.machine.begin(self.options.clone(), at(self.now))
+    fn start(&mut self) -> DrainStart {
+        self.machine.start(self.options.clone(), at(self.now))
     }
 
-    fn answer(&mut self, call: Call) -> Answer {
+    fn call(&mut self, call: Call) -> Result<Reply, AdminError> {
         while let Some((time, envoy)) = self.script.first().copied()
             && time <= self.now
         {
             self.envoy = envoy;
             self.script.remove(0);
         }
-        let fault = |kind| Answer::AdminError(AdminError { kind, text: String::new() });
         let (health, open) = match self.envoy {
             Envoy::Live(open) => (Health::Live, open),
             Envoy::Draining(open) => (Health::Draining, open),
             Envoy::Starting => (Health::Starting, 0),
-            Envoy::Refuses => return fault(AdminErrorKind::Refused),
+            Envoy::Refuses => return Err(error(AdminErrorKind::Refused)),
             Envoy::Hangs => {
                 self.now += s(2);
-                return fault(AdminErrorKind::Timeout);
+                return Err(error(AdminErrorKind::Timeout));
             }
         };
         self.now += self.takes;
-        match call {
+        Ok(match call {
             Call::FailHealthChecks => {
                 if let Envoy::Live(open) = self.envoy {
                     self.envoy = Envoy::Draining(open);
                 }
-                Answer::Failed
+                Reply::HealthChecksFailed
             }
-            Call::DrainListeners => Answer::ListenersDrain,
+            Call::DrainListeners => Reply::ListenersDraining,
             Call::RestoreHealthChecks => {
                 if let Envoy::Draining(open) = self.envoy {
                     self.envoy = Envoy::Live(open);
                 }
-                Answer::PutBack
+                Reply::HealthChecksRestored
             }
-            Call::CheckReady => Answer::Seen(health),
+            Call::CheckReady => Reply::Ready(health),
             Call::ReadStats => {
-                Answer::Polled(Poll { open, visible: StatsCoverage::Everything, health })
+                Reply::Stats(Poll { open, coverage: StatsCoverage::Everything, health })
             }
-        }
+        })
     }
 
     /// Runs until the time, or until the machine has nothing to do any more.
     fn run_to(&mut self, end: Duration) -> &mut Self {
         let mut event = Event::Tick;
         while self.now <= end {
-            match self.machine.step(&std::mem::replace(&mut event, Event::Tick), at(self.now)) {
+            let step = self.machine.step(&event, at(self.now));
+            event = Event::Tick;
+            self.events.extend(step.events);
+            match step.action {
                 Action::Sleep => break,
                 Action::SleepUntil(time) => {
                     let time = time.since_start();
@@ -127,7 +138,7 @@ impl Scenario {
                 Action::Call(call) => {
                     self.calls.push((self.now, call));
                     let drain = self.machine.number();
-                    event = Event::Answer { drain, answer: self.answer(call) };
+                    event = Event::Reply { drain, call, result: self.call(call) };
                 }
                 Action::Finish(_) => event = Event::Finished,
             }
@@ -148,7 +159,31 @@ impl Scenario {
     }
 }
 
-const DRAINED: Outcome = Outcome::Drained { open: 0 };
+fn error(kind: AdminErrorKind) -> AdminError {
+    AdminError { kind, text: String::new() }
+}
+
+/// A reply to the call that it is one to.
+fn reply(drain: u64, reply: Reply) -> Event {
+    let call = match reply {
+        Reply::HealthChecksFailed => Call::FailHealthChecks,
+        Reply::ListenersDraining => Call::DrainListeners,
+        Reply::Ready(_) => Call::CheckReady,
+        Reply::Stats(_) => Call::ReadStats,
+        Reply::HealthChecksRestored => Call::RestoreHealthChecks,
+    };
+    Event::Reply { drain, call, result: Ok(reply) }
+}
+
+fn failure(drain: u64, call: Call, kind: AdminErrorKind) -> Event {
+    Event::Reply { drain, call, result: Err(error(kind)) }
+}
+
+fn step(machine: &mut Machine, event: &Event, now: Duration) -> Action {
+    machine.step(event, at(now)).action
+}
+
+const DRAINED: Outcome = Outcome::drained(0);
 
 #[test]
 fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay() {
@@ -156,8 +191,12 @@ fn health_checks_are_failed_at_once_and_connections_polled_after_the_check_delay
     assert_eq!(scenario.ends(), (s(13), DRAINED));
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12), s(13)]);
-    let looks: Vec<Duration> = (1..10).map(s).collect();
-    assert_eq!(scenario.times(Call::CheckReady)[..9], looks, "it is looked at while it settles");
+    let checks: Vec<Duration> = (1..10).map(s).collect();
+    assert_eq!(
+        scenario.times(Call::CheckReady)[..9],
+        checks,
+        "Envoy is checked in the check delay"
+    );
 }
 
 #[test]
@@ -169,7 +208,7 @@ fn the_drain_delay_comes_before_failing_and_the_check_delay_counts_from_there() 
     assert_eq!(outcome, DRAINED);
     assert_eq!(failed.len(), 1);
     assert!(failed[0] >= s(20) && failed[0] < s(21), "{failed:?}");
-    // From the answer, not from the question.
+    // From the reply, not from the call.
     assert_eq!(scenario.times(Call::ReadStats), [failed[0] + ms(300) + s(10)]);
     assert_eq!(took, failed[0] + s(10) + ms(600));
 }
@@ -179,43 +218,39 @@ fn the_phases_follow_each_other() {
     let mut scenario =
         drain(1, Options { drain_delay: s(5), ..options() }).at(s(20), Envoy::Draining(0));
     for (time, phase) in [
-        (s(0), Phase::Delaying),
-        (s(4), Phase::Delaying),
-        (s(5), Phase::Settling),
-        (s(14), Phase::Settling),
-        (s(15), Phase::Draining),
-        (s(19), Phase::Draining),
+        (s(0), Phase::DrainDelay),
+        (s(4), Phase::DrainDelay),
+        (s(5), Phase::CheckDelay),
+        (s(14), Phase::CheckDelay),
+        (s(15), Phase::WaitingForConnections),
+        (s(19), Phase::WaitingForConnections),
         (s(20), Phase::Ended),
         (s(49), Phase::Ended),
-        (s(50), Phase::Serving),
+        (s(50), Phase::Idle),
     ] {
         assert_eq!(scenario.run_to(time).machine.phase(), phase, "at {time:?}");
     }
     let mut failing = drain(1, options()).at(s(0), Envoy::Hangs);
-    assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::Failing);
+    assert_eq!(failing.run_to(s(1)).machine.phase(), Phase::FailingHealthChecks);
 }
 
 #[test]
-fn the_outline_tells_a_poll_from_other_calls() {
-    let polls = |scenario: &Scenario| scenario.machine.outline().polls;
-    let mut scenario = drain(1, options());
-    assert!(!polls(&scenario));
-    assert!(!polls(scenario.run_to(s(9))), "settling");
-    assert!(polls(scenario.run_to(s(10))), "draining");
-
-    let mut machine = Machine::new(Timestamp::ZERO, true);
-    machine.step(&Event::Tick, at(s(2)));
-    assert!(machine.outline().looks && !machine.outline().polls);
-    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Live) };
-    machine.step(&answer, at(s(2)));
-    assert!(machine.outline().looks && machine.outline().polls);
+fn a_failed_call_is_reported_with_what_was_asked() {
+    let mut scenario = drain(1, options()).at(s(5), Envoy::Hangs).at(s(11), Envoy::Draining(0));
+    scenario.ends();
+    let failed = |event: &DrainEvent| match event {
+        DrainEvent::CallFailed { call, .. } => Some(*call),
+        _ => None,
+    };
+    let failed: Vec<Call> = scenario.events.iter().filter_map(failed).collect();
+    assert_eq!(failed, [Call::CheckReady, Call::CheckReady, Call::ReadStats]);
 }
 
 #[test]
 fn the_threshold_is_what_may_be_open() {
     let options = Options { min_open_connections: 3, ..options() };
     let mut scenario = drain(4, options).at(s(12), Envoy::Draining(3));
-    assert_eq!(scenario.ends(), (s(12), Outcome::Drained { open: 3 }));
+    assert_eq!(scenario.ends(), (s(12), Outcome::drained(3)));
     assert_eq!(scenario.machine.last().map(|ended| ended.threshold), Some(3));
 }
 
@@ -238,11 +273,11 @@ fn an_error_is_never_zero() {
 }
 
 #[test]
-fn after_an_error_the_next_look_and_the_next_poll_keep_their_intervals() {
+fn after_an_error_the_next_check_and_the_next_poll_keep_their_intervals() {
     let options = Options { check_interval: s(30), ..options() };
     let mut scenario = drain(1, options).at(ms(1), Envoy::Hangs);
     scenario.run_to(s(110));
-    // Each call hangs for 2 s. A look comes 2 s after the answer, a poll 30 s after the poll.
+    // Each call hangs for 2 s. A check comes 2 s after the reply, a poll 30 s after the poll.
     assert_eq!(scenario.times(Call::CheckReady), [s(2), s(6)]);
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(40), s(70), s(100)]);
 }
@@ -256,11 +291,11 @@ fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
     let expected =
         [s(0), ms(2_200), ms(5_200), ms(12_200), ms(21_200), ms(30_200), ms(39_200), ms(48_200)];
     assert_eq!(scenario.times(Call::FailHealthChecks), expected);
-    assert_eq!(scenario.machine.phase(), Phase::Settling);
+    assert_eq!(scenario.machine.phase(), Phase::CheckDelay);
 }
 
 #[test]
-fn settling_starts_anew_after_a_revert() {
+fn the_check_delay_starts_over_after_a_revert() {
     let mut scenario = drain(0, options()).at(s(6), Envoy::Live(0));
     let (took, outcome) = scenario.ends();
     assert_eq!(outcome, DRAINED);
@@ -269,7 +304,7 @@ fn settling_starts_anew_after_a_revert() {
 }
 
 #[test]
-fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
+fn a_revert_that_a_poll_sees_starts_the_check_delay_over() {
     // Nothing open, but LIVE: no end.
     let mut scenario = drain(5, options()).at(s(13), Envoy::Live(0));
     assert_eq!(scenario.ends(), (s(23), DRAINED));
@@ -277,7 +312,7 @@ fn a_revert_that_a_poll_sees_starts_the_settling_anew() {
 }
 
 #[test]
-fn a_long_check_interval_does_not_hide_a_revert_while_settling() {
+fn a_long_check_interval_does_not_hide_a_revert_in_the_check_delay() {
     let options = Options { check_interval: s(60), check_delay: s(30), ..Options::default() };
     let mut scenario = drain(0, options).at(s(5), Envoy::Live(0));
     scenario.run_to(s(8));
@@ -308,16 +343,16 @@ fn envoy_is_gone_after_three_refusals_a_second_apart() {
     for refused_at in [s(0), s(5), s(15)] {
         let mut scenario = drain(1, options()).at(refused_at, Envoy::Refuses);
         let (took, outcome) = scenario.ends();
-        assert_eq!(outcome, Outcome::EnvoyGone);
+        assert_eq!(outcome, Outcome::ENVOY_GONE);
         assert_eq!(took, refused_at + s(2), "refused at {refused_at:?}");
     }
     let delayed = Options { drain_delay: s(60), ..options() };
     let mut scenario = drain(1, delayed).at(s(20), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(22), Outcome::EnvoyGone), "while delaying");
+    assert_eq!(scenario.ends(), (s(22), Outcome::ENVOY_GONE), "in the drain delay");
 }
 
 #[test]
-fn two_refusals_are_not_gone_and_any_other_answer_breaks_the_row() {
+fn two_refusals_are_not_gone_and_any_other_reply_breaks_the_row() {
     for between in [Envoy::Draining(1), Envoy::Hangs, Envoy::Starting] {
         let mut scenario = drain(1, options())
             .at(s(12), Envoy::Refuses)
@@ -330,10 +365,10 @@ fn two_refusals_are_not_gone_and_any_other_answer_breaks_the_row() {
 }
 
 #[test]
-fn refusals_keep_their_distance_when_a_stage_begins_between_them() {
+fn refusals_keep_their_distance_when_a_stage_starts_between_them() {
     let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
     let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(4), Outcome::EnvoyGone));
+    assert_eq!(scenario.ends(), (s(4), Outcome::ENVOY_GONE));
     let times: Vec<Duration> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
     assert_eq!(times, [s(2), s(3), s(4)]);
 }
@@ -350,13 +385,13 @@ fn the_drain_timeout_counts_from_the_start() {
     let options = |drain_timeout| Options { drain_timeout: Some(drain_timeout), ..options() };
     for (timeout, open) in [(ms(12_300), Some(7)), (s(5), None)] {
         let mut scenario = drain(7, options(timeout));
-        assert_eq!(scenario.ends(), (timeout, Outcome::TimedOut { open }));
+        assert_eq!(scenario.ends(), (timeout, Outcome::timed_out(open)));
     }
     let mut hangs = drain(7, options(s(5))).at(s(0), Envoy::Hangs);
     let (took, _) = hangs.ends();
     assert!(took >= s(5) && took <= s(7), "{took:?}: no longer than one call");
     let mut delaying = drain(7, Options { drain_delay: s(60), ..options(s(5)) });
-    assert_eq!(delaying.ends(), (s(5), Outcome::TimedOut { open: None }));
+    assert_eq!(delaying.ends(), (s(5), Outcome::timed_out(None)));
 }
 
 #[test]
@@ -365,7 +400,7 @@ fn a_drain_that_is_over_at_its_deadline_has_drained() {
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
     let (_, outcome) = scenario.ends();
-    assert_eq!(outcome, Outcome::TimedOut { open: None }, "settled a millisecond too late");
+    assert_eq!(outcome, Outcome::timed_out(None), "the check delay ended a millisecond too late");
     let options = Options { drain_timeout: Some(ms(10_002)), ..scenario.options };
     let mut scenario = drain(0, options);
     scenario.takes = ms(1);
@@ -378,7 +413,7 @@ fn no_time_at_all_is_enough_to_fail_health_checks_once() {
         let options = Options { drain_timeout: Some(s(0)), ..options() };
         let mut scenario = drain(3, options).at(s(0), envoy);
         let (took, outcome) = scenario.ends();
-        assert_eq!(outcome, Outcome::TimedOut { open: None });
+        assert_eq!(outcome, Outcome::timed_out(None));
         assert_eq!(scenario.calls[..1], [(s(0), Call::FailHealthChecks)]);
         assert_eq!(scenario.times(Call::FailHealthChecks).len(), 1);
         assert!(took <= s(2));
@@ -396,124 +431,124 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
     scenario.takes = ms(300);
     scenario.run_to(s(30));
     let polls = scenario.times(Call::ReadStats);
-    assert_eq!(polls[1] - polls[0], s(1), "the interval is from question to question");
+    assert_eq!(polls[1] - polls[0], s(1), "the interval is from call to call");
 }
 
 #[test]
 fn a_second_hook_joins() {
     let mut scenario = drain(1, options());
     scenario.run_to(s(5));
-    assert_eq!(scenario.begin(), DrainStart::Joined(1));
+    assert_eq!(scenario.start(), DrainStart::Joined(1));
     scenario.run_to(s(6));
-    assert_eq!(scenario.machine.phase(), Phase::Settling, "and disturbs nothing");
+    assert_eq!(scenario.machine.phase(), Phase::CheckDelay, "and disturbs nothing");
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0)]);
 }
 
 #[test]
-fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_begins() {
+fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_starts() {
     let mut scenario = drain(0, options());
     scenario.run_to(s(39));
-    assert_eq!(scenario.begin(), DrainStart::Joined(1));
-    assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Serving);
+    assert_eq!(scenario.start(), DrainStart::Joined(1));
+    assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Idle);
     assert_eq!(
         scenario.times(Call::CheckReady).last(),
         Some(&s(40)),
-        "one look at what it left behind"
+        "one check of what it left behind"
     );
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [], "which changes nothing");
-    let begun = scenario.begin();
-    assert_eq!((begun, begun.number()), (DrainStart::Started(2), 2));
+    let start = scenario.start();
+    assert_eq!((start, start.number()), (DrainStart::Started(2), 2));
     let (took, outcome) = scenario.ends();
     assert_eq!((took, outcome), (s(10), DRAINED));
     assert_eq!(scenario.machine.last().map(|ended| ended.number), Some(2));
 }
 
 #[test]
-fn who_waits_awaits_this_drain_or_the_next() {
-    let mut scenario = serving(Envoy::Live(0), options());
-    assert_eq!(scenario.machine.awaits(), 1);
-    scenario.begin();
-    assert_eq!(scenario.machine.awaits(), 1);
+fn a_waiter_awaits_this_drain_or_the_next() {
+    let mut scenario = idle(Envoy::Live(0), options());
+    assert_eq!(scenario.machine.awaited_drain(), 1);
+    scenario.start();
+    assert_eq!(scenario.machine.awaited_drain(), 1);
     scenario.run_to(s(9));
     assert_eq!(scenario.machine.end_of(1), None);
     scenario.run_to(s(10));
-    assert_eq!(scenario.machine.awaits(), 1, "it has just ended");
+    assert_eq!(scenario.machine.awaited_drain(), 1, "it has just ended");
     assert_eq!(scenario.machine.end_of(1).map(|ended| ended.outcome), Some(DRAINED));
     assert_eq!(scenario.machine.end_of(2), None);
     scenario.run_to(s(41));
-    assert_eq!(scenario.machine.awaits(), 2);
+    assert_eq!(scenario.machine.awaited_drain(), 2);
     assert!(scenario.machine.end_of(1).is_some(), "a slow waiter still finds its end");
 }
 
 #[test]
-fn an_answer_to_an_earlier_call_is_dropped() {
+fn a_reply_to_an_earlier_call_is_dropped() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    machine.begin(options(), at(s(2)));
-    let stale = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&stale, at(s(2))), Action::Call(Call::FailHealthChecks));
-    let stale = Event::Answer { drain: 0, answer: Answer::Failed };
-    machine.step(&stale, at(s(2)));
-    assert_eq!(machine.phase(), Phase::Failing);
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    machine.start(options(), at(s(2)));
+    let stale = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &stale, s(2)), Action::Call(Call::FailHealthChecks));
+    let stale = reply(0, Reply::HealthChecksFailed);
+    step(&mut machine, &stale, s(2));
+    assert_eq!(machine.phase(), Phase::FailingHealthChecks);
 }
 
 #[test]
-fn a_stranded_envoy_is_put_back_after_two_quiet_seconds() {
-    let mut scenario = serving(Envoy::Draining(4), options());
+fn a_stranded_envoy_is_restored_after_two_quiet_seconds() {
+    let mut scenario = idle(Envoy::Draining(4), options());
     scenario.run_to(s(100));
     assert_eq!(
         scenario.calls,
         [(s(2), Call::CheckReady), (s(2), Call::RestoreHealthChecks), (s(2), Call::ReadStats)],
         "and then there is nothing to do"
     );
-    assert_eq!(scenario.machine.step(&Event::Tick, at(s(101))), Action::Sleep);
+    assert_eq!(step(&mut scenario.machine, &Event::Tick, s(101)), Action::Sleep);
 }
 
 #[test]
-fn an_envoy_in_service_is_only_looked_at() {
-    let mut scenario = serving(Envoy::Live(4), options());
+fn an_envoy_in_service_is_only_checked() {
+    let mut scenario = idle(Envoy::Live(4), options());
     scenario.run_to(s(100));
     assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
-fn nothing_is_put_back_when_that_is_turned_off() {
-    let mut scenario = serving(Envoy::Draining(4), options());
+fn nothing_is_restored_when_that_is_turned_off() {
+    let mut scenario = idle(Envoy::Draining(4), options());
     scenario.machine = Machine::new(Timestamp::ZERO, false);
     scenario.run_to(s(100));
     assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
 }
 
 #[test]
-fn nothing_is_put_back_while_somebody_waits_or_soon_after() {
-    let mut scenario = serving(Envoy::Draining(4), options());
-    scenario.run_to(s(1)).machine.arrived(at(s(1)));
+fn nothing_is_restored_while_a_client_waits_or_soon_after() {
+    let mut scenario = idle(Envoy::Draining(4), options());
+    scenario.run_to(s(1)).machine.waiter_arrived(at(s(1)));
     scenario.run_to(s(30));
     assert_eq!(scenario.calls, []);
-    scenario.machine.all_left(at(s(30)));
+    scenario.machine.last_waiter_left(at(s(30)));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(32)]);
 
-    // Somebody comes between the look and what follows from it.
+    // A client comes between the check and what follows from it.
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    machine.arrived(at(s(2)));
-    let answer = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&answer, at(s(2))), Action::Sleep);
-    machine.all_left(at(s(9)));
-    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::SleepUntil(at(s(11))));
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    machine.waiter_arrived(at(s(2)));
+    let answer = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &answer, s(2)), Action::Sleep);
+    machine.last_waiter_left(at(s(9)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(9)), Action::SleepUntil(at(s(11))));
     assert_eq!(
-        machine.step(&Event::Tick, at(s(11))),
+        step(&mut machine, &Event::Tick, s(11)),
         Action::Call(Call::CheckReady),
-        "it looks anew"
+        "it checks anew"
     );
 }
 
 #[test]
-fn nothing_is_put_back_once_a_drain_has_begun() {
-    let mut scenario = serving(Envoy::Draining(0), options());
+fn nothing_is_restored_once_a_drain_has_started() {
+    let mut scenario = idle(Envoy::Draining(0), options());
     scenario.run_to(ms(1_999));
-    scenario.begin();
+    scenario.start();
     scenario.run_to(s(200));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
 }
@@ -523,15 +558,15 @@ fn required() -> Options {
 }
 
 #[test]
-fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_alone() {
+fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_in_service() {
     let mut scenario = drain(0, required());
     scenario.run_to(ms(2_999));
-    assert_eq!(scenario.machine.phase(), Phase::Delaying);
+    assert_eq!(scenario.machine.phase(), Phase::AwaitingEnvoyHook);
     scenario.run_to(s(100));
     let ended = scenario.machine.last().map(|ended| (ended.outcome, ended.took));
-    assert_eq!(ended, Some((Outcome::NoEnvoyHook, s(3))));
+    assert_eq!(ended, Some((Outcome::NO_ENVOY_HOOK, s(3))));
     assert_eq!(scenario.times(Call::FailHealthChecks), []);
-    assert_eq!(scenario.machine.phase(), Phase::Serving, "there is nothing to join");
+    assert_eq!(scenario.machine.phase(), Phase::Idle, "there is nothing to join");
 }
 
 #[test]
@@ -544,18 +579,18 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
         (None, Some(ms(2_999)), true),
         (None, Some(s(3)), false),
     ] {
-        let mut scenario = serving(Envoy::Live(0), required());
+        let mut scenario = idle(Envoy::Live(0), required());
         scenario.now = s(10);
         if let Some(before) = before {
-            scenario.machine.arrived(at(s(10) - before));
+            scenario.machine.waiter_arrived(at(s(10) - before));
             // That it has left again does not matter.
-            scenario.machine.all_left(at(s(10) - before));
+            scenario.machine.last_waiter_left(at(s(10) - before));
         }
-        scenario.begin();
+        scenario.start();
         if let Some(after) = after {
             scenario.run_to(s(10) + after - ms(1));
             scenario.now = s(10) + after;
-            assert_eq!(scenario.machine.arrived(at(scenario.now)), came);
+            assert_eq!(scenario.machine.waiter_arrived(at(scenario.now)), came);
         }
         scenario.run_to(s(100));
         let fails = if came { vec![s(10) + after.unwrap_or_default()] } else { vec![] };
@@ -564,11 +599,11 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
 }
 
 #[test]
-fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
+fn the_drain_delay_runs_while_envoys_hook_is_awaited() {
     let mut scenario = drain(0, Options { drain_delay: s(5), ..required() });
     scenario.run_to(s(2));
-    assert!(scenario.machine.arrived(at(s(2))));
-    assert!(!scenario.machine.arrived(at(s(2))), "once is enough");
+    assert!(scenario.machine.waiter_arrived(at(s(2))));
+    assert!(!scenario.machine.waiter_arrived(at(s(2))), "once is enough");
     scenario.run_to(s(20));
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(5)]);
 }
@@ -577,109 +612,112 @@ fn the_drain_delay_runs_while_envoys_hook_is_waited_for() {
 fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
     let mut scenario = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
     scenario.run_to(ms(79));
-    assert_eq!(scenario.machine.step(&Event::Tick, at(ms(79))), Action::SleepUntil(at(s(1))));
+    assert_eq!(step(&mut scenario.machine, &Event::Tick, ms(79)), Action::SleepUntil(at(s(1))));
     scenario.now = ms(80);
-    scenario.machine.arrived(at(ms(80)));
+    scenario.machine.waiter_arrived(at(ms(80)));
     scenario.run_to(s(2));
     assert_eq!(scenario.times(Call::FailHealthChecks), [ms(80)], "failed, and then given up");
     let last = scenario.machine.last().map(|ended| ended.outcome);
-    assert_eq!(last, Some(Outcome::TimedOut { open: None }));
+    assert_eq!(last, Some(Outcome::timed_out(None)));
 
     let mut alone = drain(4, Options { drain_timeout: Some(Duration::ZERO), ..required() });
     alone.run_to(s(4));
-    assert_eq!(alone.machine.last().map(|ended| ended.outcome), Some(Outcome::NoEnvoyHook));
+    assert_eq!(alone.machine.last().map(|ended| ended.outcome), Some(Outcome::NO_ENVOY_HOOK));
 }
 
 #[test]
-fn a_timeout_that_must_wait_for_a_refused_call_wakes_nobody() {
+fn a_timeout_that_must_wait_for_a_refused_call_wakes_no_thread() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
     let timeout = Some(ms(5_500));
-    machine.begin(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
-    assert_eq!(machine.step(&Event::Tick, at(ms(4_900))), Action::Call(Call::CheckReady));
-    let fault = AdminError { kind: AdminErrorKind::Refused, text: String::new() };
-    let refused = Event::Answer { drain: 1, answer: Answer::AdminError(fault) };
-    assert_eq!(machine.step(&refused, at(ms(4_900))), Action::SleepUntil(at(s(5))));
-    assert_eq!(machine.step(&Event::Tick, at(ms(5_600))), Action::SleepUntil(at(ms(5_900))));
+    machine.start(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, ms(4_900)), Action::Call(Call::CheckReady));
+    let refused = failure(1, Call::CheckReady, AdminErrorKind::Refused);
+    assert_eq!(step(&mut machine, &refused, ms(4_900)), Action::SleepUntil(at(s(5))));
+    assert_eq!(step(&mut machine, &Event::Tick, ms(5_600)), Action::SleepUntil(at(ms(5_900))));
 }
 
 #[test]
-fn before_it_is_put_back_after_such_a_drain_envoy_is_looked_at_again() {
+fn before_it_is_restored_after_such_a_drain_envoy_is_checked_again() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    assert_eq!(machine.step(&Event::Tick, at(s(2))), Action::Call(Call::CheckReady));
-    let seen = Event::Answer { drain: 0, answer: Answer::Seen(Health::Draining) };
-    assert_eq!(machine.step(&seen, at(s(2))), Action::Call(Call::RestoreHealthChecks));
-    machine.begin(required(), at(s(2)));
-    assert_eq!(machine.step(&Event::Tick, at(s(5))), Action::Finish(Outcome::NoEnvoyHook));
-    assert_eq!(machine.step(&Event::Finished, at(s(5))), Action::SleepUntil(at(s(7))));
-    assert_eq!(machine.step(&Event::Tick, at(s(7))), Action::Call(Call::CheckReady));
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    let seen = reply(0, Reply::Ready(Health::Draining));
+    assert_eq!(step(&mut machine, &seen, s(2)), Action::Call(Call::RestoreHealthChecks));
+    machine.start(required(), at(s(2)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(5)), Action::Finish(Outcome::NO_ENVOY_HOOK));
+    assert_eq!(step(&mut machine, &Event::Finished, s(5)), Action::SleepUntil(at(s(7))));
+    assert_eq!(step(&mut machine, &Event::Tick, s(7)), Action::Call(Call::CheckReady));
 }
 
 #[test]
-fn a_drain_that_left_envoy_alone_keeps_nothing_from_being_put_back() {
-    let mut scenario = serving(Envoy::Draining(0), required());
+fn a_drain_that_left_envoy_in_service_keeps_nothing_from_being_restored() {
+    let mut scenario = idle(Envoy::Draining(0), required());
     scenario.run_to(s(1));
     scenario.now = s(1);
-    scenario.begin();
+    scenario.start();
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(6)], "3 s for the hook, and 2 s more");
 }
 
 #[test]
-fn an_envoy_that_comes_later_is_not_put_back() {
-    let mut scenario = serving(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
+fn an_envoy_that_starts_later_is_not_restored() {
+    let mut scenario = idle(Envoy::Refuses, options()).at(s(5), Envoy::Draining(0));
     scenario.run_to(s(100));
     assert_eq!(scenario.times(Call::RestoreHealthChecks), []);
     assert_eq!(scenario.times(Call::ReadStats), [s(7)]);
     // One that hangs or is still starting may be stranded.
-    for (first, put_back) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
-        let mut scenario = serving(first, options()).at(s(5), Envoy::Draining(0));
+    for (first, restored_at) in [(Envoy::Hangs, s(9)), (Envoy::Starting, s(7))] {
+        let mut scenario = idle(first, options()).at(s(5), Envoy::Draining(0));
         scenario.run_to(s(100));
-        assert_eq!(scenario.times(Call::RestoreHealthChecks), [put_back], "{first:?}");
+        assert_eq!(scenario.times(Call::RestoreHealthChecks), [restored_at], "{first:?}");
     }
 }
 
 #[test]
-fn an_envoy_that_never_comes_is_looked_for_for_a_minute() {
+fn an_envoy_that_never_starts_is_checked_for_a_minute() {
     for never in [Envoy::Refuses, Envoy::Starting, Envoy::Hangs] {
-        let mut scenario = serving(never, options());
+        let mut scenario = idle(never, options());
         scenario.run_to(s(1000));
         assert_eq!(scenario.calls.len(), 12, "{never:?}");
-        assert_eq!(scenario.machine.step(&Event::Tick, at(s(1000))), Action::Sleep);
+        assert_eq!(step(&mut scenario.machine, &Event::Tick, s(1000)), Action::Sleep);
     }
 }
 
 #[test]
-fn putting_back_is_tried_again_when_it_fails() {
+fn restoring_is_retried_when_it_fails() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    let answer = |answer| Event::Answer { drain: 0, answer };
-    let timeout = AdminError { kind: AdminErrorKind::Timeout, text: String::new() };
-    machine.step(&Event::Tick, at(s(2)));
+    step(&mut machine, &Event::Tick, s(2));
     assert_eq!(
-        machine.step(&answer(Answer::Seen(Health::Draining)), at(s(2))),
+        step(&mut machine, &reply(0, Reply::Ready(Health::Draining)), s(2)),
         Action::Call(Call::RestoreHealthChecks)
     );
     assert_eq!(
-        machine.step(&answer(Answer::AdminError(timeout.clone())), at(s(4))),
+        step(&mut machine, &failure(0, Call::RestoreHealthChecks, AdminErrorKind::Timeout), s(4)),
         Action::SleepUntil(at(s(9)))
     );
-    assert_eq!(machine.step(&Event::Tick, at(s(9))), Action::Call(Call::CheckReady));
-    machine.step(&answer(Answer::Seen(Health::Draining)), at(s(9)));
-    assert_eq!(machine.step(&answer(Answer::PutBack), at(s(9))), Action::Call(Call::ReadStats));
-    assert_eq!(machine.step(&answer(Answer::AdminError(timeout)), at(s(9))), Action::Sleep);
+    assert_eq!(step(&mut machine, &Event::Tick, s(9)), Action::Call(Call::CheckReady));
+    step(&mut machine, &reply(0, Reply::Ready(Health::Draining)), s(9));
+    assert_eq!(
+        step(&mut machine, &reply(0, Reply::HealthChecksRestored), s(9)),
+        Action::Call(Call::ReadStats)
+    );
+    assert_eq!(
+        step(&mut machine, &failure(0, Call::ReadStats, AdminErrorKind::Timeout), s(9)),
+        Action::Sleep
+    );
 }
 
 #[test]
 fn outcomes_explain_themselves() {
     for (outcome, name, words) in [
         (DRAINED, "drained", "no connection is open"),
-        (Outcome::Drained { open: 2 }, "drained", "2 open, within the threshold"),
-        (Outcome::TimedOut { open: Some(3) }, "timed_out", "3 open at the last poll"),
-        (Outcome::TimedOut { open: None }, "timed_out", "before the open connections"),
-        (Outcome::EnvoyGone, "envoy_gone", "nobody listens"),
+        (Outcome::drained(2), "drained", "2 open, within the threshold"),
+        (Outcome::timed_out(Some(3)), "timed_out", "3 open at the last poll"),
+        (Outcome::timed_out(None), "timed_out", "before the open connections"),
+        (Outcome::ENVOY_GONE, "envoy_gone", "nothing listens"),
     ] {
-        assert_eq!(outcome.name(), name);
+        assert_eq!(outcome.kind.name(), name);
         assert!(outcome.explain().contains(words), "{}", outcome.explain());
-        assert_eq!(outcome.gave_up(), name == "timed_out");
+        assert_eq!(outcome.kind.gave_up(), name == "timed_out");
     }
 }
 
@@ -688,9 +726,9 @@ fn listeners() -> Options {
 }
 
 #[test]
-fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_waits() {
+fn listeners_are_drained_behind_the_health_checks_while_envoys_own_hook_waits() {
     let mut scenario = drain(1, listeners()).at(s(12), Envoy::Draining(0));
-    assert!(scenario.machine.arrived(at(s(0))));
+    assert!(scenario.machine.waiter_arrived(at(s(0))));
     assert_eq!(scenario.ends(), (s(12), DRAINED));
     let first: Vec<Call> = scenario.calls.iter().take(2).map(|(_, call)| *call).collect();
     assert_eq!(first, [Call::FailHealthChecks, Call::DrainListeners]);
@@ -698,24 +736,24 @@ fn listeners_are_told_to_drain_behind_the_health_checks_while_envoys_own_hook_wa
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(11), s(12)]);
     // Without the option they are not.
     let mut scenario = drain(0, options());
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     scenario.ends();
     assert_eq!(scenario.times(Call::DrainListeners), []);
 }
 
 #[test]
-fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
+fn listeners_are_drained_only_while_a_client_waits() {
     let mut scenario = drain(1, listeners()).at(s(30), Envoy::Draining(0));
-    scenario.machine.arrived(at(s(0)));
-    scenario.machine.all_left(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
+    scenario.machine.last_waiter_left(at(s(0)));
     scenario.run_to(ms(5_500));
     assert_eq!(scenario.times(Call::DrainListeners), []);
-    assert!(scenario.machine.arrived(at(ms(5_500))), "the worker is woken");
-    assert!(!scenario.machine.arrived(at(ms(5_500))), "once");
+    assert!(scenario.machine.waiter_arrived(at(ms(5_500))), "the worker is woken");
+    assert!(!scenario.machine.waiter_arrived(at(ms(5_500))), "once");
     scenario.run_to(s(6));
     assert_eq!(scenario.times(Call::DrainListeners), [ms(5_500)]);
-    scenario.machine.all_left(at(s(7)));
-    assert!(!scenario.machine.arrived(at(s(8))), "there is nothing to be done for it");
+    scenario.machine.last_waiter_left(at(s(7)));
+    assert!(!scenario.machine.waiter_arrived(at(s(8))), "there is nothing to be done for it");
     // A lone hook drains all the same.
     let mut alone = drain(0, listeners());
     assert_eq!(alone.ends(), (s(10), DRAINED));
@@ -723,59 +761,58 @@ fn listeners_are_left_alone_while_nobody_waits_and_told_when_somebody_comes() {
 }
 
 #[test]
-fn listeners_that_cannot_be_told_to_drain_hold_nothing_up() {
-    let refused =
-        Answer::AdminError(AdminError { kind: AdminErrorKind::Status, text: String::new() });
+fn listeners_that_cannot_be_drained_hold_nothing_up() {
     let mut machine = Machine::new(Timestamp::ZERO, true);
-    machine.begin(Options { check_delay: s(3), ..listeners() }, at(s(0)));
-    machine.arrived(at(s(0)));
-    assert_eq!(machine.step(&Event::Tick, at(s(0))), Action::Call(Call::FailHealthChecks));
-    let told = |answer| Event::Answer { drain: 1, answer };
-    assert_eq!(machine.step(&told(Answer::Failed), at(s(0))), Action::Call(Call::DrainListeners));
-    assert!(!machine.outline().polls);
-    let next = machine.step(&told(refused.clone()), at(s(0)));
-    assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::Settling));
+    machine.start(Options { check_delay: s(3), ..listeners() }, at(s(0)));
+    machine.waiter_arrived(at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::FailHealthChecks));
+    let failed = |call| failure(1, call, AdminErrorKind::Status);
+    assert_eq!(
+        step(&mut machine, &reply(1, Reply::HealthChecksFailed), s(0)),
+        Action::Call(Call::DrainListeners)
+    );
+    let next = step(&mut machine, &failed(Call::DrainListeners), s(0));
+    assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::CheckDelay));
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
-        assert_eq!(machine.step(&Event::Tick, at(time)), Action::Call(call));
-        // A look or a poll is due as well, and is not put off.
-        let next = machine.step(&told(refused.clone()), at(time));
+        assert_eq!(step(&mut machine, &Event::Tick, time), Action::Call(call));
+        // A check or a poll is due as well, and is not put off.
+        let next = step(&mut machine, &failed(Call::DrainListeners), time);
         let expected = if time == s(1) { Call::CheckReady } else { Call::ReadStats };
         assert_eq!(next, Action::Call(expected));
-        assert_eq!(machine.outline().polls, expected == Call::ReadStats);
-        machine.step(&told(Answer::Seen(Health::Draining)), at(time));
+        step(&mut machine, &reply(1, Reply::Ready(Health::Draining)), time);
     }
-    let poll = Poll { open: 0, visible: StatsCoverage::Everything, health: Health::Draining };
-    assert_eq!(machine.step(&told(Answer::Polled(poll)), at(s(3))), Action::Finish(DRAINED));
+    let poll = Poll { open: 0, coverage: StatsCoverage::Everything, health: Health::Draining };
+    assert_eq!(step(&mut machine, &reply(1, Reply::Stats(poll)), s(3)), Action::Finish(DRAINED));
 }
 
 #[test]
-fn an_envoy_that_has_restarted_is_told_again_to_drain_its_listeners() {
+fn the_listeners_of_an_envoy_that_has_restarted_are_drained_again() {
     let mut scenario = drain(1, listeners())
         .at(ms(4_500), Envoy::Live(1))
         .at(s(20), Envoy::Refuses)
         .at(s(21), Envoy::Draining(0));
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     assert_eq!(scenario.ends().1, DRAINED);
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(0), s(5)]);
     assert_eq!(scenario.times(Call::DrainListeners), [s(0), s(5), s(21)]);
 }
 
 #[test]
-fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
+fn listeners_may_be_drained_before_health_checks_are_failed() {
     let early = Options { drain_delay: s(2), health_check_failure_delay: s(5), ..options() };
     let mut scenario = drain(0, early.clone());
-    scenario.machine.arrived(at(s(0)));
+    scenario.machine.waiter_arrived(at(s(0)));
     assert_eq!(scenario.ends(), (s(17), DRAINED));
     assert_eq!(scenario.times(Call::DrainListeners), [s(2)]);
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(7)]);
     // However late it is.
     let mut late = drain(0, early.clone());
-    late.machine.arrived(at(s(0)));
+    late.machine.waiter_arrived(at(s(0)));
     late.now = s(9);
     late.ends();
     let first: Vec<Call> = late.calls.iter().take(2).map(|(_, call)| *call).collect();
     assert_eq!(first, [Call::DrainListeners, Call::FailHealthChecks]);
-    // The delay is kept where nobody waits.
+    // The delay is kept where no client waits.
     let mut alone = drain(0, early.clone());
     assert_eq!(alone.ends(), (s(17), DRAINED));
     assert_eq!(alone.times(Call::DrainListeners), []);
@@ -783,7 +820,7 @@ fn listeners_may_be_told_to_drain_before_health_checks_are_failed() {
     // Nothing is done before Envoy's own hook has come where that is required.
     let mut held = drain(0, Options { require_envoy_hook: true, drain_delay: s(0), ..early });
     held.run_to(ms(1_500));
-    assert!(held.machine.arrived(at(ms(1_500))));
+    assert!(held.machine.waiter_arrived(at(ms(1_500))));
     held.ends();
     assert_eq!(held.times(Call::DrainListeners), [ms(1_500)]);
 }
@@ -796,4 +833,26 @@ fn nothing_is_polled_before_the_shortest_drain_is_over() {
     assert_eq!(scenario.times(Call::ReadStats), [s(12)]);
     let mut longer = drain(0, Options { drain_delay: s(4), ..shortest });
     assert_eq!(longer.ends(), (s(14), DRAINED), "the check delay counts from failing");
+}
+
+#[test]
+fn whether_envoys_hook_came_is_an_event_three_seconds_after_the_start() {
+    let of_pairing = |event: &DrainEvent| {
+        matches!(event, DrainEvent::EnvoyHookWaits | DrainEvent::EnvoyHookMissing { .. })
+    };
+    for (comes, expected) in [
+        (true, DrainEvent::EnvoyHookWaits),
+        (false, DrainEvent::EnvoyHookMissing { listeners_not_drained: false }),
+    ] {
+        let mut scenario = drain(1, Options { check_interval: s(60), ..options() });
+        if comes {
+            scenario.machine.waiter_arrived(at(s(0)));
+        }
+        scenario.run_to(ms(2_999));
+        let early = scenario.events.iter().find(|event| of_pairing(event));
+        assert_eq!(early, None, "too early: {comes}");
+        scenario.run_to(s(3));
+        let events: Vec<_> = scenario.events.iter().filter(|event| of_pairing(event)).collect();
+        assert_eq!(events, [&expected], "{comes}");
+    }
 }

@@ -3,60 +3,65 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
+use super::error::{AdminError, AdminErrorKind};
+use super::stats::{self, StatsParser};
+use super::transport::{Error, request};
+use super::{Call, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
 use crate::cli::duration;
 use crate::cli::options::Options;
-use crate::drain::{Answer, Call, Health, Poll};
-use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::stats::{self, StatsParser};
-use crate::envoy::transport::{Error, request};
 
-/// Whoever can ask Envoy, for the worker.
+/// Asks Envoy, for the worker.
 pub trait Admin: Send {
-    /// Asks, and answers within the time that [`call_timeout`] gives.
-    fn call(&mut self, call: Call, options: &Options) -> Answer;
+    /// Returns within the time that [`call_timeout`] gives.
+    ///
+    /// # Errors
+    /// When there is no whole response in that time, or it is not one of success. An error never
+    /// stands for "no connections".
+    fn call(&mut self, call: Call, options: &Options) -> Result<Reply, AdminError>;
 }
 
 /// The longest that a call takes: the check interval, but at least 2 s and at most 10 s.
-#[must_use]
 pub fn call_timeout(options: &Options) -> Duration {
     options.check_interval.clamp(Duration::from_secs(2), Duration::from_secs(10))
 }
 
-/// Connects anew for each call, to whichever address the options name.
+/// Connects anew for each call, to the address that the options name.
 #[derive(Debug, Default)]
 pub struct AdminClient;
 
 impl Admin for AdminClient {
-    fn call(&mut self, call: Call, options: &Options) -> Answer {
-        let request = Request {
-            address: &options.admin_address,
-            timeout: call_timeout(options),
-            deadline: Instant::now() + call_timeout(options),
-        };
-        let answer = match call {
-            Call::FailHealthChecks => request.post("/healthcheck/fail").map(|()| Answer::Failed),
-            Call::RestoreHealthChecks => request.post("/healthcheck/ok").map(|()| Answer::PutBack),
-            Call::CheckReady => request.look().map(Answer::Seen),
-            Call::DrainListeners => {
-                request.post("/drain_listeners?graceful&skip_exit").map(|()| Answer::ListenersDrain)
+    fn call(&mut self, call: Call, options: &Options) -> Result<Reply, AdminError> {
+        let timeout = call_timeout(options);
+        let deadline = Instant::now() + timeout;
+        let exchange = Exchange { address: &options.admin_address, timeout, deadline };
+        match call {
+            Call::FailHealthChecks => {
+                exchange.post("/healthcheck/fail").map(|()| Reply::HealthChecksFailed)
             }
+            Call::DrainListeners => exchange
+                .post("/drain_listeners?graceful&skip_exit")
+                .map(|()| Reply::ListenersDraining),
+            Call::CheckReady => exchange.check_ready().map(Reply::Ready),
             Call::ReadStats => {
-                let tally = StatsParser::new(&options.exclude, options.ignored_listener_suffixes);
-                request.poll(tally).map(Answer::Polled)
+                let suffixes = options.ignored_listener_suffixes;
+                exchange.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
             }
-        };
-        answer.unwrap_or_else(Answer::AdminError)
+            Call::RestoreHealthChecks => {
+                exchange.post("/healthcheck/ok").map(|()| Reply::HealthChecksRestored)
+            }
+        }
     }
 }
 
-struct Request<'a> {
+/// One call: a request, or two where a poll has to ask for `/ready` as well.
+struct Exchange<'a> {
     address: &'a AdminAddress,
     timeout: Duration,
     deadline: Instant,
 }
 
-impl Request<'_> {
+impl Exchange<'_> {
     fn post(&self, path: &str) -> Result<(), AdminError> {
         match self.send("POST", path, &mut |_, _| true)? {
             200 => Ok(()),
@@ -64,7 +69,7 @@ impl Request<'_> {
         }
     }
 
-    fn look(&self) -> Result<Health, AdminError> {
+    fn check_ready(&self) -> Result<Health, AdminError> {
         const PATH: &str = "/ready";
         let mut text = Vec::new();
         let status = self.send("GET", PATH, &mut |_, piece| {
@@ -81,82 +86,88 @@ impl Request<'_> {
             other => {
                 let shown = String::from_utf8_lossy(&other[..other.len().min(80)]);
                 let what = format!("answered {shown:?}, which is no state of Envoy's");
-                Err(self.fault(AdminErrorKind::Content, "GET", PATH, &what))
+                Err(self.error(AdminErrorKind::Content, "GET", PATH, &what))
             }
         }
     }
 
-    fn poll(&self, mut tally: StatsParser<'_>) -> Result<Poll, AdminError> {
+    fn read_stats(&self, mut parser: StatsParser<'_>) -> Result<Poll, AdminError> {
         const PATH: &str = "/stats";
         let mut length = 0;
-        let status = self.send("GET", stats::POLL, &mut |status, piece| {
+        let status = self.send("GET", stats::REQUEST, &mut |status, piece| {
             length += piece.len();
             if status == 200 {
-                tally.push(piece);
+                parser.push(piece);
             }
             length <= stats::MAX_BODY
         })?;
         if status != 200 {
             return Err(self.unexpected("GET", PATH, status));
         }
-        let seen = tally.finish().map_err(|reason| {
-            self.fault(AdminErrorKind::Content, "GET", PATH, &reason.to_string())
+        let observed = parser.finish().map_err(|reason| {
+            self.error(AdminErrorKind::Content, "GET", PATH, &reason.to_string())
         })?;
-        let health = match seen.live {
+        let health = match observed.live {
             Some(true) => Health::Live,
             Some(false) => Health::Draining,
             // stats_config may hide it; the poll's time holds for this too.
-            None => self.look()?,
+            None => self.check_ready()?,
         };
-        Ok(Poll { open: seen.open, visible: seen.visible, health })
+        Ok(Poll { open: observed.open, coverage: observed.coverage, health })
     }
 
     fn send(
         &self,
         method: &str,
         path: &str,
-        take: &mut dyn FnMut(u16, &[u8]) -> bool,
+        on_body: &mut dyn FnMut(u16, &[u8]) -> bool,
     ) -> Result<u16, AdminError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        request(self.address, method, path, Some(left.max(Duration::from_millis(1))), take).map_err(
-            |error| {
-                let (kind, what) = explain(&error, self.timeout);
-                self.fault(kind, method, path, &what)
-            },
-        )
+        let left = Some(left.max(Duration::from_millis(1)));
+        request(self.address, method, path, left, on_body).map_err(|error| {
+            let (kind, what) = explain(&error, self.timeout);
+            self.error(kind, method, path, &what)
+        })
     }
 
     fn unexpected(&self, method: &str, path: &str, status: u16) -> AdminError {
-        self.fault(AdminErrorKind::Status, method, path, &format!("answered with status {status}"))
+        let what = format!("answered with status {status}");
+        self.error(AdminErrorKind::Status, method, path, &what)
     }
 
-    fn fault(&self, kind: AdminErrorKind, method: &str, path: &str, what: &str) -> AdminError {
+    fn error(&self, kind: AdminErrorKind, method: &str, path: &str, what: &str) -> AdminError {
         let path = path.split('?').next().unwrap_or(path);
         AdminError { kind, text: format!("{method} {path} on {}: {what}", self.address) }
     }
 }
 
 fn explain(error: &Error, timeout: Duration) -> (AdminErrorKind, String) {
-    let said = |kind, text: &str| (kind, text.to_owned());
+    let explained = |kind, text: &str| (kind, text.to_owned());
     match error {
-        Error::Timeout => (
-            AdminErrorKind::Timeout,
-            format!("no whole answer within {}", duration::format(timeout)),
-        ),
+        Error::Timeout => {
+            let within = duration::format(timeout);
+            (AdminErrorKind::Timeout, format!("no whole response within {within}"))
+        }
         Error::Io(error) => match error.kind() {
-            ErrorKind::ConnectionRefused => said(AdminErrorKind::Refused, "connection refused"),
-            ErrorKind::NotFound => said(AdminErrorKind::Refused, "there is no such socket"),
-            ErrorKind::PermissionDenied => said(
+            ErrorKind::ConnectionRefused => {
+                explained(AdminErrorKind::Refused, "connection refused")
+            }
+            ErrorKind::NotFound => explained(AdminErrorKind::Refused, "there is no such socket"),
+            ErrorKind::PermissionDenied => explained(
                 AdminErrorKind::Other,
                 "permission denied; the sidecar must run as the user that owns the socket",
             ),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => said(
-                AdminErrorKind::Protocol,
-                "the connection was closed before the answer was whole",
-            ),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                explained(
+                    AdminErrorKind::Protocol,
+                    "the connection was closed before the response was whole",
+                )
+            }
             _ => (AdminErrorKind::Other, error.to_string()),
         },
         Error::Protocol(_) => (AdminErrorKind::Protocol, error.to_string()),
-        Error::TooLong => said(AdminErrorKind::TooLong, "answered with more than Envoy ever does"),
+        Error::TooLong => {
+            explained(AdminErrorKind::TooLong, "the response is longer than Envoy's ever is")
+        }
     }
 }

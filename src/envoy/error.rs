@@ -2,13 +2,22 @@
 
 use std::fmt;
 
-/// A call that brought no usable answer.
+use crate::labels;
+
+/// A call that brought no usable response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminError {
-    /// What kind it is of, for the metrics and for telling a dead Envoy from a slow one.
+    /// For the metrics, and to tell a dead Envoy from a slow one.
     pub kind: AdminErrorKind,
-    /// A clause for an operator: what was asked of whom, and what came back.
+    /// A clause for an operator: what was asked of which address, and what came back.
     pub text: String,
+}
+
+impl AdminError {
+    /// Whether nothing listens at the admin address.
+    pub fn is_refusal(&self) -> bool {
+        self.kind == AdminErrorKind::Refused
+    }
 }
 
 impl fmt::Display for AdminError {
@@ -17,48 +26,21 @@ impl fmt::Display for AdminError {
     }
 }
 
-/// The kinds of [`AdminError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdminErrorKind {
-    /// Nobody listens: connection refused, or no such socket. Three in a row are a dead Envoy.
-    Refused,
-    /// No whole answer in time; a full backlog too.
-    Timeout,
-    /// A status other than the one that the call has when it succeeds.
-    Status,
-    /// Not HTTP, or cut off.
-    Protocol,
-    /// An answer longer than Envoy's can be.
-    TooLong,
-    /// A whole answer that does not say what was asked.
-    Content,
-    /// Anything else: no permission, no descriptors, an unknown host.
-    Other,
-}
-
-impl AdminErrorKind {
-    /// All kinds, for a series each.
-    pub const ALL: [Self; 7] = [
-        Self::Refused,
-        Self::Timeout,
-        Self::Status,
-        Self::Protocol,
-        Self::TooLong,
-        Self::Content,
-        Self::Other,
-    ];
-
-    /// The value of the label `kind`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::Status => "status",
-            Self::Protocol => "protocol",
-            Self::TooLong => "too_long",
-            Self::Content => "content",
-            Self::Other => "other",
-        }
+labels! {
+    pub enum AdminErrorKind {
+        /// Nothing listens: connection refused, or no such socket. Three in a row are a dead Envoy.
+        Refused = "refused",
+        /// No whole response in time. A full backlog, too: Envoy's main thread is busy or hangs.
+        Timeout = "timeout",
+        /// Another status than the one of success.
+        Status = "status",
+        /// Not HTTP, or cut off: mostly not Envoy's admin interface, or an Envoy that has just ended.
+        Protocol = "protocol",
+        /// A response longer than Envoy's can be.
+        TooLong = "too_long",
+        /// A whole response that does not say what was asked.
+        Content = "content",
+        /// No permission, no descriptors, an unknown host.
+        Other = "other",
     }
 }

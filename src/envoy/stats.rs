@@ -1,4 +1,4 @@
-//! How many downstream connections are open, from the answer to one request for Envoy's stats.
+//! How many downstream connections are open, from the response to one request for Envoy's stats.
 //!
 //! A listener's gauges cover HTTP, TCP proxies, TLS passthrough and QUIC; connections of
 //! scrapers and health checks are told apart by their HTTP stat prefix and taken off again:
@@ -8,37 +8,35 @@
 //!      − Σ http.PREFIX.downstream_cx_active over the excluded prefixes
 //! ```
 //!
-//! Wherever the answer leaves a doubt, the larger number is taken: a drain that ends too late
+//! Wherever the response leaves a doubt, the larger number is taken: a drain that ends too late
 //! costs time, one that ends too early cuts connections.
 
 use std::fmt;
 
 /// The path and query of a poll. As text with `usedonly`, since on an Envoy with 10,000 clusters
 /// it costs a twentieth of what the Prometheus form does.
-pub const POLL: &str = "/stats?type=Gauges&usedonly&filter=\
+pub const REQUEST: &str = "/stats?type=Gauges&usedonly&filter=\
     %5E(server%5C.live%7C(http%7Clistener)%5C..*%5C.downstream_(pre_)?cx_active)$";
 
-/// An answer longer than this is not one to [`POLL`].
+/// A response longer than this is not one to [`REQUEST`].
 pub const MAX_BODY: usize = 1 << 20;
 
-/// HTTP stat prefixes of Envoy's, Contour's and Envoy Gateway's own listeners, which serve nobody's
-/// traffic.
+/// HTTP stat prefixes of Envoy's, Contour's and Envoy Gateway's own listeners, which serve no traffic
+/// of clients.
 const EXCLUDED_PREFIXES: [&[u8]; 6] =
     [b"envoy-admin", b"stats", b"health", b"stats-health", b"eg-stats-http", b"eg-ready-http"];
 
-/// What one poll showed.
+/// What one response shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Downstream connections that are open and counted.
     pub open: u64,
-    /// `server.live`: false once health checks are failed. `None` where the answer lacks it.
+    /// `server.live`: false once health checks are failed. `None` where the response lacks it.
     pub live: Option<bool>,
-    /// Which of the gauges `stats_config` let through.
-    pub visible: StatsCoverage,
+    pub coverage: StatsCoverage,
 }
 
-/// Which families of gauges Envoy shows, told by the poll's own connection to the admin
-/// interface, which is in both.
+/// Which families of gauges Envoy's `stats_config` lets through. The poll's own connection to the
+/// admin interface tells, since it is in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StatsCoverage {
     /// Listeners and HTTP: everything can be counted.
@@ -46,31 +44,11 @@ pub enum StatsCoverage {
     Everything,
     /// No listeners: connections that are not HTTP cannot be seen.
     HttpOnly,
-    /// No HTTP: scrapes and health checks cannot be told from traffic.
+    /// No HTTP: scrapes and health checks look like traffic.
     ListenersOnly,
 }
 
-impl StatsCoverage {
-    /// What cannot be seen, and what to add to Envoy's `stats_config` so that it can.
-    #[must_use]
-    pub const fn explain(self) -> Option<&'static str> {
-        match self {
-            Self::Everything => None,
-            Self::HttpOnly => Some(
-                "Envoy's stats_config hides the listeners' gauges: connections that are not HTTP \
-                 cannot be seen and will not be waited for; let it show the names that begin with \
-                 \"listener.\"",
-            ),
-            Self::ListenersOnly => Some(
-                "Envoy's stats_config hides the HTTP gauges: scrapes and health checks cannot be \
-                 told from traffic and hold a drain; let it show the names that begin with \
-                 \"http.\"",
-            ),
-        }
-    }
-}
-
-/// Why an answer is not a poll.
+/// Why a response is not a poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatsError {
     /// Neither family of gauges is in it.
@@ -83,7 +61,7 @@ impl fmt::Display for StatsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NothingVisible => f.write_str(
-                "neither listener.admin nor http.admin gauges are in the answer; let stats_config \
+                "neither listener.admin nor http.admin gauges are in the response; let stats_config \
                  show those whose names begin with \"listener.\", \"http.\" and \"server.\"",
             ),
             Self::BadValue(line) => write!(f, "a gauge without a number: {line:?}"),
@@ -91,35 +69,34 @@ impl fmt::Display for StatsError {
     }
 }
 
-/// Adds up an answer that comes in pieces.
+/// Adds up a response that comes in pieces.
 #[derive(Debug)]
 pub struct StatsParser<'a> {
     /// Names given to `--exclude`: of listeners, and of HTTP stat prefixes.
     excluded: &'a [String],
     /// How the names of other listeners end that are not counted.
-    own: &'a [&'a str],
+    ignored_suffixes: &'a [&'a str],
     /// The beginning of a line whose end is in a later piece.
     partial: Vec<u8>,
     live: Option<bool>,
-    /// By name, which is the order in which Envoy tells them.
-    listeners: Vec<Listener>,
+    /// By name, which is the order in which Envoy renders them.
+    listeners: Vec<ListenerGauges>,
     http: u64,
     /// By prefix.
     excluded_http: Vec<(Box<[u8]>, u64)>,
     /// Whether the admin interface's own connection was seen in either family.
     sees_listeners: bool,
     sees_http: bool,
-    fault: Option<StatsError>,
+    error: Option<StatsError>,
 }
 
 impl<'a> StatsParser<'a> {
-    /// Begins with no connections. `excluded`: names of listeners and of HTTP stat prefixes; `own`:
-    /// ends of listeners' names.
-    #[must_use]
-    pub fn new(excluded: &'a [String], own: &'a [&'a str]) -> Self {
+    /// `excluded`: names of listeners and of HTTP stat prefixes; `ignored_suffixes`: ends of
+    /// listeners' names.
+    pub fn new(excluded: &'a [String], ignored_suffixes: &'a [&'a str]) -> Self {
         Self {
             excluded,
-            own,
+            ignored_suffixes,
             partial: Vec::new(),
             live: None,
             listeners: Vec::new(),
@@ -127,11 +104,11 @@ impl<'a> StatsParser<'a> {
             excluded_http: Vec::new(),
             sees_listeners: false,
             sees_http: false,
-            fault: None,
+            error: None,
         }
     }
 
-    /// Takes the next piece of the answer.
+    /// Takes the next piece of the response.
     pub fn push(&mut self, mut piece: &[u8]) {
         while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = piece.split_at(end);
@@ -147,27 +124,28 @@ impl<'a> StatsParser<'a> {
         self.partial.extend_from_slice(piece);
     }
 
-    /// The sum, once the whole answer was pushed.
+    /// The sum, once the whole response was pushed.
     ///
     /// # Errors
-    /// When the answer is not one to [`POLL`], or shows neither family of gauges.
+    /// When the response is not one to [`REQUEST`], or shows neither family of gauges.
     pub fn finish(mut self) -> Result<Observation, StatsError> {
         let last = std::mem::take(&mut self.partial);
         self.line(&last);
-        if let Some(fault) = self.fault {
-            return Err(fault);
+        if let Some(error) = self.error {
+            return Err(error);
         }
-        let visible = match (self.sees_listeners, self.sees_http) {
+        let coverage = match (self.sees_listeners, self.sees_http) {
             (false, false) => return Err(StatsError::NothingVisible),
             (false, true) => StatsCoverage::HttpOnly,
             (true, false) => StatsCoverage::ListenersOnly,
             (true, true) => StatsCoverage::Everything,
         };
         let (mut counted, mut excluded) = (0_u64, 0_u64);
-        self.share_out();
+        self.merge_worker_gauges();
         for listener in &self.listeners {
-            let own = self.own.iter().any(|end| listener.name.ends_with(end.as_bytes()));
-            let is_counted = !own && !self.is_excluded(&listener.name);
+            let mut suffixes = self.ignored_suffixes.iter();
+            let is_ignored = suffixes.any(|suffix| listener.name.ends_with(suffix.as_bytes()));
+            let is_counted = !is_ignored && !self.is_excluded(&listener.name);
             let sum = if is_counted { &mut counted } else { &mut excluded };
             *sum = sum.saturating_add(listener.open());
         }
@@ -175,12 +153,12 @@ impl<'a> StatsParser<'a> {
         // counts; they were not added, so they must not be subtracted either.
         let http = self.excluded_http.iter().fold(0_u64, |sum, (_, cx)| sum.saturating_add(*cx));
         let of_listeners = counted.saturating_sub(http.saturating_sub(excluded));
-        let open = match visible {
+        let open = match coverage {
             // Some listeners may be shown all the same.
             StatsCoverage::HttpOnly => self.http.max(of_listeners),
             StatsCoverage::Everything | StatsCoverage::ListenersOnly => of_listeners,
         };
-        Ok(Observation { open, live: self.live, visible })
+        Ok(Observation { open, live: self.live, coverage })
     }
 
     /// One `name: value`. A name may have `: ` in it, a value has not.
@@ -188,7 +166,7 @@ impl<'a> StatsParser<'a> {
         let Some(colon) = line.windows(2).rposition(|pair| pair == b": ") else { return };
         let (name, value) = (&line[..colon], line[colon + 2..].trim_ascii_end());
         let Some(gauge) = Gauge::of(name) else { return };
-        let Some(value) = number(value) else { return self.refuse(line) };
+        let Some(value) = number(value) else { return self.reject(line) };
         let sum = match gauge {
             Gauge::ServerLive => return self.live = Some(value != 0 || self.live == Some(true)),
             Gauge::Listener(b"admin") => return self.sees_listeners = true,
@@ -206,9 +184,9 @@ impl<'a> StatsParser<'a> {
         *sum = sum.saturating_add(value);
     }
 
-    fn refuse(&mut self, line: &[u8]) {
+    fn reject(&mut self, line: &[u8]) {
         let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
-        self.fault.get_or_insert(StatsError::BadValue(shown));
+        self.error.get_or_insert(StatsError::BadValue(shown));
     }
 
     /// What is there twice is added twice, so it must not be subtracted twice.
@@ -219,10 +197,9 @@ impl<'a> StatsParser<'a> {
         }
     }
 
-    fn listener(&mut self, name: &[u8]) -> &mut Listener {
+    fn listener(&mut self, name: &[u8]) -> &mut ListenerGauges {
         let index = self.position(name).unwrap_or_else(|index| {
-            self.listeners
-                .insert(index, Listener { name: name.into(), cx: 0, pre_cx: None, shares: 0 });
+            self.listeners.insert(index, ListenerGauges::new(name));
             index
         });
         &mut self.listeners[index]
@@ -233,27 +210,23 @@ impl<'a> StatsParser<'a> {
         self.listeners.binary_search_by(|listener| (*listener.name).cmp(name))
     }
 
-    /// Moves the threads' shares from their own names to their listeners'.
-    fn share_out(&mut self) {
-        let mut shares = Vec::new();
+    /// Moves the threads' own copies of a gauge from their names to their listeners'.
+    fn merge_worker_gauges(&mut self) {
+        let mut copies = Vec::new();
         self.listeners.retain(|listener| {
-            // A listener has a pre_cx gauge, a share has not.
-            let is_share = listener.pre_cx.is_none() && of_a_thread(&listener.name).is_some();
-            if is_share {
-                shares.push((listener.name.clone(), listener.cx));
+            // A listener has a pre_cx gauge, a thread's copy has not.
+            let is_copy = listener.pre_cx.is_none() && worker_parent(&listener.name).is_some();
+            if is_copy {
+                copies.push((listener.name.clone(), listener.cx));
             }
-            !is_share
+            !is_copy
         });
-        for (name, cx) in shares {
-            let listener = of_a_thread(&name).unwrap_or(&name);
-            // Without its listener, it is not a share but a listener of that name.
-            let whose = if listener == b"admin" || self.position(listener).is_ok() {
-                listener
-            } else {
-                &name
-            };
-            let shares = &mut self.listener(whose).shares;
-            *shares = shares.saturating_add(cx);
+        for (name, cx) in copies {
+            let parent = worker_parent(&name).unwrap_or(&name);
+            // Without its listener, it is not a copy but a listener of that name.
+            let is_known = parent == b"admin" || self.position(parent).is_ok();
+            let of_workers = &mut self.listener(if is_known { parent } else { &name }).of_workers;
+            *of_workers = of_workers.saturating_add(cx);
         }
     }
 
@@ -262,12 +235,10 @@ impl<'a> StatsParser<'a> {
     }
 }
 
-/// What a line counts.
 enum Gauge<'a> {
     ServerLive,
-    /// Connections of a listener.
     Listener(&'a [u8]),
-    /// Connections of a listener whose client has not spoken yet, so that a listener filter (TLS
+    /// Connections of a listener whose client has sent nothing yet, so that a listener filter (TLS
     /// inspector, PROXY protocol) still holds them.
     PreConnection(&'a [u8]),
     /// HTTP connections under a stat prefix.
@@ -293,21 +264,25 @@ impl<'a> Gauge<'a> {
 
 /// The gauges under one listener's name.
 #[derive(Debug)]
-struct Listener {
+struct ListenerGauges {
     name: Box<[u8]>,
     cx: u64,
-    /// Clients that have not spoken yet.
+    /// Clients that have sent nothing yet.
     pre_cx: Option<u64>,
-    /// `cx` once more, as the sum of the threads' shares.
-    shares: u64,
+    /// `cx` once more, as the sum of what each worker has.
+    of_workers: u64,
 }
 
-impl Listener {
+impl ListenerGauges {
+    fn new(name: &[u8]) -> Self {
+        Self { name: name.into(), cx: 0, pre_cx: None, of_workers: 0 }
+    }
+
     /// Envoy does not read its gauges in one instant. It reads `cx`, then `pre_cx`, then the
-    /// shares, so a client that speaks in between is missing from the first two (measured: once in
-    /// a million polls), and found in the third.
+    /// workers' copies, so a client that sends its first byte in between is missing from the first
+    /// two (measured: once in a million polls), and found in the third.
     fn open(&self) -> u64 {
-        self.cx.max(self.shares).saturating_add(self.pre_cx.unwrap_or(0))
+        self.cx.max(self.of_workers).saturating_add(self.pre_cx.unwrap_or(0))
     }
 }
 
@@ -320,8 +295,8 @@ fn serves_traffic(listener: &[u8]) -> bool {
         && !listener.starts_with(b"envoy_internal_")
 }
 
-/// The listener of which this gauge is a thread's share: `NAME.worker_0`, `NAME.main_thread`.
-fn of_a_thread(gauge: &[u8]) -> Option<&[u8]> {
+/// The listener of which this gauge is a thread's copy: `NAME.worker_0`, `NAME.main_thread`.
+fn worker_parent(gauge: &[u8]) -> Option<&[u8]> {
     let dot = gauge.iter().rposition(|byte| *byte == b'.')?;
     let (listener, thread) = (&gauge[..dot], &gauge[dot + 1..]);
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);

@@ -36,8 +36,8 @@ use self::response::{PLAIN, Response};
 use self::upstream::{Reply, UpstreamRequest};
 use crate::backend::RestartSignal;
 use crate::coordinator::WaiterTracker;
-use crate::observe::drain_log;
 use crate::observe::log::{RateLimit, Record};
+use crate::observe::messages;
 use crate::os::clock;
 use crate::os::clock::Timestamp;
 use crate::route::{Hold, PublicRoute, Router, Status, UpstreamTarget};
@@ -140,8 +140,8 @@ pub enum Listener {
 impl Listener {
     fn name(&self) -> &'static str {
         match self {
-            Self::Public(_) => "the public port",
-            Self::Private(_) => "the control socket",
+            Self::Public(_) => "public",
+            Self::Private(_) => "control",
         }
     }
 
@@ -270,7 +270,8 @@ impl Frontend {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 // The kernel has no memory for it.
-                Record::error(format!("{} cannot be watched; trying again", self.listener.name()))
+                Record::error(messages::POLL_FAILED)
+                    .with("listener", self.listener.name())
                     .with("error", io::Error::from(error).to_string())
                     .emit();
                 thread::sleep(ACCEPT_AGAIN);
@@ -353,7 +354,7 @@ impl Frontend {
     fn not_answered(&mut self, desk: usize, error: &io::Error, now: Timestamp) {
         self.bell.ring(error.kind());
         if let Some(times) = self.not_answered.happened(now) {
-            Record::warn("the sidecar's own server does not answer; asking again")
+            Record::warn(messages::BACKEND_NOT_RESPONDING)
                 .with("request", self.desks[desk].wanted.target.as_ref())
                 .with("error", error.to_string())
                 .with("times", times)
@@ -455,9 +456,11 @@ impl Frontend {
                 Some(Hold::None) => (Status::Unavailable, "the sidecar does not answer itself\n"),
                 Some(_) if now >= client.latest => {
                     if let Some(requests) = self.too_long.happened(now) {
-                        drain_log::too_long(requests).emit();
+                        Record::warn(messages::READY_TIMEOUT_PASSED)
+                            .with("requests", requests)
+                            .emit();
                     }
-                    (Status::TookTooLong, drain_log::NOT_READY)
+                    (Status::TookTooLong, NOT_READY)
                 }
                 Some(_) if !self.register.no_drain_active() => {
                     // A drain has begun; that ends.
@@ -466,9 +469,11 @@ impl Frontend {
                 }
                 Some(_) => {
                     if let Some(requests) = self.let_go.happened(now) {
-                        drain_log::let_go(requests).emit();
+                        Record::warn(messages::START_TIMEOUT_PASSED)
+                            .with("requests", requests)
+                            .emit();
                     }
-                    (Status::Unavailable, drain_log::NO_DRAIN)
+                    (Status::Unavailable, NO_DRAIN)
                 }
             };
             self.refuse(index, Rejection { route, status, head_only }, why, now);
@@ -509,13 +514,11 @@ impl Frontend {
                     _ => {
                         self.accept_at = now + ACCEPT_AGAIN;
                         if let Some(times) = self.not_accepted.happened(now) {
-                            Record::warn(format!(
-                                "{} cannot take a connection; trying again",
-                                self.listener.name()
-                            ))
-                            .with("error", error.to_string())
-                            .with("times", times)
-                            .emit();
+                            Record::warn(messages::ACCEPT_FAILED)
+                                .with("listener", self.listener.name())
+                                .with("error", error.to_string())
+                                .with("times", times)
+                                .emit();
                         }
                         return false;
                     }
@@ -616,18 +619,19 @@ impl Frontend {
             self.register.count_rejected_connection();
         }
         if let Some(times) = self.full.happened(now) {
-            Record::warn(format!(
-                "{} is full: a connection gives way to a new one, or is refused",
-                self.listener.name()
-            ))
-            .with("connections", self.clients.len() as u64)
-            .with("may-be", self.rules.clients as u64)
-            .with("may-wait", self.rules.waiting as u64)
-            .with("times", times)
-            .emit();
+            Record::warn(messages::CONNECTION_LIMIT_REACHED)
+                .with("listener", self.listener.name())
+                .with("connections", self.clients.len() as u64)
+                .with("max_connections", self.rules.clients as u64)
+                .with("max_waiting", self.rules.waiting as u64)
+                .with("times", times)
+                .emit();
         }
     }
 }
+
+const NO_DRAIN: &str = "no drain started within the start timeout\n";
+const NOT_READY: &str = "the drain has not ended within the ready timeout\n";
 
 fn is_wanted(clients: &[Connection], wanted: &UpstreamTarget) -> bool {
     clients.iter().any(|client| client.wants() == Some(wanted))

@@ -113,7 +113,7 @@ impl Scene {
     }
 
     fn later(&mut self, time: Duration) {
-        self.now += time;
+        self.now = self.now + time;
         self.round();
     }
 
@@ -209,11 +209,11 @@ impl Scene {
     }
 
     fn refused(&self) -> u64 {
-        self.manager.observer().snapshot().counters.refused
+        self.manager.observer().snapshot().counters.connections_rejected
     }
 
     fn waiters(&self) -> usize {
-        self.manager.observer().snapshot().waiters
+        self.manager.observer().snapshot().envoy_hooks
     }
 
     /// Lets the `index`th client have more of its answer to read than is sent at once.
@@ -296,8 +296,8 @@ fn what_is_refused_is_counted_at_the_public_port_alone() {
     let text = private.hear(&client);
     assert!(text.starts_with("HTTP/1.1 405 ") && !text.contains("\r\nAllow: "), "{text}");
     assert!(private.answered().is_empty());
-    assert_eq!(public.front.listener.name(), "the public port");
-    assert_eq!(private.front.listener.name(), "the control socket");
+    assert_eq!(public.front.listener.name(), "public");
+    assert_eq!(private.front.listener.name(), "control");
 }
 
 #[test]
@@ -557,7 +557,7 @@ fn envoys_hooks_and_exec_hooks_have_places_of_their_own() {
     }
     // Nobody asked Envoy's hooks to wait for ever.
     scene.later(PATIENT.start);
-    scene.assert_told(&clients[0], "503", drain_log::NO_DRAIN);
+    scene.assert_told(&clients[0], "503", NO_DRAIN);
     drop(clients);
     scene.holds("");
 }
@@ -572,7 +572,7 @@ fn who_waits_is_let_go_after_the_start_timeout_while_no_drain_has_begun() {
     scene.holds("1W");
     assert_eq!(scene.waiters(), 1);
     scene.later(NANO);
-    scene.assert_told(&client, "503", drain_log::NO_DRAIN);
+    scene.assert_told(&client, "503", NO_DRAIN);
     scene.until(|scene| scene.waiters() == 0);
     assert_eq!(scene.answered(), [(Some(PublicRoute::Shutdown), "503", 1)]);
     assert_eq!(scene.front.let_go.happened(scene.now), None, "it was told");
@@ -603,7 +603,7 @@ fn nobody_waits_longer_than_the_ready_timeout_even_in_a_drain() {
     scene.later(secs(5) - NANO);
     scene.holds("1W 2W");
     scene.later(NANO);
-    scene.assert_told(&client, "500", drain_log::NOT_READY);
+    scene.assert_told(&client, "500", NOT_READY);
     assert_eq!(scene.answered(), [(Some(PublicRoute::Shutdown), "500", 1)]);
     assert_eq!(scene.front.too_long.happened(scene.now), None, "it was told");
     scene.until(|scene| scene.waiters() == 1);
@@ -613,7 +613,7 @@ fn nobody_waits_longer_than_the_ready_timeout_even_in_a_drain() {
     let client = scene.say(SHUTDOWN);
     scene.holds("1W");
     scene.later(secs(1));
-    scene.assert_told(&client, "500", drain_log::NOT_READY);
+    scene.assert_told(&client, "500", NOT_READY);
 }
 
 #[test]
@@ -819,7 +819,7 @@ fn a_door_that_cannot_accept_tries_again_a_tenth_of_a_second_later() {
     assert_eq!(scene.front.due(scene.now), scene.now + ms(100));
     scene.later(ms(100) - NANO);
     scene.holds("");
-    scene.now += NANO;
+    scene.now = scene.now + NANO;
     assert_eq!(scene.front.due(scene.now), Timestamp::MAX);
     scene.holds("1R");
 }
@@ -890,7 +890,7 @@ fn who_waits_is_kept_over_a_panic_and_nobody_else() {
     assert_eq!((heard(&panics), heard(&half)), (String::new(), String::new()));
     let mut asked = accept(&server);
     assert!(request(&mut asked).starts_with("GET /shutdown?waiters "));
-    assert_eq!(manager.observer().snapshot().waiters, 1);
+    assert_eq!(manager.observer().snapshot().envoy_hooks, 1);
     reply(&mut asked, 200, "OK");
     assert!(heard(&waits).ends_with("\r\n\r\nOK"));
 }

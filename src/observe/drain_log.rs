@@ -1,349 +1,224 @@
-//! What the log says of a step: told from the states before and after it, so that the machine
-//! itself need not know of a log.
+//! What the log says of a drain: a table from what happened to records, and what keeps an event
+//! that repeats from being logged twice.
 
 use std::time::Duration;
 
-use crate::cli::duration;
+use super::log::Record;
+use super::messages;
+use super::status::whole;
 use crate::cli::options::Overrides;
-use crate::drain::{
-    Answer, Drain, DrainStart, Event, HOOK_PAIRING_WINDOW, Health, Machine, Outline, Phase, Poll,
-};
+use crate::drain::{DrainEvent, DrainStart, Ended, Machine, OutcomeKind};
 use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
-use crate::observe::log::Record;
+use crate::envoy::{Call, Health, Poll};
 use crate::os::clock::Timestamp;
 
-/// While a drain goes on, the log is not silent for longer than this.
+/// While a drain is in progress, the log is not silent for longer than this.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// What has been told already, so that nothing is told twice.
+/// What has been logged already.
 #[derive(Debug, Default)]
 pub struct DrainLog {
     error: Option<AdminError>,
-    /// How often the error has come again since it was told.
-    repeats: u64,
+    /// How often the error has come again since it was logged.
+    repeated: u64,
     open: Option<u64>,
-    visible: StatsCoverage,
-    spoke: Timestamp,
-    /// Envoy's own hook was told of, or its absence.
-    hook_told: bool,
+    coverage: StatsCoverage,
+    last_record: Timestamp,
 }
 
 impl DrainLog {
-    /// The request to drain: what was asked for, and what is in force.
-    pub fn begun(
+    /// A request to drain: what was asked for, and what is in force.
+    pub fn drain_started(
         &mut self,
-        begun: DrainStart,
-        given: &Overrides,
+        start: DrainStart,
+        requested: &Overrides,
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let given: Vec<String> =
-            given.pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let given = given.join(" ");
-        self.spoke = now;
-        let (DrainStart::Started(number), Some(drain)) = (begun, machine.drain()) else {
-            let line = Record::info("a hook has joined the drain, whose options hold")
-                .with("drain", begun.number())
-                .with("phase", machine.phase().name());
-            return vec![if given.is_empty() { line } else { line.with("ignored", given) }];
+        let requested: Vec<String> =
+            requested.pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let requested = requested.join(" ");
+        self.last_record = now;
+        let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {
+            let ignored = Some(requested).filter(|requested| !requested.is_empty());
+            let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
+            return vec![
+                record.with("phase", machine.phase().name()).with_some("ignored", ignored),
+            ];
         };
-        *self = Self { spoke: now, ..Self::default() };
-        let mut line = Record::info("drain requested").with("drain", number).with("given", given);
-        for (name, value) in drain.options().settings() {
-            line = line.with(name, value);
+        *self = Self { last_record: now, ..Self::default() };
+        let options = &drain.options;
+        let mut record = Record::info(messages::DRAIN_STARTED)
+            .with("drain", number)
+            .with("requested", requested);
+        for (name, value) in options.settings() {
+            record = record.with(name, value);
         }
-        let mut lines = vec![line];
-        let options = drain.options();
-        let polls = options.delay().saturating_add(options.check_delay);
-        let polls = polls.max(options.min_drain_duration);
+        let first_poll = options.delay().saturating_add(options.check_delay);
+        let first_poll = first_poll.max(options.min_drain_duration);
         let warning = match options.drain_timeout {
             Some(timeout) if timeout <= options.delay() && !timeout.is_zero() => {
-                "the drain timeout is over before the drain delay: health checks will not be failed"
+                messages::TIMEOUT_BEFORE_DRAIN_DELAY
             }
-            Some(timeout) if timeout <= polls => {
-                "the drain timeout is over before the first poll, which comes after the drain \
-                 delay and the check delay, or after the shortest drain: connections will not be \
-                 waited for"
-            }
-            _ => return lines,
+            Some(timeout) if timeout <= first_poll => messages::TIMEOUT_BEFORE_FIRST_POLL,
+            _ => return vec![record],
         };
-        lines.push(Record::warn(warning).with("drain", number));
-        lines
+        vec![record, Record::warn(warning).with("drain", number)]
     }
 
-    /// What one event has changed.
-    pub fn heard(
+    /// What a step has brought, and a reminder where nothing was logged for long.
+    pub fn record(
         &mut self,
-        before: Outline,
-        event: &Event,
-        after: &Machine,
+        events: &[DrainEvent],
+        machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let mut lines = Vec::new();
-        match event {
-            Event::Answer { drain, answer } if *drain == before.number => {
-                self.answered(before, answer, after, now, &mut lines);
-            }
-            Event::Answer { .. } | Event::Tick => {}
-            Event::Finished => self.finished(after, &mut lines),
+        let mut records = Vec::new();
+        for event in events {
+            self.event(event, machine, &mut records);
         }
-        if before.phase == Phase::Ended && after.phase() == Phase::Serving {
-            lines.push(
-                Record::info("the drain is over and the pod lives on: the next one can begin")
-                    .with("drain", after.number()),
-            );
+        if records.is_empty() && self.reminder(machine).is_some_and(|due| now >= due) {
+            records.push(self.still_waiting(machine, now));
         }
-        if let Some(drain) = after.drain()
-            && !self.hook_told
-            && now >= drain.started() + HOOK_PAIRING_WINDOW
-        {
-            self.hook_told = true;
-            lines.extend(envoys_hook(drain, after.number()));
+        if !records.is_empty() {
+            self.last_record = now;
         }
-        if lines.is_empty() && after.drain().is_some() && now >= self.spoke + REMINDER {
-            lines.push(self.remind(after, now));
-        }
-        if !lines.is_empty() {
-            self.spoke = now;
-        }
-        lines
+        records
     }
 
-    /// When the log wants to speak next, if nothing happens before.
-    #[must_use]
+    /// When the log has a reminder to write, if nothing happens before.
     pub fn reminder(&self, machine: &Machine) -> Option<Timestamp> {
-        machine.drain().map(|drain| {
-            let reminder = self.spoke + REMINDER;
-            let hook = drain.started() + HOOK_PAIRING_WINDOW;
-            if self.hook_told { reminder } else { reminder.min(hook) }
-        })
+        machine.drain().map(|_| self.last_record + REMINDER)
     }
 
-    fn answered(
-        &mut self,
-        before: Outline,
-        answer: &Answer,
-        after: &Machine,
-        now: Timestamp,
-        lines: &mut Vec<Record>,
-    ) {
-        let number = after.number();
-        if let Answer::AdminError(fault) = answer {
-            self.fault(before, fault, after, lines);
-        } else if let Some(fault) = self.error.take() {
-            let line = Record::info("Envoy answers again").with("after", fault.text);
-            let repeats = std::mem::take(&mut self.repeats);
-            lines.push(if repeats > 0 { line.with("repeated", repeats) } else { line });
-        }
-        let in_drain = after.drain().is_some();
-        match answer {
-            Answer::AdminError(_) => {}
-            Answer::Failed => {
-                let line = Record::info("health checks failed: Envoy is out of service");
-                let poll = after.drain().and_then(Drain::settles).unwrap_or(now);
-                let delay = duration::format(to_millis(poll - now));
-                lines.push(line.with("drain", number).with("first-poll-in", delay));
+    fn event(&mut self, event: &DrainEvent, machine: &Machine, records: &mut Vec<Record>) {
+        let of_drain = |record: Record| record.with("drain", machine.number());
+        let info = |message| of_drain(Record::info(message));
+        let warn = |message| of_drain(Record::warn(message));
+        let record = match event {
+            DrainEvent::Responded => return records.extend(self.responds_again()),
+            DrainEvent::CallFailed { call, error } => {
+                return records.extend(self.call_failed(*call, error, machine));
             }
-            Answer::ListenersDrain => lines.push(
-                Record::info("Envoy's listeners drain, which nothing but its restart takes back")
-                    .with("drain", number),
-            ),
-            Answer::Seen(health) if in_drain => {
-                if before.phase != Phase::Failing && after.phase() == Phase::Failing {
-                    lines.push(reverted(*health, number));
+            DrainEvent::OutOfService { first_poll_in } => {
+                info(messages::OUT_OF_SERVICE).with("first_poll_in", whole(*first_poll_in))
+            }
+            DrainEvent::ListenersDraining => info(messages::LISTENERS_DRAINING),
+            DrainEvent::Reverted(Health::Starting) => warn(messages::ENVOY_RESTARTED),
+            DrainEvent::Reverted(Health::Live | Health::Draining) => {
+                warn(messages::ENVOY_LIVE_AGAIN)
+            }
+            DrainEvent::Polled(poll) => {
+                records.extend(self.hidden_stats(poll));
+                if self.open.replace(poll.open) == Some(poll.open) {
+                    return;
                 }
+                let drain = machine.drain();
+                let threshold = drain.map_or(0, |drain| drain.options.min_open_connections);
+                info(messages::OPEN_CONNECTIONS)
+                    .with("open_connections", poll.open)
+                    .with("threshold_connections", threshold)
             }
-            Answer::Polled(poll) => {
-                if in_drain {
-                    self.polled(before, poll, after, lines);
-                } else {
-                    let health = if poll.health == Health::Live { "LIVE" } else { "not LIVE" };
-                    lines.push(
-                        Record::info("Envoy answers").with("state", health).with("open", poll.open),
-                    );
-                    self.blind(poll.visible, lines);
-                }
+            DrainEvent::EnvoyHookWaits => info(messages::ENVOY_HOOK_WAITS),
+            DrainEvent::EnvoyHookMissing { listeners_not_drained: false } => {
+                warn(messages::ENVOY_HOOK_MISSING)
             }
-            Answer::PutBack => lines.push(Record::warn(
-                "Envoy was out of service though no drain goes on, left so by an earlier life of \
-                 this sidecar: put back in service",
-            )),
-            // Told when it is done.
-            Answer::Seen(Health::Draining) if before.puts_back => {}
-            Answer::Seen(Health::Draining) if number > 0 => lines.push(Record::warn(
-                "Envoy is still out of service; a restart of this sidecar puts it back, and so \
-                 does POST /healthcheck/ok on its admin interface",
-            )),
-            Answer::Seen(Health::Draining) => lines.push(Record::warn(
-                "Envoy is out of service though no drain goes on, and is left so; POST \
-                 /healthcheck/ok on its admin interface puts it back",
-            )),
-            Answer::Seen(_) => {}
-        }
-        let gave_up_looking = before.looks && !after.outline().looks && !before.polls;
-        if gave_up_looking && number == 0 {
-            lines.push(Record::warn(
-                "Envoy was not seen in service; that is looked for no more, and a drain will try \
-                 again. Is --admin-address right?",
-            ));
-        }
-    }
-
-    fn fault(
-        &mut self,
-        before: Outline,
-        fault: &AdminError,
-        after: &Machine,
-        lines: &mut Vec<Record>,
-    ) {
-        if self.error.as_ref() == Some(fault) {
-            self.repeats += 1;
-            return;
-        }
-        let mut line = match after.drain() {
-            Some(_) => Record::warn("Envoy did not answer as it should; trying again")
-                .with("drain", after.number()),
-            None if before.polls => {
-                Record::warn("Envoy's open connections cannot be counted, so no drain would end")
+            DrainEvent::EnvoyHookMissing { listeners_not_drained: true } => {
+                warn(messages::ENVOY_HOOK_MISSING)
+                    .with("listeners", "not drained, which could not be undone")
             }
-            None => Record::info("Envoy does not answer yet"),
+            DrainEvent::Ended(ended) => self.ended(ended),
+            DrainEvent::ReadyForNextDrain => info(messages::READY_FOR_NEXT_DRAIN),
+            DrainEvent::EnvoyResponds(poll) => {
+                records.push(
+                    Record::info(messages::ENVOY_RESPONDS)
+                        .with("state", poll.health.name())
+                        .with("open_connections", poll.open),
+                );
+                return records.extend(self.hidden_stats(poll));
+            }
+            DrainEvent::Restored => Record::warn(messages::ENVOY_RESTORED),
+            DrainEvent::NotRestored => Record::warn(messages::ENVOY_NOT_RESTORED),
+            DrainEvent::StillOutOfService => Record::warn(messages::ENVOY_STILL_OUT_OF_SERVICE),
+            DrainEvent::NeverReady => Record::warn(messages::ENVOY_NEVER_READY),
         };
-        line = line.with("error", fault.text.as_str());
-        if let Some(other) = self.error.replace(fault.clone())
-            && self.repeats > 0
-        {
-            line = line.with("before", other.text).with("repeated", self.repeats);
-        }
-        self.repeats = 0;
-        lines.push(line);
+        records.push(record);
     }
 
-    fn polled(&mut self, before: Outline, poll: &Poll, after: &Machine, lines: &mut Vec<Record>) {
-        let number = after.number();
-        if before.phase != Phase::Failing && after.phase() == Phase::Failing {
-            lines.push(reverted(poll.health, number));
+    fn responds_again(&mut self) -> Option<Record> {
+        let record = Record::info(messages::ENVOY_RESPONDS_AGAIN)
+            .with("previous_error", self.error.take()?.text);
+        Some(record.with_some("repeated", self.take_repeated()))
+    }
+
+    fn take_repeated(&mut self) -> Option<u64> {
+        Some(std::mem::take(&mut self.repeated)).filter(|repeated| *repeated > 0)
+    }
+
+    fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {
+        if self.error.as_ref() == Some(error) {
+            self.repeated += 1;
+            return None;
         }
-        self.blind(poll.visible, lines);
-        if self.open.replace(poll.open) != Some(poll.open) {
-            let threshold = after.drain().map(|drain| drain.options().min_open_connections);
-            lines.push(
-                Record::info("open connections")
-                    .with("drain", number)
-                    .with("open", poll.open)
-                    .with("threshold", threshold.unwrap_or_default()),
-            );
+        let mut record = match machine.drain() {
+            Some(_) => Record::warn(messages::ENVOY_CALL_FAILED).with("drain", machine.number()),
+            None if call == Call::ReadStats => Record::warn(messages::ENVOY_NOT_COUNTABLE),
+            None => Record::info(messages::ENVOY_NOT_RESPONDING_YET),
+        };
+        record = record.with("error", error.text.as_str());
+        let previous = self.error.replace(error.clone());
+        if let Some(repeated) = self.take_repeated() {
+            let previous = previous.map(|error| error.text);
+            record = record.with_some("previous_error", previous).with("repeated", repeated);
         }
+        Some(record)
     }
 
     /// Says once what cannot be seen.
-    fn blind(&mut self, visible: StatsCoverage, lines: &mut Vec<Record>) {
-        if std::mem::replace(&mut self.visible, visible) != visible
-            && let Some(text) = visible.explain()
-        {
-            lines.push(Record::warn(text));
-        }
+    fn hidden_stats(&mut self, poll: &Poll) -> Option<Record> {
+        let before = std::mem::replace(&mut self.coverage, poll.coverage);
+        (before != poll.coverage)
+            .then(|| messages::hidden_stats(poll.coverage))
+            .flatten()
+            .map(Record::warn)
     }
 
-    fn finished(&self, after: &Machine, lines: &mut Vec<Record>) {
-        let Some(ended) = after.last() else { return };
-        let explained = ended.outcome.explain();
-        let line =
-            if ended.outcome.gave_up() { Record::warn(explained) } else { Record::info(explained) };
-        let mut line = line
+    fn ended(&self, ended: &Ended) -> Record {
+        let kind = ended.outcome.kind;
+        let message = match kind {
+            OutcomeKind::Drained => messages::DRAINED,
+            OutcomeKind::TimedOut => messages::TIMED_OUT,
+            OutcomeKind::EnvoyGone => messages::ENVOY_GONE,
+            OutcomeKind::NoEnvoyHook => messages::NO_ENVOY_HOOK,
+        };
+        let record = if kind.gave_up() { Record::warn(message) } else { Record::info(message) };
+        let hidden = self.coverage == StatsCoverage::HttpOnly;
+        record
             .with("drain", ended.number)
-            .with("outcome", ended.outcome.name())
-            .with("took", duration::format(to_millis(ended.took)))
-            .with("threshold", ended.threshold);
-        if self.visible == StatsCoverage::HttpOnly {
-            line = line.with("not-counted", "connections that are not HTTP");
-        }
-        lines.push(line);
+            .with("outcome", kind.name())
+            .with_some("open_connections", ended.outcome.open)
+            .with("threshold_connections", ended.threshold)
+            .with("took_seconds", ended.took)
+            .with_some("not_counted", hidden.then_some("connections that are not HTTP"))
     }
 
-    fn remind(&mut self, machine: &Machine, now: Timestamp) -> Record {
-        let mut line = Record::info("still waiting")
+    fn still_waiting(&self, machine: &Machine, now: Timestamp) -> Record {
+        let drain = machine.drain();
+        let open = drain.and_then(|drain| drain.last_poll).map(|poll| poll.open);
+        let error = self.error.as_ref();
+        Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
-            .with("phase", machine.phase().name());
-        if let Some(drain) = machine.drain() {
-            if let Some(poll) = drain.last_poll() {
-                line = line.with("open", poll.open);
-            }
-            line = line
-                .with("threshold", drain.options().min_open_connections)
-                .with("elapsed", duration::format(to_millis(now - drain.started())));
-        }
-        if let Some(fault) = &self.error {
-            line = line.with("error", fault.text.as_str()).with("repeated", self.repeats);
-        }
-        line
+            .with("phase", machine.phase().name())
+            .with_some("open_connections", open)
+            .with_some(
+                "threshold_connections",
+                drain.map(|drain| drain.options.min_open_connections),
+            )
+            .with_some("elapsed_seconds", drain.map(|drain| now - drain.started))
+            .with_some("error", error.map(|error| error.text.as_str()))
+            .with_some("repeated", error.map(|_| self.repeated))
     }
-}
-
-/// Whether this looks like the end of a pod, of which the sidecar itself is not told.
-fn envoys_hook(drain: &Drain, number: u64) -> Option<Record> {
-    let line = if drain.envoy_hook() {
-        Record::info("Envoy's own hook waits too: the pod is being deleted")
-    } else if drain.options().require_envoy_hook {
-        // Told as the outcome.
-        return None;
-    } else {
-        Record::warn(
-            "Envoy's own hook did not come to /shutdown within 3s: only the sidecar is being \
-             restarted, or Envoy's container has no such hook. The drain goes on; with \
-             --require-envoy-hook Envoy would be left alone",
-        )
-    };
-    let line = line.with("drain", number);
-    Some(if drain.has_listeners_to_drain() && !drain.envoy_hook() {
-        line.with("listeners", "not told to drain, which could not be taken back")
-    } else {
-        line
-    })
-}
-
-/// What Envoy's own hook is told when it is let go.
-pub const NO_DRAIN: &str = "no drain has begun within the start timeout\n";
-
-/// Envoy's own hook has waited for the start timeout, and no drain has begun.
-#[must_use]
-pub fn let_go(waiters: u64) -> Record {
-    Record::warn(
-        "no drain has begun within the start timeout of a request for /shutdown, which is let go: \
-         only Envoy is being restarted, or the sidecar has no preStop hook",
-    )
-    .with("requests", waiters)
-}
-
-/// What Envoy's own hook is told when it has waited for the ready timeout.
-pub const NOT_READY: &str = "the drain has not ended within the ready timeout\n";
-
-/// Envoy's own hook has waited for the ready timeout.
-#[must_use]
-pub fn too_long(waiters: u64) -> Record {
-    Record::warn(
-        "a request for /shutdown has waited for the ready timeout and is let go: Kubernetes may \
-         end Envoy before the drain does",
-    )
-    .with("requests", waiters)
-}
-
-fn reverted(health: Health, number: u64) -> Record {
-    let text = match health {
-        Health::Starting => {
-            "Envoy has restarted: failing its health checks again, and the check delay begins anew"
-        }
-        Health::Live | Health::Draining => {
-            "Envoy is LIVE again, restarted or put back by somebody: failing its health checks \
-             again, and the check delay begins anew"
-        }
-    };
-    Record::warn(text).with("drain", number)
-}
-
-/// Nobody reads the nanoseconds of a drain.
-fn to_millis(duration: Duration) -> Duration {
-    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

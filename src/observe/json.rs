@@ -1,6 +1,7 @@
 //! Writing JSON (RFC 8259): objects of a few fields, for the log and the status page.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// An object under construction.
 #[derive(Debug)]
@@ -8,13 +9,11 @@ pub struct Object(String);
 
 impl Object {
     /// An object without fields.
-    #[must_use]
     pub fn new() -> Self {
         Self("{".to_owned())
     }
 
     /// Adds a field whose value is JSON already.
-    #[must_use]
     pub fn raw(mut self, name: &str, value: &str) -> Self {
         if self.0.len() > 1 {
             self.0.push(',');
@@ -26,7 +25,6 @@ impl Object {
     }
 
     /// Adds a string.
-    #[must_use]
     pub fn text(self, name: &str, value: &str) -> Self {
         let mut quoted = String::new();
         quote(&mut quoted, value);
@@ -34,13 +32,11 @@ impl Object {
     }
 
     /// Adds a number, or null.
-    #[must_use]
     pub fn number(self, name: &str, value: Option<u64>) -> Self {
         self.raw(name, &value.map_or_else(|| "null".to_owned(), |value| value.to_string()))
     }
 
     /// Adds a string, or null.
-    #[must_use]
     pub fn optional(self, name: &str, value: Option<&str>) -> Self {
         match value {
             Some(value) => self.text(name, value),
@@ -49,7 +45,6 @@ impl Object {
     }
 
     /// The object.
-    #[must_use]
     pub fn end(mut self) -> String {
         self.0.push('}');
         self.0
@@ -60,6 +55,11 @@ impl Default for Object {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A time in seconds, with three decimals.
+pub fn seconds(time: Duration) -> String {
+    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
 }
 
 /// Appends a quoted string.

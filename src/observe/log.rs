@@ -1,120 +1,105 @@
-//! The log: one line an event on stderr, as logfmt or JSON. Also the backend of the `log` facade,
-//! through which the libraries speak.
+//! The log: one line a record on stderr, as logfmt or JSON. Also the backend of the `log` facade,
+//! through which libraries log.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::observe::json::{Object, quote};
+use super::json::{Object, quote, seconds};
+use super::messages;
+use crate::labels;
 use crate::os::clock::Timestamp;
 
-/// What a line looks like.
+/// What a record looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// logfmt: `time=… level=… msg="…" key=value …`
     #[default]
     Text,
-    /// An object a line.
+    /// One JSON object a line.
     Json,
 }
 
-/// How much an event matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// The course of things.
-    Info,
-    /// Something is odd, and the program goes on as it should.
-    Warn,
-    /// Something could not be done.
-    Error,
-}
-
-impl Level {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warn => "warn",
-            Self::Error => "error",
-        }
+labels! {
+    /// How much a record matters.
+    pub enum Level {
+        /// The course of things.
+        Info = "info",
+        /// Something is odd; the program continues as it should.
+        Warn = "warn",
+        /// Something could not be done.
+        Error = "error",
     }
 }
 
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// A string.
     Text(String),
-    /// A number, which JSON shows as one.
     Number(u64),
+    /// In seconds, with three decimals.
+    Time(Duration),
 }
 
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
+macro_rules! values {
+    ($($From:ty => $to:expr,)+) => {
+        $(impl From<$From> for Value {
+            fn from(value: $From) -> Self {
+                $to(value)
+            }
+        })+
+    };
 }
 
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
+values! {
+    &str => |text: &str| Self::Text(text.to_owned()),
+    String => Self::Text,
+    u64 => Self::Number,
+    Duration => Self::Time,
 }
 
-impl From<u64> for Value {
-    fn from(number: u64) -> Self {
-        Self::Number(number)
-    }
-}
-
-/// One event. Boxed, since it is handed on field by field.
+/// One line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record(Box<Event>);
-
-/// What a [`Record`] says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// How much it matters.
+pub struct Record {
     pub level: Level,
-    /// What happened, without the values.
-    pub text: String,
-    /// The values.
+    /// One of [`messages`].
+    pub message: &'static str,
     pub fields: Vec<(&'static str, Value)>,
 }
 
-impl Deref for Record {
-    type Target = Event;
-    fn deref(&self) -> &Event {
-        &self.0
-    }
-}
-
 impl Record {
-    /// A line of the course of things.
-    pub fn info(text: impl Into<String>) -> Self {
-        Self::new(Level::Info, text.into())
+    /// A record of the course of things.
+    pub fn info(message: &'static str) -> Self {
+        Self::new(Level::Info, message)
     }
 
-    /// A line about something odd.
-    pub fn warn(text: impl Into<String>) -> Self {
-        Self::new(Level::Warn, text.into())
+    /// A record of something odd; the program continues as it should.
+    pub fn warn(message: &'static str) -> Self {
+        Self::new(Level::Warn, message)
     }
 
-    /// A line about something that could not be done.
-    pub fn error(text: impl Into<String>) -> Self {
-        Self::new(Level::Error, text.into())
+    /// A record of something that could not be done.
+    pub fn error(message: &'static str) -> Self {
+        Self::new(Level::Error, message)
     }
 
-    fn new(level: Level, text: String) -> Self {
-        Self(Box::new(Event { level, text, fields: Vec::new() }))
+    fn new(level: Level, message: &'static str) -> Self {
+        Self { level, message, fields: Vec::new() }
     }
 
-    /// The line with one more field.
-    #[must_use]
+    /// The record with one more field, where there is a value for it.
+    pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    /// The record with one more field.
     pub fn with(self, name: &'static str, value: impl Into<Value>) -> Self {
         self.with_value(name, value.into())
     }
@@ -122,15 +107,15 @@ impl Record {
     // Inlined at each of its many calls, it would be 1 kB of the program.
     #[inline(never)]
     fn with_value(mut self, name: &'static str, value: Value) -> Self {
-        self.0.fields.push((name, value));
+        self.fields.push((name, value));
         self
     }
 
-    /// Writes the line to stderr, if it takes it: a reader that has stopped must not stop a drain.
-    /// How many lines were lost is told with the next one.
+    /// Writes the record to stderr, if that takes it: a reader that has stopped must not stop a
+    /// drain. The next record says how many were lost.
     pub fn emit(&self) {
         if cfg!(loom) {
-            return; // A model would say the same a million times.
+            return; // A model would write the same a million times.
         }
         let stderr = std::io::stderr();
         let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
@@ -142,10 +127,10 @@ impl Record {
         let format = if json { Format::Json } else { Format::Text };
         let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
             0 => self.render(format, SystemTime::now()),
-            lost => self.clone().with("lines-lost-before", lost).render(format, SystemTime::now()),
+            lost => self.clone().with("lines_lost_before", lost).render(format, SystemTime::now()),
         };
         rendered.push('\n');
-        // In one piece, so that threads do not mix theirs. There is nowhere to say that it failed.
+        // In one piece, so that threads do not mix theirs. There is nowhere to report a failure.
         let _ = stderr.lock().write_all(rendered.as_bytes());
     }
 
@@ -154,14 +139,15 @@ impl Record {
         match format {
             Format::Text => {
                 let mut line = format!("time={time} level={} msg=", self.level.name());
-                quote(&mut line, &self.text);
+                quote(&mut line, self.message);
                 for (name, value) in &self.fields {
                     // Writing to a String does not fail.
-                    let _ = write!(line, " {name}=");
+                    let _ = write!(line, " {}=", key(name));
                     match value {
                         Value::Number(number) => {
                             let _ = write!(line, "{number}");
                         }
+                        Value::Time(time) => line.push_str(&seconds(*time)),
                         Value::Text(text) if is_plain(text) => line.push_str(text),
                         Value::Text(text) => quote(&mut line, text),
                     }
@@ -172,10 +158,12 @@ impl Record {
                 let mut object = Object::new()
                     .text("time", &time)
                     .text("level", self.level.name())
-                    .text("msg", &self.text);
+                    .text("msg", self.message);
                 for (name, value) in &self.fields {
+                    let name = &key(name);
                     object = match value {
                         Value::Number(number) => object.number(name, Some(*number)),
+                        Value::Time(time) => object.raw(name, &seconds(*time)),
                         Value::Text(text) => object.text(name, text),
                     };
                 }
@@ -185,25 +173,29 @@ impl Record {
     }
 }
 
-/// Something that others can make happen very often, and that is told once a minute at most.
+/// The key of a field: an option's name, too, is in snake_case there.
+fn key(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// For what clients can cause very often: it is logged once a minute at most, and counted.
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    told: Option<Timestamp>,
-    untold: u64,
+    logged: Option<Timestamp>,
+    unlogged: u64,
 }
 
 impl RateLimit {
     const PAUSE: Duration = Duration::from_secs(60);
 
-    /// It has happened; `now` is the reading of any one clock. If it is to be told, how often it
-    /// has since it was told before.
+    /// It has happened. If it is to be logged, how often it has since it was logged before.
     pub fn happened(&mut self, now: Timestamp) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now < told + Self::PAUSE) {
+        self.unlogged += 1;
+        if self.logged.is_some_and(|logged| now < logged + Self::PAUSE) {
             return None;
         }
-        self.told = Some(now);
-        Some(std::mem::take(&mut self.untold))
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
@@ -215,8 +207,8 @@ fn is_plain(text: &str) -> bool {
 static JSON: AtomicBool = AtomicBool::new(false);
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Takes the log of this process into hand: its format, the libraries' warnings, and panics,
-/// which are one line like everything else.
+/// Sets the log of this process up: its format, and that libraries' warnings and panics are
+/// records like everything else.
 pub fn install(format: Format) {
     JSON.store(format == Format::Json, Ordering::Relaxed);
     if log::set_logger(&Libraries).is_ok() {
@@ -224,11 +216,11 @@ pub fn install(format: Format) {
     }
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic.payload_as_str().unwrap_or("no reason given");
-        Record::error("a thread panicked, which is a bug in this program")
+        Record::error(messages::THREAD_PANICKED)
             .with("thread", thread.name().unwrap_or("unnamed"))
-            .with("place", place)
+            .with("location", location)
             .with("reason", reason)
             .emit();
     }));
@@ -243,7 +235,10 @@ impl log::Log for Libraries {
 
     fn log(&self, record: &log::Record) {
         if self.enabled(record.metadata()) {
-            Record::warn(record.args().to_string()).with("library", record.target()).emit();
+            Record::warn(messages::LIBRARY_WARNING)
+                .with("library", record.target())
+                .with("warning", record.args().to_string())
+                .emit();
         }
     }
 
@@ -258,7 +253,8 @@ mod tests {
 
     fn rendered(format: Format) -> String {
         Record::warn("it is \"odd\"")
-            .with("open", 3)
+            .with("open-connections", 3)
+            .with("took_seconds", Duration::from_micros(61_002_900))
             .with("plain", "a/b:c")
             .with("spaced", "a b")
             .with("pair", "a=b")
@@ -268,35 +264,35 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_text_quotes_what_would_break_it() {
+    fn a_record_of_text_quotes_what_would_break_it() {
         assert_eq!(
             rendered(Format::Text),
-            "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open=3 plain=a/b:c \
+            "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open_connections=3 took_seconds=61.002 plain=a/b:c \
              spaced=\"a b\" pair=\"a=b\" lines=\"a\\nb\" empty=\"\""
         );
     }
 
     #[test]
-    fn a_line_of_json_keeps_numbers() {
+    fn a_record_of_json_keeps_numbers() {
         assert_eq!(
             rendered(Format::Json),
             "{\"time\":\"2026-09-21T14:13:20.123Z\",\"level\":\"warn\",\"msg\":\"it is \\\"odd\\\"\",\
-             \"open\":3,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
+             \"open_connections\":3,\"took_seconds\":61.002,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
              \"empty\":\"\"}"
         );
     }
 
     #[test]
-    fn what_happens_often_is_told_once_a_minute_and_counted() {
-        let mut seldom = RateLimit::default();
-        let told: Vec<_> = [5, 6, 64, 65, 66, 200]
-            .map(|s| seldom.happened(Timestamp::from_start(Duration::from_secs(s))))
+    fn what_happens_often_is_logged_once_a_minute_and_counted() {
+        let mut limit = RateLimit::default();
+        let logged: Vec<_> = [5, 6, 64, 65, 66, 200]
+            .map(|s| limit.happened(Timestamp::from_start(Duration::from_secs(s))))
             .into();
-        assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
+        assert_eq!(logged, [Some(1), None, None, Some(3), None, Some(2)]);
     }
 
     #[test]
-    fn levels_are_told_apart() {
+    fn levels_are_shown() {
         for (line, level) in [
             (Record::info("x"), " level=info "),
             (Record::warn("x"), " level=warn "),

@@ -2,6 +2,8 @@
 //! that a message can be searched for and alerted on. The page *operations* of the manual says what
 //! to do about each.
 
+use crate::envoy::stats::StatsCoverage;
+
 // The process.
 pub const STARTED: &str = "started";
 pub const CANNOT_START: &str = "cannot start";
@@ -61,8 +63,7 @@ pub const LISTENERS_HIDDEN: &str = "Envoy's stats_config hides the listeners' ga
     that are not HTTP cannot be seen and will not be waited for; let it show the names that begin \
     with \"listener.\"";
 pub const HTTP_HIDDEN: &str = "Envoy's stats_config hides the HTTP gauges: scrapes and health \
-    checks cannot be told from traffic and hold a drain; let it show the names that begin with \
-    \"http.\"";
+    checks look like traffic and hold a drain; let it show the names that begin with \"http.\"";
 
 // The public port, the control socket, and the backend.
 pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";
@@ -78,3 +79,12 @@ pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying
 pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";
 pub const BACKEND_ENDED: &str = "the backend has ended; starting another";
 pub const NO_THREAD_FOR_WAITER: &str = "cannot start a thread for a request that waits";
+
+/// What cannot be seen in Envoy's stats, and what to add to its `stats_config` so that it can.
+pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
+    match coverage {
+        StatsCoverage::Everything => None,
+        StatsCoverage::HttpOnly => Some(LISTENERS_HIDDEN),
+        StatsCoverage::ListenersOnly => Some(HTTP_HIDDEN),
+    }
+}

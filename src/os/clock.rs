@@ -1,7 +1,7 @@
 //! The monotonic clock, which the hook and the sidecar read alike: it counts from the start of
 //! the machine, in every container of a pod.
 
-use std::ops::{Add, AddAssign, Sub};
+use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -17,13 +17,11 @@ impl Timestamp {
     pub const MAX: Self = Self(Duration::MAX);
 
     /// So long after the start of the machine.
-    #[must_use]
     pub const fn from_start(time: Duration) -> Self {
         Self(time)
     }
 
     /// The time since the start of the machine.
-    #[must_use]
     pub const fn since_start(self) -> Duration {
         self.0
     }
@@ -37,12 +35,6 @@ impl Add<Duration> for Timestamp {
     }
 }
 
-impl AddAssign<Duration> for Timestamp {
-    fn add_assign(&mut self, time: Duration) {
-        *self = *self + time;
-    }
-}
-
 /// Saturates: there is no negative time.
 impl Sub for Timestamp {
     type Output = Duration;
@@ -52,7 +44,6 @@ impl Sub for Timestamp {
 }
 
 /// The reading of the clock now.
-#[must_use]
 pub fn now() -> Timestamp {
     if cfg!(loom) {
         return Timestamp(Duration::from_secs(1_000)); // In the model time stands still.

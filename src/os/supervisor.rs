@@ -6,22 +6,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::observe::log::Record;
-
 /// A panic at every start must not become a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs `work` in a thread of this name until it returns, again after each panic.
+/// Runs `work` in a thread of this name until it returns, again after each panic, of which
+/// `restarted` is told.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn supervise(name: &'static str, mut work: Work) -> io::Result<JoinHandle<()>> {
+pub fn supervise(
+    name: &'static str,
+    mut work: Work,
+    restarted: fn(&'static str),
+) -> io::Result<JoinHandle<()>> {
     spawn(
         name,
         Box::new(move || {
             // What `work` shares with others is behind locks whose poison is ignored.
             while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
-                Record::error("the thread is started again").with("thread", name).emit();
+                restarted(name);
                 thread::sleep(PAUSE);
             }
         }),
@@ -52,7 +55,7 @@ mod tests {
             left -= 1;
             assert!(left == 0, "not yet");
         };
-        let thread = supervise("test", Box::new(work));
+        let thread = supervise("test", Box::new(work), |_| {});
         thread.unwrap().join().unwrap();
         assert_eq!(receiver.iter().collect::<Vec<_>>(), [3, 2, 1]);
     }

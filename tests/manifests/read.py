@@ -1,10 +1,11 @@
-"""Reads the manifests in the README, validates each, alone or as the patch that it is, against
-Kubernetes' schemas, and tells for every pod with a sidecar how that is started and asked:
+"""Reads the manifests in the pages of the manual and the README, validates each, alone or as the patch
+that it is, against Kubernetes' schemas, and prints for every pod with a sidecar how that is started and
+requested:
 
-    read.py README VERSION
+    read.py VERSION FOLDER PAGE...
 
-One line for each fact, its words separated by tabs; a pod begins with the line `pod`. Ends with 1 and a
-sentence when a manifest is wrong.
+One line for each fact, its words separated by tabs; a pod begins with the line `pod`. The `envoy.yaml` of
+the pages' ConfigMap is written into FOLDER. Ends with 1 and a sentence when a manifest is wrong.
 """
 
 import copy
@@ -17,10 +18,12 @@ import yaml
 
 KUBERNETES = ["1.34", "1.37"]
 GATEWAY = "gateway.envoyproxy.io/v1alpha1"
+# The sidecar's default --admin-address.
+ADMIN_SOCKET = "/admin/admin.sock"
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses what it would take the last of: a key that is there twice."""
+    """Rejects a key that is there twice, of which YAML would take the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -54,30 +57,39 @@ def validate(manifest):
             raise AssertionError(f"Kubernetes {version}: {place}: {error.message}") from error
 
 
-def tell(manifest, image, *source):
+def only(items, condition):
+    (item,) = [item for item in items if condition(item)]
+    return item
+
+
+def named(items, name):
+    return only(items, lambda item: item["name"] == name)
+
+
+def describe(manifest, image, *source):
     """What Rust is to check: command lines, hooks, probes and times."""
     validate(manifest)
     pod = manifest["spec"].get("template", manifest)["spec"]
     containers = pod.get("initContainers", []) + pod["containers"]
-    (manager,) = [one for one in containers if one["name"] == "shutdown-manager"]
-    (envoy,) = [one for one in containers if one["name"] == "envoy"]
-    assert [one["name"] for one in containers if one["image"] == image] == ["shutdown-manager"]
-    user = [one.get("securityContext", {}).get("runAsUser", pod.get("securityContext", {}).get("runAsUser"))
-            for one in (manager, envoy)]
-    assert user[0] == user[1] is not None, f"they run as {user}: the sidecar cannot reach Envoy"
+    manager, envoy = named(containers, "shutdown-manager"), named(containers, "envoy")
+    assert [container["name"] for container in containers if container["image"] == image] == ["shutdown-manager"]
+    of_pod = pod.get("securityContext", {}).get("runAsUser")
+    users = [container.get("securityContext", {}).get("runAsUser", of_pod) for container in (manager, envoy)]
+    assert users[0] == users[1] is not None, f"they run as {users}: the sidecar cannot reach Envoy"
     print("pod", *source, manifest["metadata"]["name"], sep="\t")
     print("grace", pod["terminationGracePeriodSeconds"], sep="\t")
     print("network", "host" if pod.get("hostNetwork") else "own", sep="\t")
     print("sidecar", *manager["command"], *manager["args"], sep="\t")
-    print("hook", *manager["lifecycle"]["preStop"]["exec"]["command"], sep="\t")
-    for kind, asked in [("waits", envoy["lifecycle"]["preStop"]), ("probe", manager.get("livenessProbe"))]:
-        if asked:
-            get = asked["httpGet"]
+    print("exec_hook", *manager["lifecycle"]["preStop"]["exec"]["command"], sep="\t")
+    requests = [("envoy_hook", envoy["lifecycle"]["preStop"]), ("probe", manager.get("livenessProbe"))]
+    for kind, request in requests:
+        if request:
+            get = request["httpGet"]
             print(kind, get.get("host", ""), get["path"], get["port"], sep="\t")
 
 
 def hardened(pod):
-    """What the Pod Security level `restricted` asks for, and a root that is not written."""
+    """What the Pod Security level `restricted` requires, and a root that is not written."""
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"] and spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -89,8 +101,37 @@ def hardened(pod):
         }, container["name"]
 
 
+def ordinary(pod):
+    """The pod with its native sidecar as an ordinary container."""
+    pod = copy.deepcopy(pod)
+    (sidecar,) = pod["spec"].pop("initContainers")
+    assert sidecar.pop("restartPolicy") == "Always"
+    pod["spec"]["containers"].insert(0, sidecar)
+    return pod
+
+
+def with_config(pod, config):
+    """Checks that the pod's Envoy starts with this ConfigMap, and gives the `envoy.yaml` in it."""
+    spec = pod["spec"]
+    volume = only(spec["volumes"], lambda volume: volume.get("configMap") == {"name": config["metadata"]["name"]})
+    envoy, manager = named(spec["containers"], "envoy"), named(spec["initContainers"], "shutdown-manager")
+    folder = named(envoy["volumeMounts"], volume["name"])["mountPath"]
+    assert config["data"].keys() == {"envoy.yaml"} and envoy["args"] == ["-c", f"{folder}/envoy.yaml"], "the path"
+    text = config["data"]["envoy.yaml"]
+    (bootstrap,) = load(text)
+    assert bootstrap["admin"]["address"] == {"pipe": {"path": ADMIN_SOCKET}}, "another admin address"
+    shared = [mount for mount in envoy["volumeMounts"] if mount in manager["volumeMounts"]]
+    assert [mount["mountPath"] for mount in shared] == [str(pathlib.PurePath(ADMIN_SOCKET).parent)]
+    ready = envoy["readinessProbe"]["httpGet"]
+    listeners = bootstrap["static_resources"]["listeners"]
+    port = lambda listener: listener["address"]["socket_address"]["port_value"]
+    listener = str(only(listeners, lambda listener: port(listener) == ready["port"]))
+    assert repr({"match": {"path": ready["path"]}, "route": {"cluster": "admin"}}) in listener, "readiness"
+    return text
+
+
 def seconds(duration):
-    assert re.fullmatch(r"\d{1,5}s", duration), f"{duration} is not so many seconds"
+    assert re.fullmatch(r"\d{1,5}s", duration), f"{duration} is not a number of seconds"
     return int(duration[:-1])
 
 
@@ -112,62 +153,85 @@ def gateway_pod(base, shutdown):
     return base
 
 
-def main(readme, version):
-    text = pathlib.Path(readme).read_text()
+class Pages:
+    """The manifests that were read so far, and what is around them."""
+
+    def __init__(self, image):
+        self.image = image
+        self.contour, self.chart, self.gateway = load(pathlib.Path(__file__).with_name("theirs.yaml").read_text())
+        self.seen = {}
+
+    def read(self, manifest):
+        kind = manifest["kind"]
+        same = lambda base: [base["metadata"].get(key) == manifest["metadata"].get(key) for key in ("name", "namespace")]
+        if kind == "Pod" and kind in self.seen:
+            assert all(same(self.seen[kind])), "it patches another pod"
+            describe(patched(self.seen[kind], manifest), self.image, "patched")
+            kind = "patch of Pod"
+        elif kind == "Pod":
+            hardened(manifest)
+            describe(manifest, self.image)
+            describe(ordinary(manifest), self.image, "ordinary")
+        elif kind == "DaemonSet":
+            assert all(same(self.contour)), "it patches another DaemonSet"
+            describe(patched(self.contour, manifest), self.image, "contour")
+        elif kind == "Kustomization":
+            assert manifest["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+            (entry,) = manifest["patches"]
+            assert entry.keys() == {"target", "patch"}, "fields"
+            assert manifest.keys() == {"apiVersion", "kind", "resources", "patches"}, "fields"
+            label, value = entry["target"].pop("labelSelector").split("=")
+            assert entry["target"] == {"kind": self.chart["kind"]} and self.chart["metadata"]["labels"][label] == value
+            (patch,) = load(entry["patch"])
+            # Kustomize goes by the target, and ignores the name.
+            describe(patched(self.chart, {"spec": patch["spec"]}), self.image, "chart")
+        elif kind == "EnvoyGateway":
+            assert manifest == {
+                "apiVersion": GATEWAY,
+                "kind": kind,
+                "gateway": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"},
+                "provider": {"type": "Kubernetes", "kubernetes": {"shutdownManager": {"image": self.image}}},
+            }, "it is not Envoy Gateway's"
+        elif kind == "EnvoyProxy":
+            assert manifest["apiVersion"] == GATEWAY and manifest["spec"].keys() == {"shutdown"}
+            pod = gateway_pod(copy.deepcopy(self.gateway), manifest["spec"]["shutdown"])
+            pod["spec"]["template"]["spec"]["containers"][0]["image"] = self.image
+            describe(pod, self.image, "gateway")
+        else:
+            validate(manifest)
+        self.seen[kind] = manifest
+
+
+def blocks(page):
+    """The language and text of each code block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page, re.S | re.M)
+
+
+def main(version, folder, *paths):
     image = f"registry.example/envoy-shutdown-manager:{version}"
-    named = re.findall(r"[\w./-]*/envoy-shutdown-manager:[\w.-]+", text)
-    assert set(named) == {image}, f"images: {set(named)}"
-    contour, chart, gateway = load(pathlib.Path(__file__).with_name("theirs.yaml").read_text())
-    seen = {}
-    for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", text, re.S | re.M), 1):
-        for manifest in load(block):
-            kind = manifest["kind"]
-            try:
-                one(kind, manifest, seen, image, contour, chart, gateway)
-            except (AssertionError, LookupError, TypeError) as error:
-                raise AssertionError(f"yaml block {number}, {kind}: {error!r}") from error
-    (line,) = re.findall(r"^    kubectl (.*) set image (.*)$", text, re.M)
-    assert line == ("-n projectcontour", f"daemonset/envoy shutdown-manager={image}"), line
-    missing = {"Pod", "patch of Pod", "DaemonSet", "Kustomization", "EnvoyGateway", "EnvoyProxy"} - seen.keys()
-    assert not missing, f"the README has no {missing}"
-
-
-def one(kind, manifest, seen, image, contour, chart, gateway):
-    same = lambda base: [base["metadata"].get(key) == manifest["metadata"].get(key) for key in ("name", "namespace")]
-    if kind == "Pod" and kind in seen:
-        assert all(same(seen[kind])), "it patches another pod"
-        tell(patched(seen[kind], manifest), image, "patched")
-        kind = "patch of Pod"
-    elif kind == "Pod":
-        hardened(manifest)
-        tell(manifest, image)
-    elif kind == "DaemonSet":
-        assert all(same(contour)), "it patches another DaemonSet"
-        tell(patched(contour, manifest), image, "contour")
-    elif kind == "Kustomization":
-        assert manifest["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
-        (entry,) = manifest["patches"]
-        assert entry.keys() == {"target", "patch"} and manifest.keys() == {"apiVersion", "kind", "resources", "patches"}, "fields"
-        label, value = entry["target"].pop("labelSelector").split("=")
-        assert entry["target"] == {"kind": chart["kind"]} and chart["metadata"]["labels"][label] == value
-        (patch,) = load(entry["patch"])
-        # Kustomize goes by the target, and lets the name be.
-        tell(patched(chart, {"spec": patch["spec"]}), image, "chart")
-    elif kind == "EnvoyGateway":
-        assert manifest == {
-            "apiVersion": GATEWAY,
-            "kind": kind,
-            "gateway": {"controllerName": "gateway.envoyproxy.io/gatewayclass-controller"},
-            "provider": {"type": "Kubernetes", "kubernetes": {"shutdownManager": {"image": image}}},
-        }, "it is not Envoy Gateway's"
-    elif kind == "EnvoyProxy":
-        assert manifest["apiVersion"] == GATEWAY and manifest["spec"].keys() == {"shutdown"}
-        pod = gateway_pod(copy.deepcopy(gateway), manifest["spec"]["shutdown"])
-        pod["spec"]["template"]["spec"]["containers"][0]["image"] = image
-        tell(pod, image, "gateway")
-    else:
-        validate(manifest)
-    seen[kind] = manifest
+    pages = Pages(image)
+    swaps = set()
+    for path in paths:
+        text = pathlib.Path(path).read_text()
+        images = set(re.findall(r"[\w./-]*/envoy-shutdown-manager:[\w.-]+", text))
+        assert images <= {image}, f"{path}: images: {images}"
+        swaps |= set(re.findall(r"^ *kubectl (.*) set image (.*)$", text, re.M))
+        for number, (language, block) in enumerate(blocks(text), 1):
+            where = f"{path}: code block {number}"
+            assert not re.search(r"check-delay[ =]0", block), f"{where}: it loses requests"
+            for manifest in load(block) if language == "yaml" else []:
+                # A part of Envoy's configuration has none.
+                if isinstance(manifest, dict) and "kind" in manifest:
+                    try:
+                        pages.read(manifest)
+                    except (AssertionError, LookupError, TypeError, ValueError) as error:
+                        raise AssertionError(f"{where}, {manifest['kind']}: {error!r}") from error
+    assert swaps == {("-n projectcontour", f"daemonset/envoy shutdown-manager={image}")}, f"set image: {swaps}"
+    kinds = {"ConfigMap", "Pod", "patch of Pod", "DaemonSet", "Kustomization", "EnvoyGateway", "EnvoyProxy"}
+    missing = (kinds | {"NetworkPolicy"}) - pages.seen.keys()
+    assert not missing, f"the pages have no {missing}"
+    bootstrap = with_config(pages.seen["Pod"], pages.seen["ConfigMap"])
+    pathlib.Path(folder, "envoy.yaml").write_text(bootstrap)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-//! The manifests in the README: each is valid in Kubernetes' eyes (`tests/manifests/read.py`), and
-//! what it starts and asks fits this program.
-
-#![allow(clippy::expect_used, reason = "a manifest that cannot be read fails the test")]
+//! The manifests in the manual and the README: each is valid by Kubernetes' schemas
+//! (`tests/manifests/read.py`), what it starts and requests fits this program, and a real Envoy
+//! takes the `envoy.yaml`.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,8 +11,13 @@ use std::time::Duration;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Command as Cli};
 
+use crate::support::{envoy_binary, temp_dir};
+
+/// The one with the whole pod first, which the others patch.
+const PAGES: [&str; 2] = ["src/manual/kubernetes.md", "README.md"];
+
 #[test]
-fn the_readmes_manifests_are_valid_and_fit_this_program() {
+fn the_manuals_manifests_are_valid_and_fit_this_program() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     // The same for every build, where `tests/manifests/install` puts it.
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
@@ -21,19 +25,30 @@ fn the_readmes_manifests_are_valid_and_fit_this_program() {
     if !python.exists() && env::var_os("CI").is_none_or(|ci| ci != "true") {
         return println!("SKIPPED: the manifests, for which there is no {}", python.display());
     }
+    let folder = temp_dir("manifests");
     let read = Command::new(&python)
         .arg(root.join("tests/manifests/read.py"))
-        .args([root.join("README.md").as_os_str(), env!("CARGO_PKG_VERSION").as_ref()])
+        .arg(env!("CARGO_PKG_VERSION"))
+        .arg(folder.path())
+        .args(PAGES.map(|page| root.join(page)))
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}", python.display()));
     assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
-    let told = String::from_utf8(read.stdout).expect("text");
-    let pods: Vec<_> = told.split("pod\t").skip(1).map(Pod).collect();
-    assert!(pods.len() >= 5, "{told}");
+    let facts = String::from_utf8(read.stdout).expect("text");
+    let pods: Vec<_> = facts.split("pod\t").skip(1).map(Pod).collect();
+    assert!(pods.len() >= 6, "{facts}");
     pods.iter().for_each(Pod::check);
+
+    let bootstrap = folder.path().join("envoy.yaml");
+    let validated = Command::new(envoy_binary::envoy())
+        .args(["--mode", "validate", "--log-level", "error", "-c"])
+        .arg(&bootstrap)
+        .output()
+        .expect("run Envoy");
+    assert!(validated.status.success(), "{}", String::from_utf8_lossy(&validated.stderr));
 }
 
-/// What `read.py` tells of a pod: its name, then a line for each fact.
+/// What `read.py` prints of a pod: its name, then a line for each fact.
 struct Pod<'a>(&'a str);
 
 impl<'a> Pod<'a> {
@@ -56,38 +71,40 @@ impl<'a> Pod<'a> {
     }
 
     fn check(&self) {
-        let (name, Cli::Sidecar(sidecar)) = self.parsed("sidecar") else {
+        let (flavor, Cli::Sidecar(sidecar)) = self.parsed("sidecar") else {
             panic!("another command than the sidecar's in {}", self.0);
         };
-        let (its_name, Cli::Shutdown(hook)) = self.parsed("hook") else {
+        let (hook_flavor, Cli::Shutdown(hook)) = self.parsed("exec_hook") else {
             panic!("another command than the hook's in {}", self.0);
         };
-        assert_eq!(name, its_name, "{}", self.0);
+        assert_eq!(flavor, hook_flavor, "{}", self.0);
 
         // On the host's network `host` is the pod's loopback; in a network of its own, the node's.
         let loopback = (self.fact("network") == ["host"]).then_some("127.0.0.1");
         assert_eq!(sidecar.serve.address.as_deref(), loopback, "{}", self.0);
         let port = sidecar.serve.port.to_string();
-        let asked = |path| vec![loopback.unwrap_or_default(), path, &port];
-        let path = match name {
+        let request = |path| vec![loopback.unwrap_or_default(), path, &port];
+        let path = match flavor {
             Flavor::Contour => "/shutdown",
             Flavor::EnvoyGateway => "/shutdown/ready",
         };
-        assert_eq!(self.fact("waits"), asked(path), "{}", self.0);
+        assert_eq!(self.fact("envoy_hook"), request(path), "{}", self.0);
         if let Some(probe) = self.try_fact("probe") {
-            assert_eq!(probe, asked("/healthz"), "{}", self.0);
+            assert_eq!(probe, request("/healthz"), "{}", self.0);
         }
 
-        let options = Options::of(name).with(&sidecar.overrides).with(&hook.overrides);
+        let options = Options::of(flavor).with(&sidecar.overrides).with(&hook.overrides);
         let grace = Duration::from_secs(self.fact("grace")[0].parse().expect("seconds"));
         let polls = (options.delay() + options.check_delay).max(options.min_drain_duration);
         let seconds = Duration::from_secs;
+        // With a check delay of 0 s requests were lost on a real cluster, with 3 s none.
+        assert!(polls >= seconds(3), "requests that still arrive are lost: {}", self.0);
         assert!(grace > polls + options.check_interval + seconds(5), "{}", self.0);
         if let Some(timeout) = options.drain_timeout {
             assert!(grace >= timeout + seconds(15), "the drain timeout is too long: {}", self.0);
-            assert!(timeout > polls, "nothing is waited for: {}", self.0);
+            assert!(timeout > polls, "no connection is waited for: {}", self.0);
             let ready = sidecar.ready_timeout;
-            assert!(ready.is_none_or(|ready| ready > timeout), "let go too early: {}", self.0);
+            assert!(ready.is_none_or(|ready| ready > timeout), "500 in mid-drain: {}", self.0);
         }
     }
 }

@@ -31,7 +31,7 @@ fn the_program_names_what_it_is_made_of() {
         return;
     }
     let elf = Elf::of_the_program();
-    let packed = elf.section(".dep-v0").expect("a section that `.ci/auditable` puts there");
+    let packed = elf.section(".dep-v0").expect("a section that `.build/auditable` puts there");
     let said = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
     println!("{} bytes for {said}", packed.len());
     assert!(said.starts_with("{\"packages\":[{") && said.ends_with('}'), "{said}");
@@ -53,11 +53,11 @@ fn the_program_names_what_it_is_made_of() {
 
 #[test]
 fn every_version_that_is_named_is_the_manifests() {
-    let readme = file("README.md");
-    let (_, changes) = readme.split_once("\n## Changes\n\n### ").expect("a section of changes");
+    let changelog = file(".github/CHANGELOG.md");
+    let (_, changes) = changelog.split_once("\n## ").expect("a version in the changelog");
     assert_eq!(changes.split([',', '\n']).next(), Some(VERSION), "the newest one");
     let mut tags = 0;
-    for name in ["README.md", "Containerfile", "Justfile", ".ci/run"] {
+    for name in ["README.md", "src/manual/kubernetes.md", "Containerfile", "Justfile"] {
         for rest in file(name).split("/envoy-shutdown-manager:").skip(1) {
             let tag = rest.split(|c: char| !c.is_ascii_alphanumeric() && !".-_".contains(c)).next();
             let is_one = |tag: &&str| tag.starts_with(|first: char| first.is_ascii_digit());

@@ -11,11 +11,15 @@ fn count_with(body: &[u8], excluded: &[&str]) -> Result<Observation, StatsError>
     count_without(body, excluded, &[])
 }
 
-fn count_without(body: &[u8], excluded: &[&str], own: &[&str]) -> Result<Observation, StatsError> {
+fn count_without(
+    body: &[u8],
+    excluded: &[&str],
+    ignored: &[&str],
+) -> Result<Observation, StatsError> {
     let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
-    let mut tally = StatsParser::new(&excluded, own);
-    tally.push(body);
-    tally.finish()
+    let mut parser = StatsParser::new(&excluded, ignored);
+    parser.push(body);
+    parser.finish()
 }
 
 /// The open connections in these lines, with the sentinels before them.
@@ -25,7 +29,7 @@ fn open(lines: &str) -> u64 {
 
 fn open_without(lines: &str, excluded: &[&str]) -> u64 {
     let observation = count_with(format!("{SENTINELS}{lines}").as_bytes(), excluded).unwrap();
-    assert_eq!(observation.visible, StatsCoverage::Everything);
+    assert_eq!(observation.coverage, StatsCoverage::Everything);
     observation.open
 }
 
@@ -38,7 +42,7 @@ fn expected(text: &str) -> (Vec<&str>, Vec<&str>) {
 }
 
 #[test]
-fn counts_what_real_envoys_answered() {
+fn counts_what_real_envoys_responded() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stats");
     let (mut seen, mut wrong) = (0, Vec::new());
     for entry in fs::read_dir(folder).unwrap() {
@@ -50,12 +54,12 @@ fn counts_what_real_envoys_answered() {
         let text = fs::read_to_string(capture.join("expected")).unwrap();
         let (excluded, mut facts) = expected(&text);
         let mut found = match count_with(&body, &excluded) {
-            Ok(Observation { open, live, visible }) => vec![
+            Ok(Observation { open, live, coverage }) => vec![
                 format!("open {open}"),
                 format!("live {}", live.map_or("absent".to_owned(), |live| live.to_string())),
                 format!(
                     "visible {}",
-                    match visible {
+                    match coverage {
                         StatsCoverage::Everything => "both",
                         StatsCoverage::HttpOnly => "http",
                         StatsCoverage::ListenersOnly => "listeners",
@@ -63,7 +67,7 @@ fn counts_what_real_envoys_answered() {
                 ),
             ],
             Err(StatsError::NothingVisible) => vec!["open -".into(), "visible nothing".into()],
-            Err(fault) => panic!("{}: {fault}", capture.display()),
+            Err(error) => panic!("{}: {error}", capture.display()),
         };
         if found[0] == "open -" {
             facts.retain(|fact| !fact.starts_with("live "));
@@ -103,7 +107,7 @@ fn adds_listeners_and_takes_off_excluded_prefixes() {
 }
 
 #[test]
-fn envoy_gateways_own_listeners_are_told_by_the_end_of_their_addresses() {
+fn envoy_gateways_own_listeners_are_known_by_the_end_of_their_addresses() {
     // A scrape, a probe that speaks and one that does not, and traffic on ports like theirs.
     let lines = "listener.0.0.0.0_19001.downstream_cx_active: 1\n\
         listener.0.0.0.0_19001.worker_0.downstream_cx_active: 1\n\
@@ -146,11 +150,11 @@ fn a_client_that_speaks_while_the_gauges_are_read_is_counted() {
 }
 
 #[test]
-fn a_threads_share_is_not_counted_twice() {
-    let shares = "listener.l.downstream_cx_active: 5\nlistener.l.worker_0.downstream_cx_active: 2\n\
+fn a_workers_copy_of_a_gauge_is_not_counted_twice() {
+    let gauges = "listener.l.downstream_cx_active: 5\nlistener.l.worker_0.downstream_cx_active: 2\n\
         listener.l.worker_63.downstream_cx_active: 3\nlistener.l.downstream_pre_cx_active: 7\n";
-    assert_eq!(open(shares), 12);
-    assert_eq!(open_without(shares, &["l"]), 0);
+    assert_eq!(open(gauges), 12);
+    assert_eq!(open_without(gauges, &["l"]), 0);
     assert_eq!(
         open(
             "listener.l.main_thread.downstream_cx_active: 1\nlistener.l.downstream_cx_active: 1\n"
@@ -190,7 +194,7 @@ fn names_that_look_like_others_are_counted() {
 }
 
 #[test]
-fn a_name_that_only_resembles_a_threads_share_adds_to_the_listeners_own() {
+fn a_name_that_only_resembles_a_workers_copy_counts_as_a_listener() {
     for name in ["l.worker_", "l.worker_a", "l.worker_0x", "l.main_threads"] {
         let lines = format!(
             "listener.l.downstream_cx_active: 1\nlistener.{name}.downstream_cx_active: 1\n"
@@ -200,7 +204,7 @@ fn a_name_that_only_resembles_a_threads_share_adds_to_the_listeners_own() {
 }
 
 #[test]
-fn an_answer_may_be_a_mebibyte_long() {
+fn a_response_may_be_a_mebibyte_long() {
     assert_eq!(MAX_BODY, 1_048_576);
 }
 
@@ -231,11 +235,11 @@ fn an_excluded_listeners_connections_are_not_taken_off_others() {
 }
 
 #[test]
-fn an_answer_without_a_family_says_so_and_one_without_both_is_no_poll() {
+fn a_response_without_a_family_says_so_and_one_without_both_is_no_poll() {
     let http = "http.admin.downstream_cx_active: 1\nhttp.a.downstream_cx_active: 2\n\
         http.stats.downstream_cx_active: 4\n";
     let observation = count_with(http.as_bytes(), &[]).unwrap();
-    assert_eq!(observation, Observation { open: 2, live: None, visible: StatsCoverage::HttpOnly });
+    assert_eq!(observation, Observation { open: 2, live: None, coverage: StatsCoverage::HttpOnly });
     // The admin listener is hidden, another is not.
     let some = format!("{http}listener.tcp.downstream_cx_active: 9\n");
     assert_eq!(count_with(some.as_bytes(), &[]).unwrap().open, 9 - 4);
@@ -244,7 +248,7 @@ fn an_answer_without_a_family_says_so_and_one_without_both_is_no_poll() {
     let observation = count_with(listeners.as_bytes(), &[]).unwrap();
     assert_eq!(
         observation,
-        Observation { open: 2, live: None, visible: StatsCoverage::ListenersOnly }
+        Observation { open: 2, live: None, coverage: StatsCoverage::ListenersOnly }
     );
 
     for nothing in ["", "OK\n", "server.live: 0\n", "http.a.downstream_cx_active: 0\n", "<html>"] {
@@ -257,7 +261,7 @@ fn an_answer_without_a_family_says_so_and_one_without_both_is_no_poll() {
 }
 
 #[test]
-fn a_gauge_without_a_number_makes_the_answer_no_poll() {
+fn a_gauge_without_a_number_makes_the_response_no_poll() {
     for value in
         ["", " ", "-1", "+1", "1.5", "1e3", "0x1", "one", "18446744073709551616", "1 2", "\u{661}"]
     {
@@ -265,8 +269,8 @@ fn a_gauge_without_a_number_makes_the_answer_no_poll() {
             ["listener.a.downstream_cx_active", "http.a.downstream_cx_active", "server.live"]
         {
             let body = format!("{SENTINELS}{gauge}: {value}\n{SENTINELS}");
-            let fault = count_with(body.as_bytes(), &[]);
-            assert!(matches!(fault, Err(StatsError::BadValue(_))), "{gauge}: {value}");
+            let error = count_with(body.as_bytes(), &[]);
+            assert!(matches!(error, Err(StatsError::BadValue(_))), "{gauge}: {value}");
         }
     }
     let unrelated =
@@ -312,9 +316,9 @@ fn pieces_may_end_anywhere() {
         "{SENTINELS}listener.a.downstream_cx_active: 12\nlistener.b.downstream_pre_cx_active: 30"
     );
     for size in 1..body.len() {
-        let mut tally = StatsParser::new(&[], &[]);
-        body.as_bytes().chunks(size).for_each(|piece| tally.push(piece));
-        assert_eq!(tally.finish().unwrap().open, 42, "in pieces of {size}");
+        let mut parser = StatsParser::new(&[], &[]);
+        body.as_bytes().chunks(size).for_each(|piece| parser.push(piece));
+        assert_eq!(parser.finish().unwrap().open, 42, "in pieces of {size}");
     }
 }
 
@@ -328,10 +332,10 @@ fn live_is_read_wherever_it_stands() {
 }
 
 #[test]
-fn a_fault_is_told_with_what_to_do() {
-    let fault = count_with(b"", &[]).unwrap_err().to_string();
-    assert!(fault.contains("stats_config"), "{fault}");
+fn an_error_says_what_to_do() {
+    let error = count_with(b"", &[]).unwrap_err().to_string();
+    assert!(error.contains("stats_config"), "{error}");
     let line = format!("listener.{}.downstream_cx_active: x\n", "a".repeat(1000));
-    let fault = count_with(line.as_bytes(), &[]).unwrap_err().to_string();
-    assert!(fault.len() < 300 && fault.contains("without a number"), "{fault}");
+    let error = count_with(line.as_bytes(), &[]).unwrap_err().to_string();
+    assert!(error.len() < 300 && error.contains("without a number"), "{error}");
 }

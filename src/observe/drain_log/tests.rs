@@ -1,6 +1,7 @@
 use super::*;
 use crate::cli::options::{DrainOption, Options};
-use crate::drain::{Action, Outcome};
+use crate::drain::{Action, Event, Outcome, Step};
+use crate::envoy::Reply;
 use crate::envoy::error::AdminErrorKind;
 use crate::observe::log::{Level, Value};
 
@@ -13,79 +14,85 @@ const fn s(seconds: u64) -> Duration {
 }
 
 /// A machine whose log is collected.
-struct Told {
+struct Logged {
     machine: Machine,
-    story: DrainLog,
+    log: DrainLog,
     now: Duration,
-    lines: Vec<Record>,
+    records: Vec<Record>,
+    /// What the machine has asked for.
+    call: Option<Call>,
 }
 
-impl Told {
+impl Logged {
     fn new() -> Self {
-        Self {
-            machine: Machine::new(Timestamp::ZERO, true),
-            story: DrainLog::default(),
-            now: Duration::ZERO,
-            lines: Vec::new(),
-        }
+        Self::with(Machine::new(Timestamp::ZERO, true))
+    }
+
+    fn with(machine: Machine) -> Self {
+        let (log, records) = (DrainLog::default(), Vec::new());
+        Self { machine, log, now: Duration::ZERO, records, call: None }
     }
 
     fn draining(options: &[(DrainOption, &str)]) -> Self {
-        let mut told = Self::new();
-        told.begin(options);
-        told.step(Event::Tick);
-        told
+        let mut logged = Self::new();
+        logged.start(options);
+        logged.step(&Event::Tick);
+        logged
     }
 
-    fn begin(&mut self, options: &[(DrainOption, &str)]) {
-        let mut given = Overrides::default();
+    fn start(&mut self, options: &[(DrainOption, &str)]) {
+        let mut requested = Overrides::default();
         for (option, text) in options {
-            given.set(*option, text).unwrap();
+            requested.set(*option, text).unwrap();
         }
-        let begun = self.machine.begin(Options::default().with(&given), at(self.now));
-        self.lines.extend(self.story.begun(begun, &given, &self.machine, at(self.now)));
+        let start = self.machine.start(Options::default().with(&requested), at(self.now));
+        let records = self.log.drain_started(start, &requested, &self.machine, at(self.now));
+        self.records.extend(records);
     }
 
-    fn step(&mut self, event: Event) -> Action {
-        let before = self.machine.outline();
-        let action = self.machine.step(&event, at(self.now));
-        self.lines.extend(self.story.heard(before, &event, &self.machine, at(self.now)));
+    fn step(&mut self, event: &Event) -> Action {
+        let Step { action, events } = self.machine.step(event, at(self.now));
+        self.records.extend(self.log.record(&events, &self.machine, at(self.now)));
+        if let Action::Call(call) = action {
+            self.call = Some(call);
+        }
         action
     }
 
-    /// Nothing is said of Envoy's own hook any more.
-    fn hook_told(&mut self) -> &mut Self {
-        self.story.hook_told = true;
-        self
+    fn replied(&mut self, result: Result<Reply, AdminError>) -> Action {
+        let drain = self.machine.number();
+        self.step(&Event::Reply { drain, call: self.call.unwrap(), result })
     }
 
-    fn answer(&mut self, answer: Answer) -> Action {
-        self.step(Event::Answer { drain: self.machine.number(), answer })
+    fn reply(&mut self, reply: Reply) -> Action {
+        self.replied(Ok(reply))
     }
 
     fn poll(&mut self, open: u64) -> Action {
-        self.answer(Answer::Polled(Poll {
-            open,
-            visible: StatsCoverage::Everything,
-            health: Health::Draining,
-        }))
+        self.reply(polled(open, StatsCoverage::Everything, Health::Draining))
     }
 
-    fn fault(&mut self, text: &str) -> Action {
-        self.answer(Answer::AdminError(AdminError {
-            kind: AdminErrorKind::Timeout,
-            text: text.to_owned(),
-        }))
+    fn fail(&mut self, text: &str) -> Action {
+        self.replied(Err(AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() }))
     }
 
-    /// The lines since the last time this was asked.
-    fn texts(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.lines).into_iter().map(|line| line.text.clone()).collect()
+    /// It is over whether Envoy's own hook comes too.
+    fn pairing_logged(&mut self) -> &mut Self {
+        let now = self.now;
+        self.at(s(3)).step(&Event::Tick);
+        self.messages();
+        self.at(now)
     }
 
+    /// The messages since the last time.
+    fn messages(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.records).into_iter().map(|record| record.message).collect()
+    }
+
+    #[track_caller]
     fn only(&mut self) -> Record {
-        assert_eq!(self.lines.len(), 1, "{:?}", self.lines);
-        self.lines.remove(0)
+        assert_eq!(self.records.len(), 1, "one record: {:?}", self.records);
+        self.records.remove(0)
     }
 
     fn at(&mut self, now: Duration) -> &mut Self {
@@ -94,40 +101,44 @@ impl Told {
     }
 }
 
-fn field<'a>(line: &'a Record, name: &str) -> Option<&'a Value> {
-    line.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
+fn polled(open: u64, coverage: StatsCoverage, health: Health) -> Reply {
+    Reply::Stats(Poll { open, coverage, health })
+}
+
+fn field<'a>(record: &'a Record, name: &str) -> Option<&'a Value> {
+    record.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
 }
 
 #[test]
 fn a_drain_is_told_from_its_request_to_its_outcome() {
-    let mut told = Told::draining(&[(DrainOption::CheckDelay, "10s")]);
-    let requested = told.only();
-    assert_eq!(requested.text, "drain requested");
-    assert_eq!(field(&requested, "given"), Some(&"check-delay=10s".into()));
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "10s")]);
+    let requested = logged.only();
+    assert_eq!(requested.message, messages::DRAIN_STARTED);
+    assert_eq!(field(&requested, "requested"), Some(&"check-delay=10s".into()));
     assert_eq!(field(&requested, "check-interval"), Some(&"5s".into()), "what is in force, too");
 
-    told.answer(Answer::Failed);
-    let failed = told.only();
-    assert!(failed.text.starts_with("health checks failed"), "{failed:?}");
-    assert_eq!(field(&failed, "first-poll-in"), Some(&"10s".into()));
+    logged.reply(Reply::HealthChecksFailed);
+    let failed = logged.only();
+    assert_eq!(failed.message, messages::OUT_OF_SERVICE);
+    assert_eq!(field(&failed, "first_poll_in"), Some(&"10s".into()));
 
-    told.hook_told().at(s(10)).step(Event::Tick);
-    assert_eq!(told.texts(), [""; 0]);
-    for (open, lines) in [(3, 1), (3, 0), (2, 1), (3, 1), (3, 0)] {
-        told.poll(open);
-        assert_eq!(told.lines.len(), lines, "at {open}");
-        if let Some(line) = told.lines.pop() {
-            assert_eq!(field(&line, "open"), Some(&open.into()));
-            assert_eq!(field(&line, "threshold"), Some(&0.into()));
+    logged.pairing_logged().at(s(10)).step(&Event::Tick);
+    assert_eq!(logged.messages(), [""; 0]);
+    for (open, records) in [(3, 1), (3, 0), (2, 1), (3, 1), (3, 0)] {
+        logged.poll(open);
+        assert_eq!(logged.records.len(), records, "at {open}");
+        if let Some(record) = logged.records.pop() {
+            assert_eq!(field(&record, "open_connections"), Some(&open.into()));
+            assert_eq!(field(&record, "threshold_connections"), Some(&0.into()));
         }
     }
-    assert_eq!(told.poll(0), Action::Finish(Outcome::Drained { open: 0 }));
-    told.texts();
-    told.step(Event::Finished);
-    let outcome = told.only();
-    assert_eq!(outcome.level, Level::Info);
+    assert_eq!(logged.poll(0), Action::Finish(Outcome::drained(0)));
+    logged.messages();
+    logged.step(&Event::Finished);
+    let outcome = logged.only();
+    assert_eq!((outcome.level, outcome.message), (Level::Info, messages::DRAINED));
     assert_eq!(field(&outcome, "outcome"), Some(&"drained".into()));
-    assert_eq!(field(&outcome, "took"), Some(&"10s".into()));
+    assert_eq!(field(&outcome, "took_seconds"), Some(&s(10).into()));
 }
 
 #[test]
@@ -139,263 +150,256 @@ fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
         (false, true, None, ""),
     ] {
         let switch = [(DrainOption::RequireEnvoyHook, "on")];
-        let mut told = Told::draining(if required { &switch } else { &[] });
+        let mut logged = Logged::draining(if required { &switch } else { &[] });
         if comes {
-            told.machine.arrived(at(s(2)));
+            logged.machine.waiter_arrived(at(s(2)));
         }
-        told.texts();
-        assert_eq!(told.story.reminder(&told.machine), Some(at(s(3))));
-        told.at(s(3)).step(Event::Tick);
-        let told_level = told.lines.first().map(|line| line.level);
+        logged.messages();
+        logged.at(s(3)).step(&Event::Tick);
+        let told_level = logged.records.first().map(|record| record.level);
         assert_eq!(told_level, level, "{comes} {required}");
-        assert!(told.texts().concat().starts_with(start));
-        told.at(s(4)).step(Event::Tick);
-        assert_eq!(told.texts(), [""; 0], "and then no more");
+        assert!(logged.messages().concat().starts_with(start));
+        logged.at(s(4)).step(&Event::Tick);
+        assert_eq!(logged.messages(), [""; 0], "and then no more");
     }
 }
 
 #[test]
 fn it_is_told_whether_listeners_drain() {
     let switch = [(DrainOption::DrainListeners, "on"), (DrainOption::MinDrainDuration, "1m30s")];
-    let mut told = Told::draining(&switch);
-    told.machine.arrived(at(s(0)));
-    told.texts();
-    assert_eq!(told.answer(Answer::Failed), Action::Call(crate::drain::Call::DrainListeners));
-    assert_eq!(field(&told.only(), "first-poll-in"), Some(&"1m30s".into()));
-    told.answer(Answer::ListenersDrain);
-    assert!(told.only().text.starts_with("Envoy's listeners drain"));
-    told.at(s(3)).step(Event::Tick);
-    assert_eq!(field(&told.only(), "listeners"), None, "they do");
+    let mut logged = Logged::draining(&switch);
+    logged.machine.waiter_arrived(at(s(0)));
+    logged.messages();
+    assert_eq!(logged.reply(Reply::HealthChecksFailed), Action::Call(Call::DrainListeners));
+    assert_eq!(field(&logged.only(), "first_poll_in"), Some(&"1m30s".into()));
+    logged.reply(Reply::ListenersDraining);
+    assert_eq!(logged.only().message, messages::LISTENERS_DRAINING);
+    logged.at(s(3)).step(&Event::Tick);
+    assert_eq!(field(&logged.only(), "listeners"), None, "they do");
 
-    let mut lone = Told::draining(&switch);
-    lone.answer(Answer::Failed);
-    lone.texts();
-    lone.at(s(3)).step(Event::Tick);
-    let left = "not told to drain, which could not be taken back";
+    let mut lone = Logged::draining(&switch);
+    lone.reply(Reply::HealthChecksFailed);
+    lone.messages();
+    lone.at(s(3)).step(&Event::Tick);
+    let left = "not drained, which could not be undone";
     assert_eq!(field(&lone.only(), "listeners"), Some(&left.into()));
 
-    // They are told later, or never were to be.
-    let mut early = Told::draining(&[switch[0], (DrainOption::DrainDelay, "20s")]);
-    early.machine.arrived(at(s(0)));
-    for mut told in [early, Told::draining(&[])] {
-        told.texts();
-        told.at(s(3)).step(Event::Tick);
-        assert_eq!(field(&told.only(), "listeners"), None);
+    // They are logged later, or never were to be.
+    let mut early = Logged::draining(&[switch[0], (DrainOption::DrainDelay, "20s")]);
+    early.machine.waiter_arrived(at(s(0)));
+    for mut logged in [early, Logged::draining(&[])] {
+        logged.messages();
+        logged.at(s(3)).step(&Event::Tick);
+        assert_eq!(field(&logged.only(), "listeners"), None);
     }
 }
 
 #[test]
 fn an_envoy_that_is_left_alone_is_told_with_the_reason() {
-    let mut told = Told::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
-    told.at(s(3)).step(Event::Tick);
-    told.texts();
-    told.step(Event::Finished);
-    let line = told.only();
-    assert_eq!((line.level, field(&line, "outcome")), (Level::Info, Some(&"no_envoy_hook".into())));
+    let mut logged = Logged::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
+    logged.at(s(3)).step(&Event::Tick);
+    logged.messages();
+    logged.step(&Event::Finished);
+    let record = logged.only();
+    assert_eq!(
+        (record.level, field(&record, "outcome")),
+        (Level::Info, Some(&"no_envoy_hook".into()))
+    );
 }
 
 #[test]
 fn giving_up_is_a_warning() {
-    let mut told = Told::draining(&[(DrainOption::DrainTimeout, "70s")]);
-    told.answer(Answer::Failed);
-    told.at(s(70)).step(Event::Tick);
-    told.texts();
-    told.step(Event::Finished);
-    assert_eq!(told.only().level, Level::Warn);
+    let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "70s")]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.at(s(70)).step(&Event::Tick);
+    logged.messages();
+    logged.step(&Event::Finished);
+    assert_eq!(logged.only().level, Level::Warn);
 }
 
 #[test]
 fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
     for (timeout, warning) in [
-        ("0s", "connections will not be waited for"),
-        ("10s", "health checks will not be failed"),
-        ("11s", "connections will not be waited for"),
-        ("70s", "connections will not be waited for"),
+        ("0s", messages::TIMEOUT_BEFORE_FIRST_POLL),
+        ("10s", messages::TIMEOUT_BEFORE_DRAIN_DELAY),
+        ("11s", messages::TIMEOUT_BEFORE_FIRST_POLL),
+        ("70s", messages::TIMEOUT_BEFORE_FIRST_POLL),
     ] {
         let options = [(DrainOption::DrainTimeout, timeout), (DrainOption::DrainDelay, "10s")];
-        let texts = Told::draining(&options).texts();
-        assert!(texts[1].contains(warning), "{timeout}: {texts:?}");
+        let texts = Logged::draining(&options).messages();
+        assert_eq!(texts[1], warning, "{timeout}");
     }
     let options = [(DrainOption::DrainTimeout, "71s"), (DrainOption::DrainDelay, "10s")];
-    assert_eq!(Told::draining(&options).texts().len(), 1);
+    assert_eq!(Logged::draining(&options).messages().len(), 1);
 }
 
 #[test]
 fn an_error_is_told_once_and_then_counted() {
-    let mut told = Told::draining(&[(DrainOption::CheckDelay, "0")]);
-    told.answer(Answer::Failed);
-    told.texts();
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.messages();
     for _ in 0..5 {
-        told.fault("it is slow");
+        logged.fail("it is slow");
     }
-    let line = told.only();
-    assert_eq!((line.level, field(&line, "error")), (Level::Warn, Some(&"it is slow".into())));
-    told.fault("it is odd");
-    let line = told.only();
-    assert_eq!(field(&line, "error"), Some(&"it is odd".into()));
-    assert_eq!(field(&line, "repeated"), Some(&4.into()));
-    told.fault("it is slow");
-    assert_eq!(field(&told.only(), "repeated"), None);
-    told.poll(7);
-    let again = told.lines.remove(0);
-    assert_eq!(again.text, "Envoy answers again");
-    assert_eq!(field(&again, "after"), Some(&"it is slow".into()));
+    let record = logged.only();
+    assert_eq!((record.level, field(&record, "error")), (Level::Warn, Some(&"it is slow".into())));
+    logged.fail("it is odd");
+    let record = logged.only();
+    assert_eq!(field(&record, "error"), Some(&"it is odd".into()));
+    assert_eq!(field(&record, "repeated"), Some(&4.into()));
+    logged.fail("it is slow");
+    assert_eq!(field(&logged.only(), "repeated"), None);
+    logged.poll(7);
+    let again = logged.records.remove(0);
+    assert_eq!(again.message, messages::ENVOY_RESPONDS_AGAIN);
+    assert_eq!(field(&again, "previous_error"), Some(&"it is slow".into()));
     assert_eq!(field(&again, "repeated"), None);
-    assert_eq!(told.texts(), ["open connections"]);
+    assert_eq!(logged.messages(), [messages::OPEN_CONNECTIONS]);
     for _ in 0..3 {
-        told.fault("it is slow");
+        logged.fail("it is slow");
     }
-    told.poll(7);
-    assert_eq!(field(&told.lines[1], "repeated"), Some(&2.into()));
+    logged.poll(7);
+    assert_eq!(field(&logged.records[1], "repeated"), Some(&2.into()));
 }
 
 #[test]
 fn a_silent_minute_of_a_drain_is_broken() {
-    let mut told = Told::draining(&[(DrainOption::CheckDelay, "0")]);
-    told.answer(Answer::Failed);
-    told.poll(7);
-    told.texts();
-    told.hook_told().at(s(59)).poll(7);
-    assert_eq!(told.texts(), [""; 0]);
-    assert_eq!(told.story.reminder(&told.machine), Some(at(s(60))));
-    told.at(s(60)).step(Event::Tick);
-    let line = told.only();
-    assert_eq!(line.text, "still waiting");
-    assert_eq!(field(&line, "open"), Some(&7.into()));
-    assert_eq!(field(&line, "elapsed"), Some(&"1m".into()));
-    assert_eq!(told.story.reminder(&told.machine), Some(at(s(120))));
-    told.at(s(100)).fault("it is slow");
-    told.texts();
-    told.at(s(160)).fault("it is slow");
-    assert_eq!(field(&told.only(), "repeated"), Some(&1.into()));
-    assert_eq!(Told::new().story.reminder(&Told::new().machine), None, "no drain, no wake-up");
-    let mut told = Told::new();
-    told.at(s(100)).begin(&[]);
-    assert_eq!(told.story.reminder(&told.machine), Some(at(s(103))));
-    told.hook_told();
-    assert_eq!(told.story.reminder(&told.machine), Some(at(s(160))));
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.poll(7);
+    logged.messages();
+    logged.pairing_logged().at(s(62)).poll(7);
+    assert_eq!(logged.messages(), [""; 0]);
+    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(63))));
+    logged.at(s(63)).step(&Event::Tick);
+    let record = logged.only();
+    assert_eq!(record.message, messages::STILL_WAITING);
+    assert_eq!(field(&record, "open_connections"), Some(&7.into()));
+    assert_eq!(field(&record, "elapsed_seconds"), Some(&s(63).into()));
+    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(123))));
+    logged.at(s(100)).fail("it is slow");
+    logged.messages();
+    logged.at(s(160)).fail("it is slow");
+    assert_eq!(field(&logged.only(), "repeated"), Some(&1.into()));
+    assert_eq!(Logged::new().log.reminder(&Logged::new().machine), None, "no drain, no wake-up");
+    let mut logged = Logged::new();
+    logged.at(s(100)).start(&[]);
+    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(160))));
 }
 
 #[test]
 fn a_revert_is_told_with_what_follows() {
-    let mut told = Told::draining(&[]);
-    told.answer(Answer::Failed);
-    told.texts();
-    told.answer(Answer::Seen(Health::Draining));
-    assert_eq!(told.texts(), [""; 0]);
-    told.answer(Answer::Seen(Health::Live));
-    assert!(told.only().text.starts_with("Envoy is LIVE again"));
-    told.answer(Answer::Failed);
-    told.texts();
-    told.answer(Answer::Seen(Health::Starting));
-    assert!(told.only().text.starts_with("Envoy has restarted"));
-    told.answer(Answer::Failed);
-    told.at(s(60)).step(Event::Tick);
-    told.texts();
-    told.answer(Answer::Polled(Poll {
-        open: 0,
-        visible: StatsCoverage::Everything,
-        health: Health::Live,
-    }));
-    assert!(told.texts()[0].starts_with("Envoy is LIVE again"));
+    let mut logged = Logged::draining(&[]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.messages();
+    logged.reply(Reply::Ready(Health::Draining));
+    assert_eq!(logged.messages(), [""; 0]);
+    logged.reply(Reply::Ready(Health::Live));
+    assert_eq!(logged.only().message, messages::ENVOY_LIVE_AGAIN);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.messages();
+    logged.reply(Reply::Ready(Health::Starting));
+    assert_eq!(logged.only().message, messages::ENVOY_RESTARTED);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.at(s(60)).step(&Event::Tick);
+    logged.messages();
+    logged.reply(polled(0, StatsCoverage::Everything, Health::Live));
+    assert_eq!(logged.messages()[0], messages::ENVOY_LIVE_AGAIN);
 }
 
 #[test]
 fn what_cannot_be_seen_is_told_once_and_with_the_outcome() {
-    let mut told = Told::draining(&[(DrainOption::CheckDelay, "0")]);
-    told.answer(Answer::Failed);
-    told.texts();
-    let poll = |open, visible| Answer::Polled(Poll { open, visible, health: Health::Draining });
-    told.answer(poll(1, StatsCoverage::HttpOnly));
-    assert!(told.texts()[0].contains("stats_config"));
-    told.answer(poll(1, StatsCoverage::HttpOnly));
-    told.answer(poll(0, StatsCoverage::HttpOnly));
-    told.texts();
-    told.step(Event::Finished);
-    assert!(field(&told.only(), "not-counted").is_some());
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.messages();
+    let poll = |open, coverage| polled(open, coverage, Health::Draining);
+    logged.reply(poll(1, StatsCoverage::HttpOnly));
+    assert_eq!(logged.messages()[0], messages::LISTENERS_HIDDEN);
+    logged.reply(poll(1, StatsCoverage::HttpOnly));
+    logged.reply(poll(0, StatsCoverage::HttpOnly));
+    logged.messages();
+    logged.step(&Event::Finished);
+    assert!(field(&logged.only(), "not_counted").is_some());
 }
 
 #[test]
 fn what_was_asked_before_the_drain_is_not_told_in_it() {
-    let mut told = Told::draining(&[]);
-    told.texts();
-    told.step(Event::Answer { drain: 0, answer: Answer::Failed });
-    assert_eq!(told.texts(), [""; 0]);
+    let mut logged = Logged::draining(&[]);
+    logged.messages();
+    let (call, result) = (Call::FailHealthChecks, Ok(Reply::HealthChecksFailed));
+    logged.step(&Event::Reply { drain: 0, call, result });
+    assert_eq!(logged.messages(), [""; 0]);
 }
 
 #[test]
 fn a_hook_that_joins_is_told() {
-    let mut told = Told::draining(&[]);
-    told.texts();
-    told.begin(&[(DrainOption::CheckDelay, "1s")]);
-    let line = told.only();
-    assert!(line.text.contains("joined"));
-    assert_eq!(field(&line, "ignored"), Some(&"check-delay=1s".into()));
+    let mut logged = Logged::draining(&[]);
+    logged.messages();
+    logged.start(&[(DrainOption::CheckDelay, "1s")]);
+    let record = logged.only();
+    assert_eq!(record.message, messages::DRAIN_JOINED);
+    assert_eq!(field(&record, "ignored"), Some(&"check-delay=1s".into()));
 }
 
 #[test]
 fn the_first_look_is_told() {
-    let mut told = Told::new();
-    told.at(s(2)).step(Event::Tick);
-    told.answer(Answer::Seen(Health::Live));
-    told.answer(Answer::Polled(Poll {
-        open: 2,
-        visible: StatsCoverage::ListenersOnly,
-        health: Health::Live,
-    }));
-    assert_eq!(field(&told.lines[0], "state"), Some(&"LIVE".into()));
-    let texts = told.texts();
-    assert_eq!(texts[0], "Envoy answers");
-    assert!(texts[1].contains("hold a drain"));
+    let mut logged = Logged::new();
+    logged.at(s(2)).step(&Event::Tick);
+    logged.reply(Reply::Ready(Health::Live));
+    logged.reply(polled(2, StatsCoverage::ListenersOnly, Health::Live));
+    assert_eq!(field(&logged.records[0], "state"), Some(&"LIVE".into()));
+    let texts = logged.messages();
+    assert_eq!(texts[0], messages::ENVOY_RESPONDS);
+    assert_eq!(texts[1], messages::HTTP_HIDDEN);
     assert_eq!(texts.len(), 2);
 
-    let mut told = Told::new();
-    told.at(s(2)).step(Event::Tick);
-    told.answer(Answer::Seen(Health::Draining));
-    assert_eq!(told.texts(), [""; 0]);
-    told.answer(Answer::PutBack);
-    assert!(told.only().text.ends_with("put back in service"));
+    let mut logged = Logged::new();
+    logged.at(s(2)).step(&Event::Tick);
+    logged.reply(Reply::Ready(Health::Draining));
+    assert_eq!(logged.messages(), [""; 0]);
+    logged.reply(Reply::HealthChecksRestored);
+    assert_eq!(logged.only().message, messages::ENVOY_RESTORED);
 
-    let mut told = Told::new();
-    told.machine = Machine::new(Timestamp::ZERO, false);
-    told.at(s(2)).step(Event::Tick);
-    told.answer(Answer::Seen(Health::Draining));
-    assert!(told.only().text.contains("is left so"));
+    let mut logged = Logged::new();
+    logged.machine = Machine::new(Timestamp::ZERO, false);
+    logged.at(s(2)).step(&Event::Tick);
+    logged.reply(Reply::Ready(Health::Draining));
+    assert_eq!(logged.only().message, messages::ENVOY_NOT_RESTORED);
 }
 
 #[test]
 fn an_envoy_that_does_not_come_is_told_at_the_first_look_and_at_the_last() {
-    let mut told = Told::new();
+    let mut logged = Logged::new();
     for look in 0..12 {
-        told.at(s(2 + 5 * look)).step(Event::Tick);
-        told.fault("refused");
+        logged.at(s(2 + 5 * look)).step(&Event::Tick);
+        logged.fail("refused");
     }
-    let lines = std::mem::take(&mut told.lines);
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert_eq!(lines[0].text, "Envoy does not answer yet");
-    assert!(lines[1].text.contains("--admin-address"), "{lines:?}");
+    let records = std::mem::take(&mut logged.records);
+    assert_eq!(records.len(), 2, "{records:?}");
+    assert_eq!(records[0].message, messages::ENVOY_NOT_RESPONDING_YET);
+    assert_eq!(records[1].message, messages::ENVOY_NEVER_READY);
 }
 
 #[test]
 fn an_envoy_whose_connections_cannot_be_counted_is_told_before_a_drain_needs_it() {
-    let mut told = Told::new();
-    told.at(s(2)).step(Event::Tick);
-    told.answer(Answer::Seen(Health::Live));
-    told.fault("nothing is visible");
-    let line = told.only();
-    assert!(line.text.contains("cannot be counted"), "{line:?}");
-    assert_eq!(line.level, Level::Warn);
+    let mut logged = Logged::new();
+    logged.at(s(2)).step(&Event::Tick);
+    logged.reply(Reply::Ready(Health::Live));
+    logged.fail("nothing is visible");
+    let record = logged.only();
+    assert_eq!(record.message, messages::ENVOY_NOT_COUNTABLE);
+    assert_eq!(record.level, Level::Warn);
 }
 
 #[test]
 fn an_envoy_left_out_of_service_after_a_drain_is_told() {
-    let mut told = Told::draining(&[(DrainOption::CheckDelay, "0")]);
-    told.answer(Answer::Failed);
-    told.poll(0);
-    told.step(Event::Finished);
-    told.texts();
-    told.at(s(30)).step(Event::Tick);
-    assert!(told.only().text.contains("the pod lives on"));
-    told.answer(Answer::Seen(Health::Draining));
-    assert!(told.only().text.contains("still out of service"));
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.poll(0);
+    logged.step(&Event::Finished);
+    logged.messages();
+    logged.at(s(30)).step(&Event::Tick);
+    assert_eq!(logged.only().message, messages::READY_FOR_NEXT_DRAIN);
+    logged.reply(Reply::Ready(Health::Draining));
+    assert_eq!(logged.only().message, messages::ENVOY_STILL_OUT_OF_SERVICE);
 }

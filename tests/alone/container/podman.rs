@@ -110,7 +110,7 @@ pub struct Image {
 impl Image {
     fn build() -> Self {
         let image = Self { tag: unique("localhost/envoy-shutdown-manager") };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/image");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(".build/image");
         run(Command::new(script).arg(program()).arg(&image.tag));
         image
     }

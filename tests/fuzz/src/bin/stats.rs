@@ -26,11 +26,11 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(count(input, 1 + input.len() % 61), whole, "it comes in pieces");
     let lines: Vec<_> = input.split(|byte| *byte == b'\n').rev().collect();
     match (whole, count(&lines.join(&b'\n'), usize::MAX)) {
-        (Ok(Observation { open, visible, .. }), Ok(turned)) => {
-            assert_eq!((turned.open, turned.visible), (open, visible), "it comes in another order");
+        (Ok(Observation { open, coverage, .. }), Ok(turned)) => {
+            assert_eq!((turned.open, turned.coverage), (open, coverage), "it comes in another order");
             let (least, most) = bounds(&lossy, &excluded);
             assert!((least..=most).contains(&open), "{open} is not within {least} and {most}");
-            assert!(lossy.contains(match visible {
+            assert!(lossy.contains(match coverage {
                 StatsCoverage::HttpOnly => "http.admin.downstream_cx_active: ",
                 StatsCoverage::Everything | StatsCoverage::ListenersOnly =>
                     "listener.admin.downstream_cx_active: ",

@@ -1,0 +1,104 @@
+//! How a drain ended, and where it stands until then.
+
+use std::time::Duration;
+
+use crate::labels;
+
+labels! {
+    /// How a drain ended.
+    pub enum OutcomeKind {
+        /// At most the threshold of connections is open.
+        Drained = "drained",
+        /// The drain timeout passed first.
+        TimedOut = "timed_out",
+        /// Nothing listens at the admin address any more.
+        EnvoyGone = "envoy_gone",
+        /// Envoy's own hook did not come, so Envoy was left in service.
+        NoEnvoyHook = "no_envoy_hook",
+    }
+}
+
+impl OutcomeKind {
+    /// Whether connections may have been open at the end.
+    pub const fn gave_up(self) -> bool {
+        matches!(self, Self::TimedOut)
+    }
+
+    /// Whether nothing is left that the drain would have waited for.
+    pub const fn is_drained(self) -> bool {
+        matches!(self, Self::Drained | Self::EnvoyGone)
+    }
+}
+
+/// How a drain ended, and how many connections were open then, where that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub kind: OutcomeKind,
+    pub open: Option<u64>,
+}
+
+impl Outcome {
+    pub const ENVOY_GONE: Self = Self { kind: OutcomeKind::EnvoyGone, open: Some(0) };
+    pub const NO_ENVOY_HOOK: Self = Self { kind: OutcomeKind::NoEnvoyHook, open: None };
+
+    pub const fn drained(open: u64) -> Self {
+        Self { kind: OutcomeKind::Drained, open: Some(open) }
+    }
+
+    /// `open`: at the last valid poll, if there was one.
+    pub const fn timed_out(open: Option<u64>) -> Self {
+        Self { kind: OutcomeKind::TimedOut, open }
+    }
+
+    /// The outcome as a clause for an operator.
+    pub fn explain(self) -> String {
+        let text = match (self.kind, self.open) {
+            (OutcomeKind::Drained, Some(open @ 1..)) => {
+                return format!("drained: {open} open, within the threshold");
+            }
+            (OutcomeKind::Drained, _) => "drained: no connection is open",
+            (OutcomeKind::TimedOut, Some(open)) => {
+                return format!("gave up at the drain timeout: {open} open at the last poll");
+            }
+            (OutcomeKind::TimedOut, None) => {
+                "gave up at the drain timeout, before the open connections could be counted"
+            }
+            (OutcomeKind::EnvoyGone, _) => {
+                "Envoy is gone: nothing listens at its admin address, so nothing is left to drain"
+            }
+            (OutcomeKind::NoEnvoyHook, _) => {
+                "Envoy left in service: its own hook did not come to /shutdown within 3s, so only \
+                 the sidecar is being restarted"
+            }
+        };
+        text.to_owned()
+    }
+}
+
+/// A drain that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The first drain is number 1.
+    pub number: u64,
+    pub outcome: Outcome,
+    /// Connections that were allowed to be open.
+    pub threshold: u64,
+    pub took: Duration,
+}
+
+labels! {
+    /// Where the sidecar stands.
+    pub enum Phase {
+        Idle = "idle",
+        /// Envoy's own hook is required and has not come yet.
+        AwaitingEnvoyHook = "awaiting_envoy_hook",
+        /// `--drain-delay`, and `--health-check-failure-delay` behind it.
+        DrainDelay = "drain_delay",
+        FailingHealthChecks = "failing_health_checks",
+        /// `--check-delay`, and what is left of `--min-drain-duration`.
+        CheckDelay = "check_delay",
+        WaitingForConnections = "waiting_for_connections",
+        /// Ended less than 30 s ago.
+        Ended = "ended",
+    }
+}

@@ -1,0 +1,43 @@
+//! The manual: the pages that the README links to. They are read on a forge and here.
+//!
+//! | page | for |
+//! |---|---|
+//! | [`kubernetes`] | the installation: every manifest |
+//! | [`operations`] | a pod at night: the log, the options, endpoints, metrics, restarts |
+//! | [`security`] | what the network and the pod can reach, and the limits |
+//! | [`architecture`] | a reader of the code: the facts behind it, one request and one drain |
+//!
+//! Pages link to each other by reference (`[text][label]`). On a forge the definitions at the end of
+//! a page hold; rustdoc has other paths, so `rustdoc-links.txt` stands before each page, and the
+//! first definition of a label wins.
+
+/// Every manifest, and what its parts are for.
+///
+pub mod kubernetes {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("kubernetes.md")]
+}
+
+/// The log, the options, what is counted, restarts, endpoints.
+///
+pub mod operations {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("operations.md")]
+}
+
+/// The threat model, the limits, and the supply chain.
+///
+pub mod security {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("security.md")]
+}
+
+/// The facts that shape the code, one request and one drain.
+///
+pub mod architecture {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("architecture.md")]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The metrics in Prometheus' text format.
+
+use std::fmt::Write as _;
+
+use super::json::seconds;
+use super::status::{Snapshot, VERSION};
+use crate::drain::{OutcomeKind, Phase};
+use crate::envoy::error::AdminErrorKind;
+use crate::route::{PublicRoute, Status};
+
+impl Snapshot {
+    /// The metrics in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let mut out = Metrics(String::new());
+        out.family("build_info", "gauge", "The version of the program; always 1.");
+        out.labelled("build_info", &[("version", VERSION)], 1);
+        out.family("phase", "gauge", "Where the drain stands: 1 for the phase, 0 for the others.");
+        for phase in Phase::ALL {
+            out.labelled("phase", &[("phase", phase.name())], (phase == self.phase).into());
+        }
+        out.family(
+            "open_connections",
+            "gauge",
+            "Downstream connections open at the latest poll of a drain.",
+        );
+        if let Some(open) = self.open_connections() {
+            out.sample("open_connections", open);
+        }
+        out.family(
+            "threshold_connections",
+            "gauge",
+            "Downstream connections that may be open when a drain ends.",
+        );
+        out.sample("threshold_connections", self.threshold);
+        out.family(
+            "drain_duration_seconds",
+            "gauge",
+            "How long the drain in progress has taken so far, or the latest one took.",
+        );
+        let took = self.last.as_ref().map(|ended| ended.took);
+        if let Some(duration) = self.elapsed.or(took) {
+            out.line("drain_duration_seconds", &[], &seconds(duration));
+        }
+        out.family("polls_total", "counter", "Polls of Envoy's stats, failed ones included.");
+        out.sample("polls_total", self.counters.polls);
+        out.family("poll_errors_total", "counter", "Failed polls of Envoy's stats.");
+        for (kind, count) in AdminErrorKind::ALL.iter().zip(self.counters.poll_errors) {
+            out.labelled("poll_errors_total", &[("kind", kind.name())], count);
+        }
+        out.family("drains_total", "counter", "Drains that have ended.");
+        for (kind, count) in OutcomeKind::ALL.iter().zip(self.counters.drains) {
+            out.labelled("drains_total", &[("outcome", kind.name())], count);
+        }
+        out.family(
+            "envoy_hooks",
+            "gauge",
+            "Requests for /shutdown that wait for the end of a drain.",
+        );
+        out.sample("envoy_hooks", self.envoy_hooks as u64);
+        out.family("requests_total", "counter", "Requests that the public port has responded to.");
+        let routes = PublicRoute::ALL.map(PublicRoute::name).into_iter().chain(["none"]);
+        for (route, row) in routes.zip(self.counters.requests) {
+            for (status, count) in Status::ALL.into_iter().zip(row) {
+                // A series of what there never was would be most of the page.
+                if count > 0 || (status == Status::Ok && route != "none") {
+                    let labels = [("route", route), ("code", status.code())];
+                    out.labelled("requests_total", &labels, count);
+                }
+            }
+        }
+        out.family(
+            "connections_rejected_total",
+            "counter",
+            "Connections to the public port that were evicted or not served, for want of a slot.",
+        );
+        out.sample("connections_rejected_total", self.counters.connections_rejected);
+        out.0
+    }
+}
+
+struct Metrics(String);
+
+impl Metrics {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String does not fail; so below.
+        let _ = writeln!(
+            self.0,
+            "# HELP envoy_shutdown_{name} {help}\n# TYPE envoy_shutdown_{name} {kind}"
+        );
+    }
+
+    fn sample(&mut self, name: &str, value: u64) {
+        self.labelled(name, &[], value);
+    }
+
+    fn labelled(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.line(name, labels, &value.to_string());
+    }
+
+    /// None of the labels' values has anything to be escaped.
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
+        let _ = write!(self.0, "envoy_shutdown_{name}");
+        for (index, (label, text)) in labels.iter().enumerate() {
+            let _ = write!(self.0, "{}{label}=\"{text}\"", if index == 0 { '{' } else { ',' });
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::tests::{draining, idle};
+    use super::*;
+
+    /// The samples and their values, after checking the format: a HELP and a TYPE before each family,
+    /// and no family twice.
+    fn samples(text: &str) -> Vec<(&str, f64)> {
+        let mut samples = Vec::new();
+        let (mut family, mut seen) = ("", Vec::new());
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                family = help.split(' ').next().unwrap();
+                assert!(!seen.contains(&family), "{family} twice");
+                seen.push(family);
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert_eq!(name, family);
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            } else {
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                assert_eq!(name.split('{').next(), Some(family));
+                samples.push((name, value.parse().unwrap()));
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn metrics_follow_the_format_and_say_what_is() {
+        let text = draining().metrics();
+        let samples = samples(&text);
+        for (name, value) in [
+            ("envoy_shutdown_phase{phase=\"waiting_for_connections\"}", 1.0),
+            ("envoy_shutdown_phase{phase=\"idle\"}", 0.0),
+            ("envoy_shutdown_open_connections", 3.0),
+            ("envoy_shutdown_threshold_connections", 1.0),
+            ("envoy_shutdown_drain_duration_seconds", 72.345),
+            ("envoy_shutdown_polls_total", 7.0),
+            ("envoy_shutdown_poll_errors_total{kind=\"refused\"}", 1.0),
+            ("envoy_shutdown_poll_errors_total{kind=\"content\"}", 6.0),
+            ("envoy_shutdown_poll_errors_total{kind=\"other\"}", 8.0),
+            ("envoy_shutdown_drains_total{outcome=\"drained\"}", 10.0),
+            ("envoy_shutdown_drains_total{outcome=\"envoy_gone\"}", 12.0),
+            ("envoy_shutdown_drains_total{outcome=\"no_envoy_hook\"}", 13.0),
+            ("envoy_shutdown_envoy_hooks", 1.0),
+            ("envoy_shutdown_requests_total{route=\"healthz\",code=\"200\"}", 20.0),
+            ("envoy_shutdown_requests_total{route=\"healthz\",code=\"405\"}", 21.0),
+            ("envoy_shutdown_requests_total{route=\"healthz\",code=\"503\"}", 22.0),
+            ("envoy_shutdown_requests_total{route=\"shutdown\",code=\"200\"}", 0.0),
+            ("envoy_shutdown_requests_total{route=\"none\",code=\"404\"}", 23.0),
+            ("envoy_shutdown_connections_rejected_total", 30.0),
+        ] {
+            assert!(samples.contains(&(name, value)), "{name} {value} in {text}");
+        }
+        let info = format!("envoy_shutdown_build_info{{version=\"{VERSION}\"}}");
+        assert!(samples.contains(&(info.as_str(), 1.0)));
+        let phases: f64 =
+            samples.iter().filter(|(name, _)| name.contains("_phase{")).map(|s| s.1).sum();
+        assert_eq!(phases, 1.0, "one phase at a time");
+        let requests = samples.iter().filter(|(name, _)| name.contains("_requests_total{")).count();
+        assert_eq!(requests, 6, "what there never was is left out");
+    }
+
+    #[test]
+    fn metrics_leave_out_what_is_not_known() {
+        let text = idle().metrics();
+        let samples = samples(&text);
+        for name in ["open_connections", "drain_duration_seconds"] {
+            let name = format!("envoy_shutdown_{name}");
+            assert!(!samples.iter().any(|(sample, _)| *sample == name), "{name} in {text}");
+        }
+    }
+
+    #[test]
+    fn every_route_and_status_has_its_place() {
+        for (index, route) in PublicRoute::ALL.into_iter().enumerate() {
+            assert_eq!(route as usize, index, "{}", route.name());
+        }
+        for (index, status) in Status::ALL.into_iter().enumerate() {
+            assert_eq!(status as usize, index, "{}", status.code());
+        }
+    }
+
+    #[test]
+    fn every_kind_of_error_and_outcome_has_its_place() {
+        for (index, kind) in AdminErrorKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index, "{}", kind.name());
+        }
+        for (index, kind) in OutcomeKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index, "{}", kind.name());
+            assert_eq!(OutcomeKind::from_name(kind.name()), Some(kind));
+        }
+    }
+}
