@@ -17,8 +17,9 @@ use crate::support::envoy_clients::KeptAlive;
 use crate::support::net::Address;
 use crate::support::status::metric;
 use crate::support::steps::{OK, assert_exits};
-use crate::support::words::{NONE_OPEN, OPEN_CONNECTIONS, STOPPED};
+use crate::support::words::NONE_OPEN;
 use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
+use envoy_shutdown_manager::observe::messages::{OPEN_CONNECTIONS, STOPPED};
 
 /// Other tests may run meanwhile, since this one only waits.
 const MINUTE: Duration = Duration::from_secs(60);

@@ -20,8 +20,9 @@ use crate::support::sidecar::Sidecar;
 use crate::support::steps::{
     assert_drain_waits, assert_exits, connect, wait_envoy_hooks, wait_open_connections,
 };
-use crate::support::words::{ENVOY_RESPONDS, NONE_OPEN};
+use crate::support::words::NONE_OPEN;
 use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
+use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
 
 #[test]
 fn the_hook_ends_within_a_check_interval_of_the_last_connection() {

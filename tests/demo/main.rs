@@ -17,10 +17,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clients::{ALL, Client};
+use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
 use interrupt::Interrupt;
 use pod::{Pod, Status};
 use screen::Screen;
 use support::envoy::Envoy;
+use support::log::logged;
 use support::sidecar::Sidecar;
 use support::{PATIENCE, envoy_binary};
 
@@ -138,8 +140,8 @@ impl<'a> Demo<'a> {
         let options = ["--serve-address=127.0.0.1", "--check-delay=2s", "--check-interval=500ms"];
         let sidecar = Sidecar::builder().beside(envoy).args(options).start();
         self.interrupt.until("the sidecar to see Envoy live", PATIENCE, || {
-            let seen = "msg=\"Envoy answers\" state=LIVE";
-            sidecar.lines().iter().any(|line| line.contains(seen)).then_some(())
+            let seen = logged(ENVOY_RESPONDS).with("state", "LIVE");
+            (sidecar.times_logged(seen) > 0).then_some(())
         })?;
         let port = sidecar.port();
         self.set_up(&format!("the sidecar sees Envoy live, and serves port {port}"))?;

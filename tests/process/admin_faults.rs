@@ -14,11 +14,14 @@ use crate::support::steps::{
     wait_open_connections, wait_phase, wait_status,
 };
 use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, ENDED, ENVOY_CALL_FAILED, ENVOY_LIVE_AGAIN, ENVOY_NOT_RESPONDING_YET,
-    ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN, ENVOY_RESTORED,
-    FAILING_HEALTH_CHECKS, IDLE, NO_WHOLE_RESPONSE, NONE_OPEN, NOT_LIVE, WAITING_FOR_CONNECTIONS,
+    CHECK_DELAY, DRAIN_DELAY, ENDED, FAILING_HEALTH_CHECKS, IDLE, NONE_OPEN,
+    WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{SHIPS, assert_took, wait_for, wait_until};
+use envoy_shutdown_manager::observe::messages::{
+    ENVOY_CALL_FAILED, ENVOY_LIVE_AGAIN, ENVOY_NOT_RESPONDING_YET, ENVOY_NOT_RESTORED,
+    ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN, ENVOY_RESTORED,
+};
 
 /// Stats that show listeners and HTTP and no connection.
 const NONE_CONNECTED: &str = "http.admin.downstream_cx_active: 1\n\
@@ -89,8 +92,8 @@ fn raw(head: &str, body: &str) -> Fault {
 
 /// Faults that are faults on every route; those first that take long.
 fn faults() -> Vec<(String, Row)> {
-    let late = "no whole answer within 2s";
-    let cut = "closed before the answer was whole";
+    let late = "no whole response within 2s";
+    let cut = "closed before the response was whole";
     let not_whole = "not a whole HTTP answer";
     let length = "it does not say how long it is";
     let slow = Fault::Slow { every: Duration::from_millis(50) };
@@ -149,7 +152,8 @@ fn stats_faults() -> Vec<(String, Row)> {
     let prometheus = "envoy_listener_downstream_cx_active{envoy_listener_address=\"admin\"} 1\n";
     let gzip =
         raw("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4", "\x1f\n\x08\n");
-    let too_long = |line: &str| row(chunks_without_end(line), "too_long", "more than Envoy ever");
+    let too_long =
+        |line: &str| row(chunks_without_end(line), "too_long", "longer than Envoy's ever is");
     named([
         ("nothing at all", of_body(String::new())),
         ("no sentinels", of_body(format!("server.live: 0\n{OPEN}: 0\n"))),
@@ -178,7 +182,7 @@ fn ready_faults() -> Vec<(String, Row)> {
         ("another word", body("HEALTHY\n")),
         ("a state and more", body("DRAINING, more or less\n")),
         ("a page of HTML", row(html(), "content", "no state of Envoy's")),
-        ("no end", row(chunks_without_end("LIVE\n"), "too_long", "more than Envoy ever")),
+        ("no end", row(chunks_without_end("LIVE\n"), "too_long", "longer than Envoy's ever is")),
     ])
 }
 
@@ -367,7 +371,7 @@ fn no_fault_of_failing_health_checks_passes_for_a_success() {
         if row.fault.is_some() {
             admin.wait_for(Route::Fail, 3);
         } else {
-            wait_error(&sidecar, FAILING_HEALTH_CHECKS, NO_WHOLE_RESPONSE);
+            wait_error(&sidecar, FAILING_HEALTH_CHECKS, "no whole response");
         }
         assert!(hook.running(), "{name} ended the drain: {:?}", hook.try_wait());
         let status = sidecar.status();
@@ -390,7 +394,7 @@ fn no_fault_of_failing_health_checks_passes_for_a_success() {
 fn no_fault_of_ready_ends_a_delay() {
     let faults = named([
         ("status 500", row(Fault::Status(500), "", "answered with status 500")),
-        ("silence", row(Fault::Silent, "", "no whole answer within 2s")),
+        ("silence", row(Fault::Silent, "", "no whole response within 2s")),
         ("another word", row(Fault::Body("HEALTHY\n".to_owned()), "", "no state of Envoy's")),
         ("an end at once", row(Fault::Close, "", "")),
     ]);
@@ -704,7 +708,7 @@ fn an_unknown_host_name_is_an_error_and_not_gone() {
     wait_error(&sidecar, FAILING_HEALTH_CHECKS, "");
     let error = last_error(&sidecar);
     let expected = "the name no-such-host.invalid is not known";
-    assert!(error.contains(expected) || error.contains("no whole answer within 2s"), "{error}");
+    assert!(error.contains(expected) || error.contains("no whole response within 2s"), "{error}");
     // By then it was tried four times or more, whichever of the two it was.
     let exit = wait_for("seven seconds of the drain", || {
         let status = sidecar.status();
@@ -775,7 +779,7 @@ fn an_envoy_that_starts_after_its_sidecar_is_logged_once_and_never_restored() {
         sidecar.wait_log(ENVOY_RESPONDS);
         let (times, report) = (|expected| sidecar.times_logged(expected), sidecar.report());
         assert_eq!(times(logged(ENVOY_NOT_RESPONDING_YET)), 1, "{name}: {report}");
-        let shown = if state == State::Live { "LIVE" } else { NOT_LIVE };
+        let shown = if state == State::Live { "LIVE" } else { "DRAINING" };
         let responds = logged(ENVOY_RESPONDS).with("state", shown);
         assert_eq!(times(responds), 1, "{name}: {report}");
         let left = times(logged(ENVOY_NOT_RESTORED)) > 0;

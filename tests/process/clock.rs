@@ -10,10 +10,9 @@ use crate::support::log::{Expected, logged};
 use crate::support::process::is_emulated;
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{assert_logged, outcome, wait_status};
-use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, DRAIN_STARTED, OUT_OF_SERVICE, STARTED, WAITING_FOR_CONNECTIONS,
-};
+use crate::support::words::{CHECK_DELAY, DRAIN_DELAY, WAITING_FOR_CONNECTIONS};
 use crate::support::{assert_took, temp_dir};
+use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, OUT_OF_SERVICE, STARTED};
 
 /// A library that lets a program see another time of day, as <https://github.com/wolfcw/libfaketime>.
 fn libfaketime() -> Option<PathBuf> {

@@ -9,8 +9,8 @@ use crate::support::log::logged;
 use crate::support::process::{Exit, run, run_under};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{assert_exits, outcome};
-use crate::support::words::{OPTION_IGNORED, STARTED};
 use crate::support::{temp_dir, wait_until};
+use envoy_shutdown_manager::observe::messages::{OPTION_IGNORED, STARTED};
 
 const COMMANDS: [&str; 3] = ["shutdown-manager", "shutdown", "status"];
 

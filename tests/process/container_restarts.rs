@@ -26,10 +26,11 @@ use crate::support::steps::{
     wait_status,
 };
 use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, ENVOY_RESPONDS, ENVOY_RESTORED,
-    FAILING_HEALTH_CHECKS, NO_ENVOY_HOOK_EXPLANATION, NONE_OPEN, WAITING_FOR_CONNECTIONS,
+    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, FAILING_HEALTH_CHECKS, LEFT_IN_SERVICE,
+    NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{temp_dir, wait_for};
+use envoy_shutdown_manager::observe::messages::{ENVOY_RESPONDS, ENVOY_RESTORED};
 
 /// Envoy was seen in service.
 fn in_service() -> Expected {
@@ -162,7 +163,7 @@ fn envoy_is_in_service_after_a_restart_of_the_sidecar_however_it_ended() {
         }),
         ("no drain without Envoy's hook", {
             let end: End = |first, _| {
-                assert_exits(&mut first.hook(&[]), 0, NO_ENVOY_HOOK_EXPLANATION);
+                assert_exits(&mut first.hook(&[]), 0, LEFT_IN_SERVICE);
                 assert_stops(first);
             };
             (&["--require-envoy-hook"], end, Some(false))

@@ -22,11 +22,11 @@ use crate::support::steps::{
     leave_stale_socket, resources, resources_at_rest, start_drain, thaw, wait_envoy_hooks,
     wait_open_connections, wait_status,
 };
-use crate::support::words::{
-    CONTROL_SOCKET_KEY, DRAIN_JOINED, DRAIN_REQUEST_EXPIRED, DRAIN_STARTED, ENDED, ENVOY_RESPONDS,
-    IDLE, OPEN_CONNECTIONS, STARTED, TOO_MANY_BODY, WAITING_FOR_CONNECTIONS,
-};
+use crate::support::words::{ENDED, IDLE, TOO_MANY_BODY, WAITING_FOR_CONNECTIONS};
 use crate::support::{PATIENCE, assert_took, temp_dir, wait_for, wait_until};
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_JOINED, DRAIN_REQUEST_EXPIRED, DRAIN_STARTED, ENVOY_RESPONDS, OPEN_CONNECTIONS, STARTED,
+};
 
 /// The default path of a control socket, besides the one beside the admin socket.
 const SHM: &str = "/dev/shm/shutdown-manager.sock";
@@ -235,7 +235,7 @@ fn hook_and_sidecar_find_the_control_socket_beside_the_admin_socket() {
     let place = Path::new(&address).with_file_name("shutdown-manager.sock");
     let sidecar = Sidecar::builder().beside(&admin).finds_control_socket_at(&place).start();
     assert_eq!(fs::metadata(&place).expect("a file").permissions().mode() & 0o777, 0o600);
-    sidecar.wait_log(logged(STARTED).with(CONTROL_SOCKET_KEY, place.display()));
+    sidecar.wait_log(logged(STARTED).with("control_socket", place.display()));
     admin.set_open(1);
     let mut hook = sidecar.hook(&["--admin-address", &address]);
     wait_open_connections(&sidecar, 1);
@@ -269,7 +269,7 @@ fn hook_and_sidecar_use_shared_memory_where_there_is_no_admin_socket() {
     let mut sidecar = in_namespace(tmpfs, &[&args[..], &address].concat());
     let socket = seen_by(&sidecar, SHM);
     wait_healthy(&mut sidecar, &socket);
-    sidecar.wait_log(logged(STARTED).with(CONTROL_SOCKET_KEY, SHM));
+    sidecar.wait_log(logged(STARTED).with("control_socket", SHM));
     assert_eq!(fs::metadata(&socket).expect("a file").permissions().mode() & 0o777, 0o600);
     admin.set_open(1);
     // Contour's hook, which has no option, and one with an admin address.

@@ -10,7 +10,7 @@ use crate::support::log::{Expected, logged};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{OK, can_unshare, finish_drain, outcome, start_drain};
 use crate::support::temp_dir;
-use crate::support::words::{READY_FILE_NOT_CREATED, READY_FILE_NOT_REMOVED};
+use envoy_shutdown_manager::observe::messages::{READY_FILE_NOT_CREATED, READY_FILE_NOT_REMOVED};
 
 #[test]
 fn a_drain_ends_though_its_ready_file_cannot_be_created() {

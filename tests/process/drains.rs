@@ -14,11 +14,10 @@ use crate::support::steps::{
     wait_envoy_hooks, wait_open_connections, wait_phase, wait_status,
 };
 use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, DRAIN_JOINED, DRAIN_STARTED, ENDED, IDLE, IGNORED_MIN_OPEN_9,
-    LOG_THRESHOLD_KEY, NONE_OPEN, OUT_OF_SERVICE, REQUESTED_KEY, REQUESTED_MIN_OPEN_2,
-    WAITING_FOR_CONNECTIONS,
+    CHECK_DELAY, DRAIN_DELAY, ENDED, IDLE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{PATIENCE, assert_took, temp_dir, wait_until};
+use envoy_shutdown_manager::observe::messages::{DRAIN_JOINED, DRAIN_STARTED, OUT_OF_SERVICE};
 
 /// A client of any kind, whose connection closes when it is dropped.
 type AnyClient = Box<dyn std::fmt::Debug>;
@@ -70,7 +69,7 @@ fn the_drain_waits_for_a_kept_alive_connection_at_each_kind_of_admin_address() {
         for waiter in &waiters {
             assert_eq!(waiter.response(), OK);
         }
-        let counted = |open| counted(open).with("drain", 1).with(LOG_THRESHOLD_KEY, 0);
+        let counted = |open| counted(open).with("drain", 1).with("threshold_connections", 0);
         let expected = [
             logged(DRAIN_STARTED).with("drain", 1),
             logged(OUT_OF_SERVICE).with("drain", 1),
@@ -184,7 +183,7 @@ fn the_hooks_threshold_replaces_the_sidecars() {
     wait_status(&sidecar, |status| status.threshold_connections() == 2);
     clients[0] = None;
     assert_exits(&mut hook, 0, "drained: 2 open, within the threshold");
-    let started = logged(DRAIN_STARTED).with(REQUESTED_KEY, REQUESTED_MIN_OPEN_2);
+    let started = logged(DRAIN_STARTED).with("requested", "min-open-connections=2");
     assert_logged(&sidecar, &[started, outcome("drained")]);
     wait_status(&sidecar, |status| status.phase() == ENDED && status.open_connections() == Some(2));
 }
@@ -275,7 +274,7 @@ fn a_second_hook_joins_the_drain_of_the_first() {
     assert_drain_waits(&sidecar, &mut first, &envoy, 1);
     let mut second = sidecar.hook(&["--min-open-connections=9"]);
     let joined = logged(DRAIN_JOINED).with("drain", 1).with("phase", WAITING_FOR_CONNECTIONS);
-    sidecar.wait_log(joined.with("ignored", IGNORED_MIN_OPEN_9));
+    sidecar.wait_log(joined.with("ignored", "min-open-connections=9"));
     let before = sidecar.metric("polls_total");
     wait_until("another poll", || sidecar.metric("polls_total") > before);
     for hook in [&mut first, &mut second] {

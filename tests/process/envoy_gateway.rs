@@ -12,11 +12,12 @@ use crate::support::steps::{
     HOOK_PATHS, OK, assert_exits, assert_logged, outcome, wait_envoy_hooks, wait_open_connections,
     wait_status,
 };
-use crate::support::words::{
-    CHECK_DELAY, ENVOY_CALL_FAILED, ENVOY_HOOK_MISSING, LISTENERS_DRAINING, LISTENERS_NOT_DRAINED,
-    NONE_OPEN, NOT_READY_BODY, OUT_OF_SERVICE, READY_TIMEOUT_PASSED, STARTED, option_key,
-};
+use crate::support::words::{CHECK_DELAY, NONE_OPEN, NOT_READY_BODY};
 use crate::support::{PATIENCE, assert_took, wait_until};
+use envoy_shutdown_manager::observe::messages::{
+    ENVOY_CALL_FAILED, ENVOY_HOOK_MISSING, LISTENERS_DRAINING, OUT_OF_SERVICE,
+    READY_TIMEOUT_PASSED, STARTED,
+};
 
 const NAMES: [&str; 2] = ["contour", "envoy-gateway"];
 
@@ -41,24 +42,23 @@ fn each_name_has_its_defaults() {
     for (name, defaults, ready_timeout) in [
         (
             NAMES[0],
-            "check-interval=5s check-delay=1m min-open-connections=0 drain-delay=0s \
-             health-check-failure-delay=0s min-drain-duration=0s admin-address=/admin/admin.sock \
-             drain-timeout=none drain-listeners=off",
+            "check_interval=5s check_delay=1m min_open_connections=0 drain_delay=0s \
+             health_check_failure_delay=0s min_drain_duration=0s admin_address=/admin/admin.sock \
+             drain_timeout=none drain_listeners=off",
             "none",
         ),
         (
             NAMES[1],
-            "check-interval=1s check-delay=0s min-open-connections=0 drain-delay=0s \
-             health-check-failure-delay=0s min-drain-duration=10s drain-timeout=1m \
-             admin-address=localhost:19000 drain-listeners=off",
+            "check_interval=1s check_delay=0s min_open_connections=0 drain_delay=0s \
+             health_check_failure_delay=0s min_drain_duration=10s drain_timeout=1m \
+             admin_address=localhost:19000 drain_listeners=off",
             "10m10s",
         ),
     ] {
         let sidecar = Sidecar::builder().named(name).with_own_defaults().start();
         let options = defaults.split(' ').map(|option| option.split_once('=').expect("a value"));
-        let started = logged(STARTED).with(option_key("ready-timeout"), ready_timeout);
-        let started =
-            options.fold(started, |record, (name, value)| record.with(option_key(name), value));
+        let started = logged(STARTED).with("ready_timeout", ready_timeout);
+        let started = options.fold(started, |record, (name, value)| record.with(name, value));
         sidecar.wait_log(started);
     }
 }
@@ -111,7 +111,10 @@ fn listeners_are_drained_only_while_envoys_own_hook_waits() {
             admin.set_open(1);
             let mut hook = sidecar.hook(&[option]);
             wait_open_connections(&sidecar, 1);
-            sidecar.wait_log(logged(ENVOY_HOOK_MISSING).with("listeners", LISTENERS_NOT_DRAINED));
+            sidecar.wait_log(
+                logged(ENVOY_HOOK_MISSING)
+                    .with("listeners", "not drained, which could not be undone"),
+            );
             assert_eq!(posts(&admin), [FAIL], "{name} {option}");
             // It comes late, in the middle of the drain.
             let waiter = sidecar.public().start_get(HOOK_PATHS[0]);

@@ -20,11 +20,13 @@ use crate::support::steps::{
     outcome, wait_envoy_hooks, wait_live, wait_phase, wait_status,
 };
 use crate::support::words::{
-    CHECK_DELAY, DRAIN_STARTED, ENDED, ENVOY_CALL_FAILED, ENVOY_NOT_RESTORED, ENVOY_RESPONDS,
-    ENVOY_RESPONDS_AGAIN, ENVOY_RESTORED, GONE_EXPLANATION, NONE_OPEN, NOT_LIVE, OPEN_KEY,
-    OUT_OF_SERVICE, STARTED, WAITING_FOR_CONNECTIONS,
+    CHECK_DELAY, ENDED, ENVOY_IS_GONE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{assert_took, wait_for};
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_STARTED, ENVOY_CALL_FAILED, ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN,
+    ENVOY_RESTORED, OUT_OF_SERVICE, STARTED,
+};
 
 /// Three refused calls, a second apart, after at most the pause before the first.
 const GONE_AFTER: Range<f32> = 2.0..3.5;
@@ -32,7 +34,7 @@ const GONE_AFTER: Range<f32> = 2.0..3.5;
 /// Asserts that the drain ended because Envoy is gone.
 #[track_caller]
 fn assert_gone(sidecar: &Sidecar, hook: &mut Hook, since: Instant) {
-    assert_exits(hook, 0, GONE_EXPLANATION);
+    assert_exits(hook, 0, ENVOY_IS_GONE);
     let took = hook.wait().at - since;
     assert_took("gone", took, GONE_AFTER);
     wait_status(sidecar, |status| {
@@ -218,7 +220,7 @@ fn assert_survives_a_freeze(builder: Builder) {
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     envoy.pause();
-    let error = "no whole answer within 2s";
+    let error = "no whole response within 2s";
     let failed = || logged(ENVOY_CALL_FAILED).containing("error", error);
     sidecar.wait_log(failed());
     // As many as would be enough for an Envoy that is gone.
@@ -257,7 +259,7 @@ fn stranded() -> Envoy {
 
 /// Envoy was seen in service, with this many connections open.
 fn responds(open: u64) -> Expected {
-    logged(ENVOY_RESPONDS).with("state", "LIVE").with(OPEN_KEY, open)
+    logged(ENVOY_RESPONDS).with("state", "LIVE").with("open_connections", open)
 }
 
 #[test]
@@ -280,7 +282,7 @@ fn a_stranded_envoy_is_not_restored_with_no_restore() {
     let sidecar = Sidecar::builder().beside(&envoy).arg("--no-restore").start();
     let started = logged(STARTED).with("restore", "off");
     assert_logged(&sidecar, &[started, logged(ENVOY_NOT_RESTORED)]);
-    sidecar.wait_log(logged(ENVOY_RESPONDS).with("state", NOT_LIVE));
+    sidecar.wait_log(logged(ENVOY_RESPONDS).with("state", "DRAINING"));
     assert_eq!(envoy.ready(), "DRAINING");
 }
 

@@ -1,6 +1,8 @@
 //! How a test is written: a small drain, step by step. Run it with
 //! `cargo test --test process example`.
 
+use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, OUT_OF_SERVICE};
+
 use crate::support::client::Connection;
 use crate::support::envoy::Envoy;
 use crate::support::log::logged;
@@ -9,7 +11,7 @@ use crate::support::steps::{
     OK, assert_drain_waits, assert_exits, assert_logged, counted, outcome, wait_envoy_hooks,
     wait_status,
 };
-use crate::support::words::{DRAIN_STARTED, ENDED, NONE_OPEN, OUT_OF_SERVICE};
+use crate::support::words::{ENDED, NONE_OPEN};
 
 // The name is a sentence that says what must hold.
 #[test]

@@ -10,12 +10,11 @@ use crate::support::process::run;
 use crate::support::sidecar::Sidecar;
 use crate::support::status::{Status, metric};
 use crate::support::steps::{
-    assert_drain_waits, assert_exits, assert_logged, connect, listeners_hidden, outcome,
-    wait_status,
+    assert_drain_waits, assert_exits, assert_logged, connect, outcome, wait_status,
 };
-use crate::support::words::{
-    DRAIN_STARTED, ENDED, ENVOY_HOOKS_METRIC, ENVOY_NOT_COUNTABLE, ENVOY_RESPONDS, IDLE, NONE_OPEN,
-    NOT_COUNTED_KEY, OPEN_CONNECTIONS, OPEN_KEY, STARTED, WAITING_FOR_CONNECTIONS,
+use crate::support::words::{ENDED, IDLE, NONE_OPEN, WAITING_FOR_CONNECTIONS};
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_STARTED, ENVOY_NOT_COUNTABLE, ENVOY_RESPONDS, LISTENERS_HIDDEN, OPEN_CONNECTIONS, STARTED,
 };
 
 fn traffic() -> Builder {
@@ -36,12 +35,12 @@ fn the_status_is_shown_to_people_and_programs() {
     };
     let shows_json = || Status::parse(&shows(&["--json"], &[]));
     let phase = format!("phase:       {IDLE} (no drain)\n");
-    shows(&[], &[&phase, "waiting:     0\n"]);
+    shows(&[], &[&phase, "envoy hooks: 0\n"]);
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     let phase = format!("phase:       {WAITING_FOR_CONNECTIONS} (drain 1, for ");
-    shows(&[], &[&phase, "connections: 1 open, 0 may be\n"]);
+    shows(&[], &[&phase, "connections: 1 open, threshold 0\n"]);
     let json = shows_json();
     assert_eq!((json.phase(), json.open_connections()), (WAITING_FOR_CONNECTIONS, Some(1)));
     drop(client);
@@ -91,7 +90,7 @@ fn the_metrics_show_the_drain() {
         ("drains_total{outcome=\"timed_out\"}", 0),
         ("drains_total{outcome=\"envoy_gone\"}", 0),
         ("poll_errors_total{kind=\"timeout\"}", 0),
-        (ENVOY_HOOKS_METRIC, 0),
+        ("envoy_hooks", 0),
     ]);
     assert!(metric::<u64>(&metrics, "polls_total") >= 2, "{metrics}");
 }
@@ -105,7 +104,7 @@ fn the_log_is_json_where_that_is_set() {
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     drop(client);
     assert_exits(&mut hook, 0, "drained");
-    let open = logged(OPEN_CONNECTIONS).with("drain", 1).with(OPEN_KEY, 1);
+    let open = logged(OPEN_CONNECTIONS).with("drain", 1).with("open_connections", 1);
     let expected = [logged(STARTED), logged(DRAIN_STARTED), open, outcome("drained")];
     assert_logged(&sidecar, &expected);
     for line in sidecar.lines() {
@@ -126,19 +125,16 @@ fn only_shows(prefixes: &[&str]) -> Envoy {
 fn hidden_listener_gauges_are_logged_and_http_is_counted() {
     let envoy = only_shows(&["http.", "server."]);
     let sidecar = Sidecar::beside(&envoy);
-    let hidden = || listeners_hidden().with("level", "warn");
+    let hidden = || logged(LISTENERS_HIDDEN).with("level", "warn");
     assert_logged(&sidecar, &[logged(ENVOY_RESPONDS), hidden()]);
     assert_eq!(sidecar.times_logged(hidden()), 1);
     let (client, _tcp) = (KeptAlive::open(envoy.port("http")), connect(&envoy));
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    wait_status(&sidecar, |status| {
-        let hidden = "Envoy's stats_config hides the listeners'";
-        status.not_counted().is_some_and(|text| text.starts_with(hidden))
-    });
+    wait_status(&sidecar, |status| status.not_counted() == Some(LISTENERS_HIDDEN));
     drop(client);
     assert_exits(&mut hook, 0, "drained");
-    let outcome = outcome("drained").with(NOT_COUNTED_KEY, "connections that are not HTTP");
+    let outcome = outcome("drained").with("not_counted", "connections that are not HTTP");
     assert_logged(&sidecar, &[logged(DRAIN_STARTED), hidden(), outcome]);
     assert_eq!(sidecar.times_logged(hidden()), 2, "once at the start and once in the drain");
 }
@@ -149,7 +145,7 @@ fn an_envoy_whose_stats_hide_everything_never_counts_as_drained() {
     let sidecar = Sidecar::beside(&envoy);
     sidecar.wait_log(logged(ENVOY_NOT_COUNTABLE).with("level", "warn"));
     let mut hook = sidecar.hook(&["--drain-timeout=2s"]);
-    let error = "neither listener.admin nor http.admin gauges are in the answer";
+    let error = "neither listener.admin nor http.admin gauges are in the response";
     wait_status(&sidecar, |status| {
         let uncounted = status.open_connections().is_none();
         status.phase() == WAITING_FOR_CONNECTIONS && uncounted && status.error_contains(error)

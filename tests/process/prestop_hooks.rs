@@ -18,12 +18,13 @@ use crate::support::steps::{
     restore, stop_requested, wait_envoy_hooks, wait_live, wait_phase, wait_status,
 };
 use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, DRAIN_STARTED, ENDED, ENVOY_HOOK_MISSING,
-    ENVOY_HOOK_WAITS, ENVOY_RESTORED, FAILING_HEALTH_CHECKS, GONE_EXPLANATION_WHOLE, IDLE,
-    NO_DRAIN_BODY, NO_ENVOY_HOOK_EXPLANATION, NONE_OPEN, START_TIMEOUT_PASSED, STOPPING_BODY,
-    WAITING_FOR_CONNECTIONS,
+    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, ENVOY_IS_GONE, FAILING_HEALTH_CHECKS,
+    IDLE, LEFT_IN_SERVICE, NO_DRAIN_BODY, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{PATIENCE, assert_took, wait_for, wait_until};
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_STARTED, ENVOY_HOOK_MISSING, ENVOY_HOOK_WAITS, ENVOY_RESTORED, START_TIMEOUT_PASSED,
+};
 
 /// Hooks that are no further apart belong together, in seconds.
 const PAIRING_WINDOW: f32 = 3.0;
@@ -178,7 +179,7 @@ fn a_request_after_the_end_is_answered_at_once() {
 fn envoys_hook_learns_how_a_drain_ended_that_did_not_drain() {
     let mut envoy = envoy_with_tcp();
     for (code, sentence) in
-        [(1, "gave up at the drain timeout: 1 open at the last poll"), (0, GONE_EXPLANATION_WHOLE)]
+        [(1, "gave up at the drain timeout: 1 open at the last poll"), (0, ENVOY_IS_GONE)]
     {
         let args = if code == 1 { &["--drain-timeout=500ms"][..] } else { &[] };
         let mut sidecar = Sidecar::builder().beside(&envoy).args(args).start();
@@ -301,7 +302,7 @@ fn a_lone_exec_hook_leaves_envoy_in_service_where_envoys_hook_is_required() {
             assert_eq!(envoy.ready(), "LIVE");
             hook.try_wait()
         });
-        assert_exits(&mut hook, 0, NO_ENVOY_HOOK_EXPLANATION);
+        assert_exits(&mut hook, 0, LEFT_IN_SERVICE);
         let took = hook.wait().took;
         assert_took("the hook", took, PAIRING_WINDOW..2.0 * PAIRING_WINDOW);
         let requests = proxy.requests();
@@ -336,7 +337,7 @@ fn only_a_whole_request_for_shutdown_counts_as_envoys_hook() {
     wait_phase(&sidecar, AWAITING_ENVOY_HOOK);
     let _after = others();
     hook.assert_running();
-    assert_exits(&mut hook, 0, NO_ENVOY_HOOK_EXPLANATION);
+    assert_exits(&mut hook, 0, LEFT_IN_SERVICE);
     assert_eq!(envoy.ready(), "LIVE");
 }
 
@@ -384,9 +385,9 @@ fn a_request_of_more_than_three_seconds_ago_does_not_count_as_envoys_hook() {
     wait_status(&sidecar, |status| {
         status.phase() == AWAITING_ENVOY_HOOK && status.envoy_hooks() == 1
     });
-    assert_exits(&mut hook, 0, NO_ENVOY_HOOK_EXPLANATION);
+    assert_exits(&mut hook, 0, LEFT_IN_SERVICE);
     let response = early.arrived_response();
-    let explains = response.body.starts_with(NO_ENVOY_HOOK_EXPLANATION);
+    let explains = response.body.starts_with(LEFT_IN_SERVICE);
     assert!(response.status == 200 && explains, "{response:?}");
     assert_eq!(envoy.ready(), "LIVE");
     assert_pod_drains(&sidecar, &envoy);

@@ -18,10 +18,9 @@ use crate::support::status::metric;
 use crate::support::steps::{
     NO_START_TIMEOUT, OK, assert_drains, assert_exits, finish_drain, start_drain, wait_envoy_hooks,
 };
-use crate::support::words::{
-    DRAIN_STARTED, ENVOY_HOOKS_METRIC, NO_DRAIN_BODY, REJECTED_METRIC, START_TIMEOUT_PASSED,
-};
+use crate::support::words::NO_DRAIN_BODY;
 use crate::support::{PATIENCE, assert_took, try_wait_for, wait_for};
+use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, START_TIMEOUT_PASSED};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
@@ -411,8 +410,8 @@ fn the_metrics_count_responses() {
     exchange(&public, "GET /metrics HTTP/1.1\r\nContent-Length: 1\r\n\r\n");
     exchange(&public, [b'a'; 4096]);
     let waiting = exchange(&public, "GET /metrics HTTP/1.1\r\n\r\n").body;
-    assert_eq!(metric::<u64>(&waiting, ENVOY_HOOKS_METRIC), 1);
-    assert_eq!(metric::<u64>(&waiting, REJECTED_METRIC), 0);
+    assert_eq!(metric::<u64>(&waiting, "envoy_hooks"), 1);
+    assert_eq!(metric::<u64>(&waiting, "connections_rejected_total"), 0);
     let mut hook = start_drain(&sidecar, &admin);
     finish_drain(&admin, &mut hook);
     waiter.only_response();
@@ -428,7 +427,7 @@ fn the_metrics_count_responses() {
         "none 431 1",
     ];
     assert_eq!(counted(), expected);
-    assert_eq!(sidecar.metric(ENVOY_HOOKS_METRIC), 0);
+    assert_eq!(sidecar.metric("envoy_hooks"), 0);
 }
 
 #[test]

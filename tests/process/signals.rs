@@ -20,11 +20,13 @@ use crate::support::steps::{
     wait_envoy_hooks, wait_open_connections, wait_phase, wait_status,
 };
 use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, DRAIN_JOINED, ENDED, FAILING_HEALTH_CHECKS,
-    IDLE, NO_ENVOY_HOOK_EXPLANATION, NONE_OPEN, STARTED, STOPPED, STOPPED_BY_SECOND_SIGNAL,
-    STOPPING_BODY, WAITING_FOR_CONNECTIONS,
+    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, FAILING_HEALTH_CHECKS, IDLE,
+    LEFT_IN_SERVICE, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{assert_took, temp_dir, wait_for};
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_JOINED, STARTED, STOPPED, STOPPED_BY_SECOND_SIGNAL,
+};
 
 /// Asserts that a signal ends it at once, with this code.
 #[track_caller]
@@ -70,7 +72,7 @@ fn a_signal_in_a_drain_stops_the_sidecar_after_the_drain() {
         // A stopping sidecar still takes a hook that is run again, and waiters.
         let mut again = sidecar.hook(&[]);
         sidecar.wait_log(DRAIN_JOINED);
-        again.wait_line(&format!("{WAITING_FOR_CONNECTIONS}, 1 open, 0 may be"));
+        again.wait_line(&format!("{WAITING_FOR_CONNECTIONS}, 1 open, threshold 0"));
         let late = sidecar.control().start_get("/shutdown");
         wait_envoy_hooks(&sidecar, 6);
         assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
@@ -91,7 +93,7 @@ fn a_signal_in_a_drain_stops_the_sidecar_after_the_drain() {
 
 #[test]
 fn in_every_phase_a_drain_ends_after_one_signal_and_not_after_two() {
-    let alone = NO_ENVOY_HOOK_EXPLANATION;
+    let alone = LEFT_IN_SERVICE;
     let rows = [
         (DRAIN_DELAY, "--drain-delay=2s", "drained"),
         (AWAITING_ENVOY_HOOK, "--require-envoy-hook", alone),

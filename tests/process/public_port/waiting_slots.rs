@@ -16,9 +16,8 @@ use crate::support::steps::{
     NO_START_TIMEOUT, OK, assert_drains, assert_healthy, assert_resources_released, finish_drain,
     resources, resources_at_rest, start_drain, wait_envoy_hooks,
 };
-use crate::support::words::{
-    CONNECTION_LIMIT_REACHED, ENVOY_HOOKS_METRIC, ENVOY_RESPONDS, REJECTED_METRIC, TOO_MANY_BODY,
-};
+use crate::support::words::TOO_MANY_BODY;
+use envoy_shutdown_manager::observe::messages::{CONNECTION_LIMIT_REACHED, ENVOY_RESPONDS};
 
 /// A sidecar that may have this many descriptors.
 #[track_caller]
@@ -125,8 +124,8 @@ fn a_client_with_many_connections_does_not_keep_others_from_waiting() {
     });
     wait_envoy_hooks(&sidecar, 32);
     assert_healthy(&public);
-    assert_eq!(sidecar.metric(REJECTED_METRIC), 22);
-    assert_eq!(sidecar.metric(ENVOY_HOOKS_METRIC), 32);
+    assert_eq!(sidecar.metric("connections_rejected_total"), 22);
+    assert_eq!(sidecar.metric("envoy_hooks"), 32);
     sidecar.wait_log(CONNECTION_LIMIT_REACHED);
     let mut hook = start_drain(&sidecar, &admin);
     assert!(many.iter().chain(&others).all(Connection::is_waiting));

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use envoy_shutdown_manager::observe::messages::STARTED;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -15,7 +16,7 @@ use super::client::Client;
 use super::net::Address;
 use super::process::{Exit, Hook, Process, command, program, run, under};
 use super::status::{Status, metric};
-use super::words::{ENDED, IDLE, STARTED};
+use super::words::{ENDED, IDLE};
 use super::{PATIENCE, temp_dir, try_wait_for, wait_for};
 
 /// What keeps a test short. Each is left out where the test gives that option itself.

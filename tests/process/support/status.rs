@@ -4,6 +4,8 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::words::IDLE;
+
 /// The status of a sidecar. A field that is missing fails the test.
 #[derive(Clone, Debug)]
 pub struct Status(Value);
@@ -44,7 +46,7 @@ impl Status {
 
     #[track_caller]
     pub fn threshold_connections(&self) -> u64 {
-        self.number(super::words::THRESHOLD_KEY).expect("a number")
+        self.number("threshold_connections").expect("a number")
     }
 
     #[track_caller]
@@ -55,7 +57,7 @@ impl Status {
     /// How many requests of Envoy's hook wait for the drain's end.
     #[track_caller]
     pub fn envoy_hooks(&self) -> u64 {
-        self.number(super::words::ENVOY_HOOKS_KEY).expect("a number")
+        self.number("envoy_hooks").expect("a number")
     }
 
     #[track_caller]
@@ -94,7 +96,7 @@ impl Status {
     /// Idle, and no drain has ever started.
     #[track_caller]
     pub fn is_before_the_first_drain(&self) -> bool {
-        self.phase() == super::words::IDLE && self.drain() == 0
+        self.phase() == IDLE && self.drain() == 0
     }
 }
 
