@@ -8,8 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::take_turn;
-use podman::{Container, podman, run, with_image};
+use envoy_shutdown_manager::observe::messages::{OPEN_CONNECTIONS, STOPPED};
 
 use crate::support::client::Client;
 use crate::support::envoy::Envoy;
@@ -19,7 +18,8 @@ use crate::support::status::metric;
 use crate::support::steps::{OK, assert_exits};
 use crate::support::words::NONE_OPEN;
 use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
-use envoy_shutdown_manager::observe::messages::{OPEN_CONNECTIONS, STOPPED};
+use crate::take_turn;
+use podman::{Container, podman, run, with_image};
 
 /// Other tests may run meanwhile, since this one only waits.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -183,7 +183,7 @@ fn envoy_gateways_deployment_drains_with_the_options_that_it_is_given() {
 }
 
 #[test]
-fn a_container_says_what_it_is_and_what_it_is_not() {
+fn a_container_runs_the_programs_own_commands() {
     with_image(|image| {
         let _turn = take_turn();
         let bootstrap = ["contour", "bootstrap", "/config/envoy.json", "--xds-address=contour"];
@@ -256,7 +256,7 @@ fn the_image_is_small_and_holds_the_program_once_and_two_links() {
 }
 
 #[test]
-fn the_image_says_what_it_is_and_how_it_is_run() {
+fn the_image_has_its_labels_user_and_entrypoint() {
     with_image(|image| {
         let _turn = take_turn();
         let inspect = |field: &str| {

@@ -4,9 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
 use nix::sys::signal::Signal;
-
-use crate::take_turn;
 
 use crate::support::admin_proxy::AdminProxy;
 use crate::support::client::{Client, Connection};
@@ -22,7 +21,7 @@ use crate::support::steps::{
 };
 use crate::support::words::NONE_OPEN;
 use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
-use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
+use crate::take_turn;
 
 #[test]
 fn the_hook_ends_within_a_check_interval_of_the_last_connection() {

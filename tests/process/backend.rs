@@ -4,12 +4,13 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{BACKEND_ENDED, ENVOY_RESPONDS};
+
 use crate::support::client::Connection;
 use crate::support::fake_admin::{FakeAdmin, Route};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{assert_exits, finish_drain, start_drain, wait_envoy_hooks};
 use crate::support::{PATIENCE, assert_took, try_wait_for, wait_until};
-use envoy_shutdown_manager::observe::messages::{BACKEND_ENDED, ENVOY_RESPONDS};
 
 const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\n\r\n";
 
@@ -101,8 +102,8 @@ fn a_backend_that_has_ended_is_replaced_and_no_client_loses_its_response() {
 fn a_backend_whose_socket_was_removed_is_replaced() {
     let admin = FakeAdmin::unix();
     let sidecar = Sidecar::beside(&admin);
-    let place = sidecar.control_socket().with_added_extension("server");
-    fs::remove_file(&place).expect("remove");
+    let path = sidecar.control_socket().with_added_extension("server");
+    fs::remove_file(&path).expect("remove");
     assert_eq!(sidecar.public().send(HEALTHZ).only_response().body, "OK");
     wait_until("another backend", || replaced(&sidecar) == 1);
     assert_exits(&mut sidecar.hook(&[]), 0, "drained");

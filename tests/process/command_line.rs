@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::Path;
 
+use envoy_shutdown_manager::observe::messages::{OPTION_IGNORED, STARTED};
+
 use crate::support::fake_admin::FakeAdmin;
 use crate::support::log::logged;
 use crate::support::process::{Exit, run, run_under};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{assert_exits, outcome};
 use crate::support::{temp_dir, wait_until};
-use envoy_shutdown_manager::observe::messages::{OPTION_IGNORED, STARTED};
 
 const COMMANDS: [&str; 3] = ["shutdown-manager", "shutdown", "status"];
 
@@ -38,11 +39,11 @@ fn flags(help: &str) -> Vec<String> {
 #[test]
 fn bad_input_is_rejected_in_one_sentence_before_anything_is_done() {
     let dir = temp_dir("command-line");
-    let place = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
-    let control = format!("--control-socket={}", place("control.sock"));
-    let too_long = format!("--control-socket={}", place(&"a".repeat(120)));
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let control = format!("--control-socket={}", path("control.sock"));
+    let too_long = format!("--control-socket={}", path(&"a".repeat(120)));
     // Removed at a start that gets this far.
-    let stale = place("ready");
+    let stale = path("ready");
     fs::write(&stale, "").expect("write");
     let ready = format!("--ready-file={stale}");
     let (manager, hook, status) = (COMMANDS[0], COMMANDS[1], COMMANDS[2]);

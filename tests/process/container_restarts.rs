@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{ENVOY_RESPONDS, ENVOY_RESTORED};
 use nix::sys::signal::Signal;
 
 use crate::support::admin_proxy::AdminProxy;
@@ -30,7 +31,6 @@ use crate::support::words::{
     NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{temp_dir, wait_for};
-use envoy_shutdown_manager::observe::messages::{ENVOY_RESPONDS, ENVOY_RESTORED};
 
 /// Envoy was seen in service.
 fn in_service() -> Expected {
@@ -183,12 +183,12 @@ fn envoy_is_in_service_after_a_restart_of_the_sidecar_however_it_ended() {
         let second = restarted(&first, &proxy);
         second.wait_log(in_service());
         assert_eq!(envoy.ready(), "LIVE", "{name}");
-        let asked = proxy.requests();
+        let sent = proxy.requests();
         let times =
-            asked.iter().filter(|(_, line)| line.starts_with("POST /healthcheck/ok ")).count();
+            sent.iter().filter(|(_, line)| line.starts_with("POST /healthcheck/ok ")).count();
         let states = states.end();
         let seen = states.iter().any(|state| state != "LIVE\n");
-        assert_eq!(times, usize::from(stranded.unwrap_or(seen)), "{name}: {asked:#?}");
+        assert_eq!(times, usize::from(stranded.unwrap_or(seen)), "{name}: {sent:#?}");
         assert!(stranded.is_none_or(|stranded| stranded == seen), "{name}: {states:?}");
         assert_eq!(second.times_logged(ENVOY_RESTORED), times, "{name}: {}", second.report());
         assert!(session.echoes(), "{name}");
@@ -299,8 +299,8 @@ fn an_envoy_that_is_restarted_alone_stays_in_service() {
     drop(KeptAlive::open(envoy.port("http")));
     assert_eq!(envoy.ready(), "LIVE");
     wait_status(&sidecar, Status::is_before_the_first_drain);
-    let asked = proxy.requests();
-    assert!(asked.iter().all(|(_, line)| line.starts_with("GET ")), "{asked:#?}");
+    let sent = proxy.requests();
+    assert!(sent.iter().all(|(_, line)| line.starts_with("GET ")), "{sent:#?}");
     assert_pod_drains(&sidecar, &envoy);
 }
 

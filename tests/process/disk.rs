@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use envoy_shutdown_manager::observe::messages::{READY_FILE_NOT_CREATED, READY_FILE_NOT_REMOVED};
 use nix::sys::signal::Signal;
 
 use crate::support::cases::{for_each_case, named};
@@ -10,7 +11,6 @@ use crate::support::log::{Expected, logged};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{OK, can_unshare, finish_drain, outcome, start_drain};
 use crate::support::temp_dir;
-use envoy_shutdown_manager::observe::messages::{READY_FILE_NOT_CREATED, READY_FILE_NOT_REMOVED};
 
 #[test]
 fn a_drain_ends_though_its_ready_file_cannot_be_created() {
@@ -44,11 +44,11 @@ fn a_drain_ends_though_its_ready_file_cannot_be_created() {
     ];
     for_each_case(named(rows), |name, (script, failure, is_there)| {
         let (admin, dir) = (FakeAdmin::unix(), temp_dir("disk"));
-        let place = dir.path().join("disk");
-        std::fs::create_dir(&place).expect("make a directory");
-        let script = script.replace(" .", &format!(" {}", place.display()));
+        let disk = dir.path().join("disk");
+        std::fs::create_dir(&disk).expect("make a directory");
+        let script = script.replace(" .", &format!(" {}", disk.display()));
         let script = format!("set -e; {script}; exec \"$@\"");
-        let ready = place.join("ready");
+        let ready = disk.join("ready");
         let ready_file = format!("--ready-file={}", ready.display());
         let sidecar = Sidecar::builder()
             .beside(&admin)

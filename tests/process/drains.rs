@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{DRAIN_JOINED, DRAIN_STARTED, OUT_OF_SERVICE};
+
 use crate::support::admin_proxy::AdminProxy;
 use crate::support::client::Connection;
 use crate::support::envoy::Envoy;
@@ -17,7 +19,6 @@ use crate::support::words::{
     CHECK_DELAY, DRAIN_DELAY, ENDED, IDLE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{PATIENCE, assert_took, temp_dir, wait_until};
-use envoy_shutdown_manager::observe::messages::{DRAIN_JOINED, DRAIN_STARTED, OUT_OF_SERVICE};
 
 /// A client of any kind, whose connection closes when it is dropped.
 type AnyClient = Box<dyn std::fmt::Debug>;

@@ -2,6 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{
+    ENVOY_CALL_FAILED, ENVOY_HOOK_MISSING, LISTENERS_DRAINING, OUT_OF_SERVICE,
+    READY_TIMEOUT_PASSED, STARTED,
+};
+
 use crate::support::envoy::Envoy;
 use crate::support::envoy_clients::{Http2, KeptAlive};
 use crate::support::fake_admin::{FakeAdmin, Fault, Route};
@@ -14,10 +19,6 @@ use crate::support::steps::{
 };
 use crate::support::words::{CHECK_DELAY, NONE_OPEN, NOT_READY_BODY};
 use crate::support::{PATIENCE, assert_took, wait_until};
-use envoy_shutdown_manager::observe::messages::{
-    ENVOY_CALL_FAILED, ENVOY_HOOK_MISSING, LISTENERS_DRAINING, OUT_OF_SERVICE,
-    READY_TIMEOUT_PASSED, STARTED,
-};
 
 const NAMES: [&str; 2] = ["contour", "envoy-gateway"];
 

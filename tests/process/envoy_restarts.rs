@@ -7,6 +7,10 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_STARTED, ENVOY_CALL_FAILED, ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN,
+    ENVOY_RESTORED, OUT_OF_SERVICE, STARTED,
+};
 use nix::sys::signal::Signal;
 
 use crate::support::client::Connection;
@@ -23,10 +27,6 @@ use crate::support::words::{
     CHECK_DELAY, ENDED, ENVOY_IS_GONE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{assert_took, wait_for};
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_STARTED, ENVOY_CALL_FAILED, ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN,
-    ENVOY_RESTORED, OUT_OF_SERVICE, STARTED,
-};
 
 /// Three refused calls, a second apart, after at most the pause before the first.
 const GONE_AFTER: Range<f32> = 2.0..3.5;
@@ -169,8 +169,8 @@ fn an_envoy_that_restarts_under_the_sidecars_eyes_is_taken_out_of_service_again(
     wait_phase(&sidecar, CHECK_DELAY);
     wait_for("Envoy to be out of service", || {
         // It may have no port for its listener yet.
-        let answer = envoy.request("GET", "/ready").ok()?;
-        (answer.body == "DRAINING\n").then_some(())
+        let response = envoy.request("GET", "/ready").ok()?;
+        (response.body == "DRAINING\n").then_some(())
     });
     let second = Connection::open(envoy.port("tcp"));
     assert!(second.echoes());
@@ -224,7 +224,7 @@ fn assert_survives_a_freeze(builder: Builder) {
     let failed = || logged(ENVOY_CALL_FAILED).containing("error", error);
     sidecar.wait_log(failed());
     // As many as would be enough for an Envoy that is gone.
-    wait_for("three calls without an answer", || {
+    wait_for("three calls without a response", || {
         (sidecar.metric("poll_errors_total{kind=\"timeout\"}") >= 3).then_some(())
     });
     wait_status(&sidecar, |status| {

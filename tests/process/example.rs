@@ -13,7 +13,7 @@ use crate::support::steps::{
 };
 use crate::support::words::{ENDED, NONE_OPEN};
 
-// The name is a sentence that says what must hold.
+// The name is a sentence: what must hold.
 #[test]
 fn a_pod_with_one_client_drains_when_that_client_has_disconnected() {
     // A real Envoy with one TCP listener. `FakeAdmin` is a scripted one, for faults that a real Envoy
@@ -38,8 +38,8 @@ fn a_pod_with_one_client_drains_when_that_client_has_disconnected() {
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     assert!(envoys_hook.is_waiting());
 
-    // The last client disconnects, which ends the drain: the exec hook exits with code 0 and says
-    // why, and Envoy's hook has its response.
+    // The last client disconnects, which ends the drain: the exec hook exits with code 0 and
+    // explains why, and Envoy's hook has its response.
     drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
     assert_eq!(envoys_hook.arrived_response(), OK);

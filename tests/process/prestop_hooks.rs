@@ -5,6 +5,9 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_STARTED, ENVOY_HOOK_MISSING, ENVOY_HOOK_WAITS, ENVOY_RESTORED, START_TIMEOUT_PASSED,
+};
 use nix::sys::signal::Signal;
 
 use crate::support::admin_proxy::AdminProxy;
@@ -22,9 +25,6 @@ use crate::support::words::{
     IDLE, LEFT_IN_SERVICE, NO_DRAIN_BODY, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{PATIENCE, assert_took, wait_for, wait_until};
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_STARTED, ENVOY_HOOK_MISSING, ENVOY_HOOK_WAITS, ENVOY_RESTORED, START_TIMEOUT_PASSED,
-};
 
 /// Hooks that are no further apart belong together, in seconds.
 const PAIRING_WINDOW: f32 = 3.0;
@@ -167,9 +167,9 @@ fn a_request_after_the_end_is_answered_at_once() {
     let _client = connect(&envoy);
     let public = sidecar.public();
     for path in HOOK_PATHS {
-        let asked = Instant::now();
+        let sent = Instant::now();
         assert_eq!(public.get(path), OK);
-        assert_took(path, asked.elapsed(), 0.0..2.0);
+        assert_took(path, sent.elapsed(), 0.0..2.0);
     }
     assert_eq!(envoy.ready(), "LIVE", "Envoy got no further request");
     assert_stops(&mut sidecar);
@@ -422,9 +422,9 @@ fn whether_envoys_own_hook_waits_too_is_logged() {
 fn envoys_hook_alone_is_answered_with_503_after_the_start_timeout() {
     let envoy = envoy_with_tcp();
     let sidecar = Sidecar::builder().beside(&envoy).arg("--start-timeout=1s").start();
-    let asked = Instant::now();
+    let sent = Instant::now();
     assert_eq!(sidecar.public().get(HOOK_PATHS[0]), (503, NO_DRAIN_BODY));
-    assert_took("the response", asked.elapsed(), 1.0..3.0);
+    assert_took("the response", sent.elapsed(), 1.0..3.0);
     sidecar.wait_log(START_TIMEOUT_PASSED);
     wait_envoy_hooks(&sidecar, 0);
     assert_eq!(envoy.ready(), "LIVE");

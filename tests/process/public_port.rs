@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, START_TIMEOUT_PASSED};
+
 use crate::support::client::Client;
 use crate::support::fake_admin::FakeAdmin;
 use crate::support::http::Response;
@@ -20,7 +22,6 @@ use crate::support::steps::{
 };
 use crate::support::words::NO_DRAIN_BODY;
 use crate::support::{PATIENCE, assert_took, try_wait_for, wait_for};
-use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, START_TIMEOUT_PASSED};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 

@@ -4,6 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
+use envoy_shutdown_manager::observe::messages::{
+    DRAIN_JOINED, STARTED, STOPPED, STOPPED_BY_SECOND_SIGNAL,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,9 +27,6 @@ use crate::support::words::{
     LEFT_IN_SERVICE, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
 };
 use crate::support::{assert_took, temp_dir, wait_for};
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_JOINED, STARTED, STOPPED, STOPPED_BY_SECOND_SIGNAL,
-};
 
 /// Asserts that a signal ends it at once, with this code.
 #[track_caller]

@@ -32,11 +32,11 @@ fn the_program_names_what_it_is_made_of() {
     }
     let elf = Elf::of_the_program();
     let packed = elf.section(".dep-v0").expect("a section that `.build/auditable` puts there");
-    let said = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
-    println!("{} bytes for {said}", packed.len());
-    assert!(said.starts_with("{\"packages\":[{") && said.ends_with('}'), "{said}");
-    let named = packages(&said, ["{\"name\":\"", "\",\"version\":\"", "\",\"source\":\""]);
-    assert_eq!(named.len(), said.matches("\"name\"").count(), "{said}");
+    let bom = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
+    println!("{} bytes for {bom}", packed.len());
+    assert!(bom.starts_with("{\"packages\":[{") && bom.ends_with('}'), "{bom}");
+    let named = packages(&bom, ["{\"name\":\"", "\",\"version\":\"", "\",\"source\":\""]);
+    assert_eq!(named.len(), bom.matches("\"name\"").count(), "{bom}");
 
     let lock = file("Cargo.lock");
     let locked = packages(&lock, ["\nname = \"", "\"\nversion = \"", "\"\n"]);

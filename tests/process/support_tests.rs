@@ -223,7 +223,7 @@ fn each_fault_is_what_its_name_says() {
     for fake in [FakeAdmin::unix(), FakeAdmin::tcp()] {
         let meets = |fault: Fault| {
             fake.fault(Route::Ready, fault);
-            get(fake.admin(), "/ready", PATIENCE).expect("an answer")
+            get(fake.admin(), "/ready", PATIENCE).expect("a response")
         };
         let kind = |fault: Fault| {
             fake.fault(Route::Ready, fault);

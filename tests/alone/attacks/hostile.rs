@@ -154,7 +154,7 @@ pub fn announce(target: Target<'_>) {
     send_all(target, &requests.collect::<Vec<_>>());
 }
 
-/// They speak every version of HTTP, and other protocols.
+/// They send every version of HTTP, and other protocols.
 pub fn other_protocols(target: Target<'_>) {
     let tls: &[u8] = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03";
     let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

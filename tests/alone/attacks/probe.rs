@@ -91,7 +91,7 @@ fn the_prober_probes_until_its_input_ends() {
     let (mut times, mut failed) = (Vec::new(), 0);
     while !input.is_finished() {
         let started = Instant::now();
-        // The panic's own message says what went wrong.
+        // The panic's own message shows what went wrong.
         let response = panic::catch_unwind(|| client.send(HEALTHZ).only_response());
         let took = started.elapsed();
         failed += usize::from(!response.is_ok_and(|response| response.status_line() == "200 OK"));

@@ -11,9 +11,6 @@ use super::ALL;
 use super::hostile::Target;
 use super::probe::Prober;
 use super::watched::{LATEST, Peak, step_back};
-
-use crate::take_turn;
-
 use crate::support::client::Connection;
 use crate::support::fake_admin::{FakeAdmin, Route, State};
 use crate::support::sidecar::Sidecar;
@@ -22,6 +19,7 @@ use crate::support::steps::{
 };
 use crate::support::words::IDLE;
 use crate::support::{SHIPS, try_wait_for};
+use crate::take_turn;
 
 fn random(below: usize) -> usize {
     RandomState::new().build_hasher().finish() as usize % below

@@ -10,9 +10,6 @@ use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
 
 use super::hostile::Target;
 use super::probe::Prober;
-
-use crate::take_turn;
-
 use crate::support::fake_admin::{FakeAdmin, Route};
 use crate::support::sidecar::Sidecar;
 use crate::support::steps::{
@@ -20,6 +17,7 @@ use crate::support::steps::{
     wait_envoy_hooks,
 };
 use crate::support::{SHIPS, try_wait_for};
+use crate::take_turn;
 
 /// No probe may take longer.
 pub const LATEST: Duration = Duration::from_millis(500);

@@ -16,15 +16,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::take_turn;
-
 use crate::support::client::Client;
 use crate::support::process::{Hook, Process, program};
 use crate::support::{PATIENCE, wait_for};
+use crate::take_turn;
 
 /// Runs this with an image, in a network of its own, where every port is free. Skips it where that
 /// cannot be; in CI it must.
-pub fn with_image(scenario: impl FnOnce(&Image) + Send) {
+pub fn with_image(test: impl FnOnce(&Image) + Send) {
     if env::var_os("CROSS_RUNNER").is_some() {
         return println!("SKIPPED: containers, since the program needs an emulator here");
     }
@@ -45,7 +44,7 @@ pub fn with_image(scenario: impl FnOnce(&Image) + Send) {
                 let _turn = take_turn();
                 Image::build()
             };
-            scenario(&image);
+            test(&image);
         });
         if let Err(cause) = inside.join() {
             panic::resume_unwind(cause);

@@ -6,7 +6,6 @@ use std::net::{IpAddr, TcpListener};
 use std::process::Command;
 
 use super::third_party_clients::{output, start_program};
-
 use crate::support::client::Client;
 use crate::support::fake_admin::FakeAdmin;
 use crate::support::net::{Address, ipv6_available};

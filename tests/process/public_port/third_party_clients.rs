@@ -4,7 +4,6 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use super::start;
-
 use crate::support::fake_admin::{FakeAdmin, Route};
 use crate::support::steps::{finish_drain, start_drain, wait_envoy_hooks};
 use crate::support::temp_dir;
@@ -71,8 +70,8 @@ for method, path, body in [
     ("POST", "/drain", "a=1"), ("PUT", "/healthz", None), ("GET", "/shutdown", None),
 ]:
     connection.request(method, path, body, {"Connection": "keep-alive"})
-    answer = connection.getresponse()
-    print(method, answer.status, answer.getheader("Content-Length"), answer.read().decode().strip())
+    response = connection.getresponse()
+    print(method, response.status, response.getheader("Content-Length"), response.read().decode().strip())
 "#;
 
 #[test]

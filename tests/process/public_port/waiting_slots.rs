@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::thread;
 
+use envoy_shutdown_manager::observe::messages::{CONNECTION_LIMIT_REACHED, ENVOY_RESPONDS};
 use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
 
 use super::start;
-
 use crate::support::client::Connection;
 use crate::support::fake_admin::FakeAdmin;
 use crate::support::requests::{HEALTHZ, SHUTDOWN};
@@ -17,7 +17,6 @@ use crate::support::steps::{
     resources, resources_at_rest, start_drain, wait_envoy_hooks,
 };
 use crate::support::words::TOO_MANY_BODY;
-use envoy_shutdown_manager::observe::messages::{CONNECTION_LIMIT_REACHED, ENVOY_RESPONDS};
 
 /// A sidecar that may have this many descriptors.
 #[track_caller]

@@ -1,4 +1,4 @@
-//! What the file of the program says of itself: 64-bit little-endian ELF.
+//! The headers of the program's file: 64-bit little-endian ELF.
 
 use std::fs;
 

@@ -41,7 +41,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The build whose times and memory are promised.
 pub const SHIPS: bool = cfg!(all(target_env = "musl", not(debug_assertions)));
 
-/// Asserts that something took so many seconds. Any other build than the one that ships may take
+/// Asserts that something took this many seconds. Any other build than the one that ships may take
 /// four times as long, on a machine that may be busy.
 #[track_caller]
 pub fn assert_took(what: &str, took: Duration, seconds: Range<f32>) {

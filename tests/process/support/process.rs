@@ -15,8 +15,8 @@ use nix::unistd::Pid;
 use super::log::{Expected, Record};
 use super::{PATIENCE, Timeline, try_wait_for};
 
-/// The program: `$CROSS_PROGRAM` if that is set, one that `$CROSS_RUNNER` can run. Cargo tells a test
-/// where its own is; an example finds it beside its directory `examples`.
+/// The program: `$CROSS_PROGRAM` if that is set, one that `$CROSS_RUNNER` can run. A test has its path
+/// from cargo; an example finds it beside its directory `examples`.
 pub fn program() -> PathBuf {
     if let Some(path) = env::var_os("CROSS_PROGRAM") {
         return Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -24,7 +24,7 @@ pub fn program() -> PathBuf {
     if let Some(path) = option_env!("CARGO_BIN_EXE_envoy-shutdown-manager") {
         return path.into();
     }
-    let own = env::current_exe().expect("the place of this program");
+    let own = env::current_exe().expect("the path of this program");
     let beside = own.parent().and_then(Path::parent).expect("a directory above");
     beside.join("envoy-shutdown-manager")
 }
@@ -46,7 +46,7 @@ pub fn command(program: &Path) -> Command {
     command
 }
 
-/// A command behind a wrapper: `unshare …`, say, or `sh -c 'exec "$@"' sh`.
+/// A command behind a wrapper, such as `unshare …` or `sh -c 'exec "$@"' sh`.
 pub fn under<S: AsRef<OsStr>>(wrapper: &[S], program: &Command) -> Command {
     let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args());
@@ -225,6 +225,15 @@ impl Process {
     pub fn times_logged(&self, expected: impl Into<Expected>) -> usize {
         let expected = expected.into();
         self.log().iter().filter(|record| expected.matches(record)).count()
+    }
+
+    /// Waits until it has logged this so often, and asserts that it is not more often.
+    #[track_caller]
+    pub fn assert_times_logged(&self, expected: impl Into<Expected>, times: usize) {
+        let expected = expected.into();
+        let logged = || self.times_logged(expected.clone());
+        let _in_time = try_wait_for(PATIENCE, || (logged() >= times).then_some(()));
+        assert_eq!(logged(), times, "logged: {expected:?}; {}", self.report());
     }
 
     /// Asserts that it has not logged this so far.

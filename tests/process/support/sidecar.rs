@@ -87,8 +87,7 @@ impl Builder {
         self
     }
 
-    /// Starts it, but not its hooks, behind a wrapper, which must run it in its own place, as by
-    /// `exec`.
+    /// Starts it, but not its hooks, behind a wrapper, which must become it, as by `exec`.
     #[must_use]
     pub fn under<S: AsRef<str>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
         self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();

@@ -137,7 +137,7 @@ pub fn assert_logged(sidecar: &Process, expected: &[Expected]) {
     let mut records = log.iter();
     for expected in expected {
         let found = records.any(|record| expected.matches(record));
-        assert!(found, "not in its place: {expected:?}; {}", sidecar.report());
+        assert!(found, "not logged in this order: {expected:?}; {}", sidecar.report());
     }
 }
 
