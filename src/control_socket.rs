@@ -1,5 +1,5 @@
 //! The control socket between the hook and the sidecar: where it is, and how each side finds it
-//! without a word from the user.
+//! without configuration.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -14,85 +14,77 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 
-use crate::cli::address::AdminAddress;
+use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH};
 use crate::cli::options::Options;
 use crate::envoy::transport::connect_unix;
 
-const NAME: &str = "shutdown-manager.sock";
+const FILE_NAME: &str = "shutdown-manager.sock";
 
 /// In every container, also with a read-only root, and shared by no other pod.
-const LAST_PLACE: &str = "/dev/shm";
+const FALLBACK_FOLDER: &str = "/dev/shm";
+
+/// The backend's socket is beside the control socket, with this after its name.
+const BACKEND_EXTENSION: &str = "server";
+
+const _: () = assert!(MAX_CONTROL_SOCKET_PATH + 1 + BACKEND_EXTENSION.len() == MAX_SOCKET_PATH);
 
 /// A process that listens but is stopped lets connections in until its backlog is full.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Finding out who is at a place, and taking it, lasts microseconds. Nobody who takes 2 s for it may
+/// Checking a path and binding there takes microseconds. A process that takes 2 s for it may not
 /// keep a sidecar from starting.
-const TURNS: u32 = 400;
-const TURN: Duration = Duration::from_millis(5);
+const LOCK_ATTEMPTS: u32 = 400;
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
-/// Where a sidecar listens: the first place that can be written.
-#[must_use]
-pub fn sidecar_places(told: Option<&Path>, admin: &AdminAddress) -> Vec<PathBuf> {
-    match told {
-        Some(path) => vec![path.to_owned()],
-        None => unique(&[beside(admin), Some(Path::new(LAST_PLACE).join(NAME))]),
-    }
+/// Where a sidecar listens: at the first path that can be written.
+pub fn sidecar_paths(configured: Option<&Path>, admin: &AdminAddress) -> Vec<PathBuf> {
+    paths(configured, &[Some(admin)])
 }
 
-/// Where a hook looks: its own options first, and then the places of a sidecar without options,
-/// since people give the admin address to one of the two.
-#[must_use]
-pub fn hook_places(told: Option<&Path>, admin: Option<&AdminAddress>) -> Vec<PathBuf> {
-    match told {
-        Some(path) => vec![path.to_owned()],
-        None => unique(&[
-            admin.and_then(beside),
-            beside(&Options::default().admin_address),
-            Some(Path::new(LAST_PLACE).join(NAME)),
-        ]),
-    }
+/// Where a hook looks for its sidecar: as its own options say, and then where a sidecar without
+/// options listens, since people set the admin address of one of the two.
+pub fn hook_paths(configured: Option<&Path>, admin: Option<&AdminAddress>) -> Vec<PathBuf> {
+    paths(configured, &[admin, Some(&Options::default().admin_address)])
 }
 
-fn beside(admin: &AdminAddress) -> Option<PathBuf> {
-    match admin {
-        AdminAddress::Unix(path) => Some(path.with_file_name(NAME)),
+/// The configured path alone; else beside each admin socket, and then in the fallback folder.
+fn paths(configured: Option<&Path>, admin: &[Option<&AdminAddress>]) -> Vec<PathBuf> {
+    if let Some(path) = configured {
+        return vec![path.to_owned()];
+    }
+    let beside = admin.iter().flatten().filter_map(|admin| match admin {
+        AdminAddress::Unix(path) => Some(path.with_file_name(FILE_NAME)),
         AdminAddress::Tcp(..) => None,
-    }
-}
-
-fn unique(places: &[Option<PathBuf>]) -> Vec<PathBuf> {
-    let mut list: Vec<PathBuf> = Vec::new();
-    for place in places.iter().flatten() {
-        if !list.contains(place) {
-            list.push(place.clone());
+    });
+    let mut paths = Vec::new();
+    for path in beside.chain([Path::new(FALLBACK_FOLDER).join(FILE_NAME)]) {
+        if !paths.contains(&path) {
+            paths.push(path);
         }
     }
-    list
+    paths
 }
 
-/// The file of a bound socket, which goes when this is dropped.
+/// The file of a bound socket, which is removed when this is dropped.
 #[derive(Debug)]
 pub struct SocketFile {
-    /// Where it is.
     pub path: PathBuf,
     inode: AtomicU64,
 }
 
 impl SocketFile {
-    /// Removes the socket's file.
     pub fn remove(&self) {
-        // A successor may have put its own socket there.
+        // The next sidecar may have bound its own socket there.
         let own = self.inode.load(Ordering::Relaxed);
         if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == own) {
             let _ = fs::remove_file(&self.path);
         }
     }
 
-    /// Listens at the same place again, where nobody does any more.
+    /// Listens at the same path again, where nothing listens any more.
     ///
     /// # Errors
-    /// When somebody does, or the place cannot be written.
+    /// When a process listens there, or the path cannot be written.
     pub fn bind_again(&self) -> io::Result<UnixListener> {
         let (listener, inode) = listen(&self.path)?;
         self.inode.store(inode, Ordering::Relaxed);
@@ -106,36 +98,34 @@ impl Drop for SocketFile {
     }
 }
 
-/// The control socket and, beside it, that of the sidecar's own server, which the doors ask.
+/// The control socket and, beside it, that of the backend.
 #[derive(Debug)]
 pub struct Sockets {
-    /// The control socket.
     pub control: UnixListener,
-    /// The server's.
-    pub server: UnixListener,
-    /// Their files.
+    pub backend: UnixListener,
+    /// In this order.
     pub files: [SocketFile; 2],
 }
 
-/// Binds both sockets at the first of the places that can be written, for their own user alone
+/// Binds both sockets at the first of the paths that can be written, for their own user alone
 /// (0600). Stale ones are replaced. It sets the process's umask for a moment, so no other thread
 /// should be creating files.
 ///
 /// # Errors
-/// A sentence, when another sidecar answers at a place, or none of them can be written.
-pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
+/// A sentence, when another sidecar listens at a path, or none of them can be written.
+pub fn bind(paths: &[PathBuf]) -> Result<Sockets, String> {
     let mut reasons = Vec::new();
-    for path in places {
-        let _turn = turn(path);
-        let bound = bind_at(path)
-            .and_then(|control| Ok((control, bind_at(&path.with_added_extension("server"))?)));
+    for path in paths {
+        let _lock = lock_folder(path);
+        let backend_path = path.with_added_extension(BACKEND_EXTENSION);
+        let bound = bind_at(path).and_then(|control| Ok((control, bind_at(&backend_path)?)));
         match bound {
-            Ok(((control, control_file), (server, server_file))) => {
-                return Ok(Sockets { control, server, files: [control_file, server_file] });
+            Ok(((control, control_file), (backend, backend_file))) => {
+                return Ok(Sockets { control, backend, files: [control_file, backend_file] });
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 return Err(format!(
-                    "another shutdown-manager answers at {}; stop it, or give each its own \
+                    "another shutdown-manager listens at {}; stop it, or give each its own \
                      --control-socket",
                     path.display()
                 ));
@@ -144,22 +134,22 @@ pub fn bind(places: &[PathBuf]) -> Result<Sockets, String> {
         }
     }
     Err(format!(
-        "there is no place for the control socket ({}); set --control-socket to a path that can \
-         be written, of 100 bytes or less",
+        "cannot bind the control socket ({}); set --control-socket to a writable path of at most \
+         {MAX_CONTROL_SOCKET_PATH} bytes",
         reasons.join("; ")
     ))
 }
 
-/// Sidecars that start together take turns, so that none removes what another has just bound. It is
-/// the folder that is locked: nothing is left behind, and the kernel ends the turn of a process
-/// that dies.
-fn turn(path: &Path) -> Option<File> {
+/// Sidecars that start together bind one after the other, so that none removes what another has
+/// just bound. The folder is locked: no file is left behind, and the kernel unlocks it when a
+/// process dies.
+fn lock_folder(path: &Path) -> Option<File> {
     let folder = File::open(path.parent()?).ok()?;
-    for _ in 0..TURNS {
+    for _ in 0..LOCK_ATTEMPTS {
         if !matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
             break;
         }
-        thread::sleep(TURN);
+        thread::sleep(LOCK_RETRY);
     }
     Some(folder)
 }
@@ -175,16 +165,13 @@ fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
         if !file.file_type().is_socket() {
             return Err(io::Error::other("there is a file that is not a socket"));
         }
-        match connect_unix(path, CONNECT) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            // Its owner has just left.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // Somebody listens, even if they are too busy to answer.
-            Ok(_) => return Err(ErrorKind::AddrInUse.into()),
-            Err(error) if error.kind() == ErrorKind::TimedOut => {
-                return Err(ErrorKind::AddrInUse.into());
-            }
-            Err(error) => return Err(error),
+        match connect_unix(path, CONNECT_TIMEOUT).map_err(|error| (error.kind(), error)) {
+            Err((ErrorKind::ConnectionRefused, _)) => fs::remove_file(path)?,
+            // Its owner has just removed it.
+            Err((ErrorKind::NotFound, _)) => {}
+            // A process listens, even if it is too busy to accept.
+            Ok(_) | Err((ErrorKind::TimedOut, _)) => return Err(ErrorKind::AddrInUse.into()),
+            Err((_, error)) => return Err(error),
         }
     }
     let before = umask(Mode::from_bits_truncate(0o177));
@@ -194,16 +181,16 @@ fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
     Ok((listener, fs::symlink_metadata(path)?.ino()))
 }
 
-/// The first of the places where a sidecar listens. With `only_seen`, only one whose process this
-/// one can see: a socket that two pods share must not drain the neighbour's Envoy.
+/// The first of the paths where a sidecar listens. With `only_visible`, its process must be visible
+/// to this one: a socket that two pods share must not drain the other pod's Envoy.
 ///
 /// # Errors
-/// A clause that says for each place why it is not one.
-pub fn find(places: &[PathBuf], only_seen: bool) -> Result<PathBuf, String> {
+/// A clause with the reason for each path.
+pub fn find(paths: &[PathBuf], only_visible: bool) -> Result<PathBuf, String> {
     let mut reasons = Vec::new();
-    for path in places {
-        let reason = match connect_unix(path, CONNECT) {
-            Ok(stream) if only_seen && !is_seen(&stream) => {
+    for path in paths {
+        let reason = match connect_unix(path, CONNECT_TIMEOUT) {
+            Ok(stream) if only_visible && !is_visible(&stream) => {
                 "its sidecar is in another container or pod; name it with --control-socket if it \
                  is the right one"
                     .to_owned()
@@ -211,7 +198,7 @@ pub fn find(places: &[PathBuf], only_seen: bool) -> Result<PathBuf, String> {
             Ok(_) => return Ok(path.clone()),
             Err(error) if error.kind() == ErrorKind::NotFound => "no such socket".to_owned(),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                "nobody listens".to_owned()
+                "nothing listens".to_owned()
             }
             Err(error) => error.to_string(),
         };
@@ -221,7 +208,7 @@ pub fn find(places: &[PathBuf], only_seen: bool) -> Result<PathBuf, String> {
 }
 
 /// The kernel shows a process outside this PID namespace as 0.
-fn is_seen(stream: &OwnedFd) -> bool {
+fn is_visible(stream: &OwnedFd) -> bool {
     getsockopt(stream, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid() != 0)
 }
 
@@ -231,32 +218,32 @@ mod tests {
 
     use super::*;
 
-    fn paths(places: &[PathBuf]) -> Vec<&str> {
-        places.iter().map(|path| path.to_str().unwrap()).collect()
+    fn text(paths: &[PathBuf]) -> Vec<&str> {
+        paths.iter().map(|path| path.to_str().unwrap()).collect()
     }
 
     #[test]
-    fn both_sides_find_each_other_when_one_of_them_is_told_the_admin_address() {
+    fn hook_and_sidecar_find_each_other_when_one_of_them_has_the_admin_address() {
         let unix = AdminAddress::parse("/run/envoy/admin.sock").unwrap();
         let tcp = AdminAddress::parse("localhost:19000").unwrap();
         let default = Options::default().admin_address;
         let shm = "/dev/shm/shutdown-manager.sock";
-        assert_eq!(paths(&sidecar_places(None, &default)), ["/admin/shutdown-manager.sock", shm]);
-        assert_eq!(paths(&sidecar_places(None, &unix)), ["/run/envoy/shutdown-manager.sock", shm]);
-        assert_eq!(paths(&sidecar_places(None, &tcp)), [shm]);
-        assert_eq!(paths(&hook_places(None, None)), ["/admin/shutdown-manager.sock", shm]);
+        assert_eq!(text(&sidecar_paths(None, &default)), ["/admin/shutdown-manager.sock", shm]);
+        assert_eq!(text(&sidecar_paths(None, &unix)), ["/run/envoy/shutdown-manager.sock", shm]);
+        assert_eq!(text(&sidecar_paths(None, &tcp)), [shm]);
+        assert_eq!(text(&hook_paths(None, None)), ["/admin/shutdown-manager.sock", shm]);
         assert_eq!(
-            paths(&hook_places(None, Some(&unix))),
+            text(&hook_paths(None, Some(&unix))),
             ["/run/envoy/shutdown-manager.sock", "/admin/shutdown-manager.sock", shm]
         );
-        assert_eq!(paths(&hook_places(None, Some(&tcp))), ["/admin/shutdown-manager.sock", shm]);
-        let told = Path::new("/x.sock");
-        assert_eq!(paths(&sidecar_places(Some(told), &unix)), ["/x.sock"]);
-        assert_eq!(paths(&hook_places(Some(told), Some(&unix))), ["/x.sock"]);
+        assert_eq!(text(&hook_paths(None, Some(&tcp))), ["/admin/shutdown-manager.sock", shm]);
+        let configured = Path::new("/x.sock");
+        assert_eq!(text(&sidecar_paths(Some(configured), &unix)), ["/x.sock"]);
+        assert_eq!(text(&hook_paths(Some(configured), Some(&unix))), ["/x.sock"]);
     }
 
     #[test]
-    fn a_socket_is_its_owners_alone_and_goes_with_its_owner() {
+    fn a_socket_is_for_its_user_alone_and_is_removed_with_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let bound = bind(std::slice::from_ref(&path)).unwrap();
@@ -272,18 +259,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "what a killed process leaves behind");
+        assert!(path.exists(), "a killed process leaves its socket behind");
         let error = find(std::slice::from_ref(&path), false).unwrap_err();
-        assert!(error.ends_with("nobody listens"), "{error}");
+        assert!(error.ends_with("nothing listens"), "{error}");
         let bound = bind(std::slice::from_ref(&path)).unwrap();
         let error = bind(std::slice::from_ref(&path)).unwrap_err();
-        assert!(error.starts_with("another shutdown-manager answers at "), "{error}");
-        assert!(find(&[path], false).is_ok(), "it is still there");
+        assert!(error.starts_with("another shutdown-manager listens at "), "{error}");
+        assert!(find(&[path], false).is_ok(), "the socket in use was removed");
         drop(bound);
     }
 
     #[test]
-    fn a_successors_socket_is_left_alone() {
+    fn the_next_sidecars_socket_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let old = bind(std::slice::from_ref(&path)).unwrap();
@@ -297,20 +284,20 @@ mod tests {
     }
 
     #[test]
-    fn the_next_place_is_taken_where_the_first_cannot_be_written() {
+    fn the_next_path_is_used_where_the_first_cannot_be_written() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "x").unwrap();
         let too_long = folder.path().join("a".repeat(120));
         let last = folder.path().join("s");
         let bad = [folder.path().join("none/s"), file.join("s"), file.clone(), too_long];
-        let places: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
-        assert_eq!(bind(&places).unwrap().files[0].path, last);
-        assert_eq!(fs::read(&file).unwrap(), b"x", "a file is never removed");
+        let paths: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
+        assert_eq!(bind(&paths).unwrap().files[0].path, last);
+        assert_eq!(fs::read(&file).unwrap(), b"x", "a file that is not a socket was changed");
         let error = bind(&bad).unwrap_err();
         assert!(error.contains("set --control-socket"), "{error}");
-        for place in &bad {
-            assert!(error.contains(place.to_str().unwrap()), "{error}");
+        for path in &bad {
+            assert!(error.contains(path.to_str().unwrap()), "{error}");
         }
     }
 }

@@ -61,4 +61,3 @@ pub mod manual;
 pub mod observe;
 pub mod os;
 pub mod route;
-pub mod slot;

@@ -13,7 +13,7 @@ use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, listen};
-use envoy_shutdown_manager::hook::{self, Exit};
+use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
 use envoy_shutdown_manager::os::limits;
@@ -40,8 +40,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(sentence) => {
-            hook::say(&format!("envoy-shutdown-manager: {sentence}\n"));
-            ExitCode::from(Exit::Usage as u8)
+            hook::print_stderr(&format!("envoy-shutdown-manager: {sentence}\n"));
+            ExitCode::from(ExitStatus::Usage as u8)
         }
     }
 }
@@ -55,13 +55,13 @@ fn run_sidecar(args: &SidecarArgs) -> Result<(), String> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|error| failed("signals cannot be waited for", error.into()))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
-    let public = listen::listener(&args.serve)?;
+    let public = listen::bind_public(&args.serve)?;
     let port = public.local_addr().map_err(|error| failed("no public port", error))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
-    let options = Options::of(args.name).with(&args.overrides);
+    let options = Options::of(args.flavor).with(&args.overrides);
     let paths =
-        control_socket::sidecar_places(args.control_socket.as_deref(), &options.admin_address);
-    let Sockets { control, server, files } = control_socket::bind(&paths)?;
+        control_socket::sidecar_paths(args.control_socket.as_deref(), &options.admin_address);
+    let Sockets { control, backend, files } = control_socket::bind(&paths)?;
     control
         .set_nonblocking(true)
         .map_err(|error| failed("the control socket cannot be used", error))?;
@@ -77,21 +77,21 @@ fn run_sidecar(args: &SidecarArgs) -> Result<(), String> {
 
     let files = Arc::new(files);
     let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-    let mut backend = Backend::new(server, Arc::clone(&files), trigger, observer);
-    let restart_signal = backend.bell();
+    let mut backend = Backend::new(backend, Arc::clone(&files), trigger, observer);
+    let restart_signal = backend.restart_signal();
     start("backend", Box::new(move || backend.serve()))?;
 
     let frontend = |listener, router, limits| {
-        let backend = files[1].path.clone();
-        let restart = restart_signal.clone();
-        Frontend::new(listener, router, backend, restart, coordinator.tracker(), limits)
+        let (backend, restart) = (files[1].path.clone(), restart_signal.clone());
+        let on_backend_error = Box::new(move |error| restart.request_restart(error));
+        Frontend::new(listener, router, backend, on_backend_error, coordinator.tracker(), limits)
     };
     let timeouts = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
-    let control_limits = Limits::private(descriptors, timeouts);
-    let mut control = frontend(Listener::Private(control), route::private, control_limits);
+    let control_limits = Limits::control(descriptors, timeouts);
+    let mut control = frontend(Listener::Control(control), route::private_target, control_limits);
     start("control", Box::new(move || control.serve()))?;
     let public_limits = Limits::public(descriptors, timeouts);
-    let mut public = frontend(Listener::Public(public), route::public, public_limits);
+    let mut public = frontend(Listener::Public(public), route::public_target, public_limits);
     start("public", Box::new(move || public.serve()))?;
 
     let (stopping, leaving) = (coordinator.clone(), Arc::clone(&files));

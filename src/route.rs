@@ -2,24 +2,21 @@
 //! beside it, and the status codes of both.
 
 use std::borrow::Cow;
+use std::num::ParseIntError;
 
-/// What the public port serves. None of it can begin a drain.
+/// What the public port serves. It cannot express the start of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublicRoute {
-    /// `/healthz`
     Healthz,
     /// `/shutdown`, `/shutdown/ready`: Envoy's own hook.
     Shutdown,
-    /// `/metrics`
     Metrics,
 }
 
 impl PublicRoute {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Healthz, Self::Shutdown, Self::Metrics];
 
     /// The value of the label `route`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Healthz => "healthz",
@@ -28,19 +25,16 @@ impl PublicRoute {
         }
     }
 
-    /// What the sidecar's server is asked for this.
-    #[must_use]
     pub const fn target(self) -> UpstreamTarget {
-        let (target, waits) = match self {
+        let (path_and_query, hold) = match self {
             Self::Healthz => ("/healthz", Hold::None),
-            Self::Shutdown => (FOR_WAITERS, Hold::EnvoyHook),
+            Self::Shutdown => (ENVOY_HOOKS, Hold::EnvoyHook),
             Self::Metrics => ("/metrics", Hold::None),
         };
-        UpstreamTarget { route: Some(self), post: false, target: Cow::Borrowed(target), waits }
+        let path_and_query = Cow::Borrowed(path_and_query);
+        UpstreamTarget { route: Some(self), post: false, path_and_query, hold }
     }
 
-    /// The route that a path leads to.
-    #[must_use]
     pub fn from_path(path: &str) -> Option<Self> {
         match path {
             "/healthz" => Some(Self::Healthz),
@@ -51,42 +45,88 @@ impl PublicRoute {
     }
 }
 
-/// Waits in the place of all who wait as Envoy's own hook does.
-pub const FOR_WAITERS: &str = "/shutdown?waiters";
+/// The one request to the backend that waits for all clients which wait as Envoy's own hook does.
+const ENVOY_HOOKS: &str = "/shutdown?waiters";
 
-/// What the sidecar's server is asked for: once for all who want the same.
+/// The query of an exec hook begins with this, before the number of its drain.
+const EXEC_HOOK: &str = "drain=";
+
+/// What the backend serves.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    Healthz,
+    /// The end of a drain, for all clients that wait as Envoy's own hook does.
+    EnvoyHooks,
+    /// The end of this drain, for its exec hooks.
+    ExecHooks(u64),
+    StatusJson,
+    StatusLine,
+    StatusPage,
+    Metrics,
+    /// The start of a drain, with this query.
+    Drain(String),
+}
+
+impl Route {
+    /// # Errors
+    /// When there is no such path, or it has no such method or query.
+    pub fn parse(method: &str, target: &str) -> Result<Self, Status> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let route = match (PublicRoute::from_path(path), path, query) {
+            (Some(PublicRoute::Healthz), ..) => Self::Healthz,
+            (Some(PublicRoute::Metrics), ..) => Self::Metrics,
+            (Some(PublicRoute::Shutdown), ..) if target == ENVOY_HOOKS => Self::EnvoyHooks,
+            (Some(PublicRoute::Shutdown), _, query) => match exec_hook(query) {
+                Some(Ok(number @ 1..)) => Self::ExecHooks(number),
+                _ => return Err(Status::BadRequest),
+            },
+            (None, "/status", "as=line") => Self::StatusLine,
+            (None, "/status", "as=page") => Self::StatusPage,
+            (None, "/status", _) => Self::StatusJson,
+            (None, "/drain", query) => Self::Drain(query.to_owned()),
+            _ => return Err(Status::NotFound),
+        };
+        let post = matches!(route, Self::Drain(_));
+        let allowed = if post { method == "POST" } else { matches!(method, "GET" | "HEAD") };
+        if allowed { Ok(route) } else { Err(Status::MethodNotAllowed) }
+    }
+}
+
+/// The number of the drain that an exec hook waits for, if the query is an exec hook's.
+fn exec_hook(query: &str) -> Option<Result<u64, ParseIntError>> {
+    query.strip_prefix(EXEC_HOOK).map(str::parse)
+}
+
+/// What the frontend requests from the backend: once for all clients that want the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTarget {
     /// What the public port counts it as.
     pub route: Option<PublicRoute>,
-    /// By POST, or by GET.
     pub post: bool,
-    /// The path and the query.
-    pub target: Cow<'static, str>,
-    /// How long the answer may take.
-    pub waits: Hold,
+    pub path_and_query: Cow<'static, str>,
+    pub hold: Hold,
 }
 
-/// How long an answer is waited for.
+/// How long the backend holds a request before it responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// It comes at once.
     None,
-    /// As Envoy's own hook does: for a drain to start, and for its end.
+    /// As for Envoy's own hook: until a drain has started and ended.
     EnvoyHook,
-    /// As the exec hook does: for the end of a drain that has started.
+    /// As for the exec hook: until a drain that has started ends.
     ExecHook,
 }
 
-/// Who decides what is served: the method and the target of a request lead to what is wanted, or
-/// to the reason why it is refused, and the route where there is one.
-pub type Router = fn(&str, &str) -> Result<UpstreamTarget, (Option<PublicRoute>, Status)>;
+/// What a listener serves: leads from the method and the target of a request to the target of the
+/// request to the backend, or to the status of a rejection, with the route if there is one.
+pub type Router = fn(&str, &str) -> Routed;
+pub type Routed = Result<UpstreamTarget, (Option<PublicRoute>, Status)>;
 
-/// The keeper of the public port.
+/// The [`Router`] of the public port.
 ///
 /// # Errors
 /// For anything but a GET or HEAD of a [`PublicRoute`].
-pub fn public(method: &str, target: &str) -> Result<UpstreamTarget, (Option<PublicRoute>, Status)> {
+pub fn public_target(method: &str, target: &str) -> Routed {
     let path = target.split('?').next().unwrap_or_default();
     let route = PublicRoute::from_path(path).ok_or((None, Status::NotFound))?;
     match method {
@@ -95,33 +135,48 @@ pub fn public(method: &str, target: &str) -> Result<UpstreamTarget, (Option<Publ
     }
 }
 
-/// What is answered (RFC 9110, section 15; RFC 6585, section 5).
+/// The [`Router`] of the control socket. It passes on nearly everything: the backend decides.
+///
+/// # Errors
+/// For a method that no route there has, and for what the backend could not respond to.
+pub fn private_target(method: &str, target: &str) -> Routed {
+    let post = match method {
+        "GET" | "HEAD" => false,
+        "POST" => true,
+        _ => return Err((None, Status::MethodNotAllowed)),
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let to = |path_and_query, hold| UpstreamTarget { route: None, post, path_and_query, hold };
+    match PublicRoute::from_path(path) {
+        // tiny_http would close the connection.
+        _ if !target.is_ascii() => Err((None, Status::BadRequest)),
+        Some(PublicRoute::Shutdown) if post => Err((None, Status::MethodNotAllowed)),
+        Some(PublicRoute::Shutdown) => Ok(match exec_hook(query) {
+            None => to(Cow::Borrowed(ENVOY_HOOKS), Hold::EnvoyHook),
+            // Written in one way, so that all hooks of a drain want the same.
+            Some(Ok(number)) => to(format!("/shutdown?{EXEC_HOOK}{number}").into(), Hold::ExecHook),
+            Some(Err(_)) => to(target.to_owned().into(), Hold::None),
+        }),
+        _ => Ok(to(target.to_owned().into(), Hold::None)),
+    }
+}
+
+/// The status of a response (RFC 9110, section 15; RFC 6585, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// 200
     Ok,
-    /// 400
     BadRequest,
-    /// 404
     NotFound,
-    /// 405
     MethodNotAllowed,
-    /// 408
     RequestTimeout,
-    /// 410
     Gone,
-    /// 413
     ContentTooLarge,
-    /// 431
     HeadTooLarge,
-    /// 500
-    TookTooLong,
-    /// 503
+    InternalServerError,
     Unavailable,
 }
 
 impl Status {
-    /// All of them.
     pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::BadRequest,
@@ -131,12 +186,11 @@ impl Status {
         Self::Gone,
         Self::ContentTooLarge,
         Self::HeadTooLarge,
-        Self::TookTooLong,
+        Self::InternalServerError,
         Self::Unavailable,
     ];
 
     /// The code and the phrase of the status line.
-    #[must_use]
     pub const fn line(self) -> &'static str {
         match self {
             Self::Ok => "200 OK",
@@ -147,58 +201,22 @@ impl Status {
             Self::Gone => "410 Gone",
             Self::ContentTooLarge => "413 Content Too Large",
             Self::HeadTooLarge => "431 Request Header Fields Too Large",
-            Self::TookTooLong => "500 Internal Server Error",
+            Self::InternalServerError => "500 Internal Server Error",
             Self::Unavailable => "503 Service Unavailable",
         }
     }
 
-    /// The status of this code; one that is not in use is taken for 503.
-    #[must_use]
-    pub fn of(code: u16) -> Self {
-        let of = |status: &Self| status.code().parse() == Ok(code);
-        Self::ALL.into_iter().find(of).unwrap_or(Self::Unavailable)
+    /// The status with this code; one that no response here has is taken for 503.
+    pub fn from_code(code: u16) -> Self {
+        let has_code = |status: &Self| status.code().parse() == Ok(code);
+        Self::ALL.into_iter().find(has_code).unwrap_or(Self::Unavailable)
     }
 
     /// The value of the label `code`.
-    #[must_use]
     pub fn code(self) -> &'static str {
         &self.line()[..3]
     }
 }
-
-/// The keeper of the control socket: what its server will make of a request, that decides.
-///
-/// # Errors
-/// For a method that nothing there has.
-pub fn private(
-    method: &str,
-    target: &str,
-) -> Result<UpstreamTarget, (Option<PublicRoute>, Status)> {
-    let post = match method {
-        "GET" | "HEAD" => false,
-        "POST" => true,
-        _ => return Err((None, Status::MethodNotAllowed)),
-    };
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let passed = |target, waits| Ok(UpstreamTarget { route: None, post, target, waits });
-    match (PublicRoute::from_path(path), query.strip_prefix(HOOK).map(str::parse)) {
-        // The server would close the connection.
-        _ if !target.is_ascii() => Err((None, Status::BadRequest)),
-        (Some(PublicRoute::Shutdown), _) if post => Err((None, Status::MethodNotAllowed)),
-        (Some(route @ PublicRoute::Shutdown), None) => {
-            Ok(UpstreamTarget { route: None, ..route.target() })
-        }
-        // However it was written, so that all hooks of a drain want the same.
-        (Some(PublicRoute::Shutdown), Some(Ok(number))) => {
-            let number: u64 = number;
-            passed(format!("/shutdown?{HOOK}{number}").into(), Hold::ExecHook)
-        }
-        _ => passed(target.to_owned().into(), Hold::None),
-    }
-}
-
-/// What begins the query of an exec hook, before the number of its drain.
-pub const HOOK: &str = "drain=";
 
 #[cfg(test)]
 mod tests {
@@ -209,31 +227,65 @@ mod tests {
         let codes = Status::ALL.map(Status::code);
         assert_eq!(codes, ["200", "400", "404", "405", "408", "410", "413", "431", "500", "503"]);
         assert_eq!(
-            [200, 410, 502].map(Status::of),
-            [Status::Ok, Status::Gone, Status::Unavailable]
+            [200, 410, 502].map(Status::from_code),
+            [Status::Ok, Status::Gone, Status::Unavailable],
+            "502 is not in use"
         );
     }
 
     #[test]
-    fn the_control_socket_passes_on_what_the_server_has_and_keeps_who_waits() {
-        for (method, target, post, passed, waits) in [
+    fn the_control_socket_passes_on_what_the_backend_has_and_holds_waiters() {
+        for (method, target, post, passed, hold) in [
             ("GET", "/healthz", false, "/healthz", Hold::None),
             ("HEAD", "/status?as=line", false, "/status?as=line", Hold::None),
             ("POST", "/drain?check-delay=0", true, "/drain?check-delay=0", Hold::None),
-            ("GET", "/shutdown", false, FOR_WAITERS, Hold::EnvoyHook),
-            ("GET", "/shutdown/ready?x", false, FOR_WAITERS, Hold::EnvoyHook),
-            ("GET", FOR_WAITERS, false, FOR_WAITERS, Hold::EnvoyHook),
+            ("GET", "/shutdown", false, ENVOY_HOOKS, Hold::EnvoyHook),
+            ("GET", "/shutdown/ready?x", false, ENVOY_HOOKS, Hold::EnvoyHook),
+            ("GET", ENVOY_HOOKS, false, ENVOY_HOOKS, Hold::EnvoyHook),
             ("GET", "/shutdown?drain=7", false, "/shutdown?drain=7", Hold::ExecHook),
             ("GET", "/shutdown?drain=+07", false, "/shutdown?drain=7", Hold::ExecHook),
             ("GET", "/shutdown?drain=x", false, "/shutdown?drain=x", Hold::None),
             ("GET", "/nowhere", false, "/nowhere", Hold::None),
         ] {
-            let wanted = UpstreamTarget { route: None, post, target: passed.into(), waits };
-            assert_eq!(private(method, target), Ok(wanted), "{method} {target}");
+            let expected =
+                UpstreamTarget { route: None, post, path_and_query: passed.into(), hold };
+            assert_eq!(private_target(method, target), Ok(expected), "{method} {target}");
         }
-        assert_eq!(private("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
+        assert_eq!(private_target("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
         for (method, target) in [("PUT", "/drain"), ("POST", "/shutdown?drain=1")] {
-            assert_eq!(private(method, target), Err((None, Status::MethodNotAllowed)), "{method}");
+            let rejected = Err((None, Status::MethodNotAllowed));
+            assert_eq!(private_target(method, target), rejected, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn the_backend_serves_a_route_for_each_target_and_rejects_the_rest_with_its_status() {
+        for (method, target, expected) in [
+            ("GET", "/healthz", Ok(Route::Healthz)),
+            ("HEAD", "/healthz?x", Ok(Route::Healthz)),
+            ("GET", "/shutdown?drain=12", Ok(Route::ExecHooks(12))),
+            ("GET", "/shutdown?waiters", Ok(Route::EnvoyHooks)),
+            ("GET", "/status", Ok(Route::StatusJson)),
+            ("GET", "/status?as=line", Ok(Route::StatusLine)),
+            ("GET", "/status?as=page", Ok(Route::StatusPage)),
+            ("GET", "/metrics", Ok(Route::Metrics)),
+            ("POST", "/drain", Ok(Route::Drain(String::new()))),
+            ("POST", "/drain?a=1?b", Ok(Route::Drain("a=1?b".to_owned()))),
+            ("GET", "/drain", Err(Status::MethodNotAllowed)),
+            ("HEAD", "/drain", Err(Status::MethodNotAllowed)),
+            ("PUT", "/drain", Err(Status::MethodNotAllowed)),
+            ("POST", "/status", Err(Status::MethodNotAllowed)),
+            ("DELETE", "/healthz", Err(Status::MethodNotAllowed)),
+            ("POST", "/", Err(Status::NotFound)),
+            ("POST", "/drain/", Err(Status::NotFound)),
+            ("POST", "//drain", Err(Status::NotFound)),
+            ("POST", "/DRAIN", Err(Status::NotFound)),
+            ("POST", "http://x/drain", Err(Status::NotFound)),
+            ("GET", "/shutdown?drain=", Err(Status::BadRequest)),
+            ("GET", "/shutdown?drain=0", Err(Status::BadRequest)),
+            ("GET", "/shutdown?drain=-1", Err(Status::BadRequest)),
+        ] {
+            assert_eq!(Route::parse(method, target), expected, "{method} {target}");
         }
     }
 }

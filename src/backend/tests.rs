@@ -14,187 +14,155 @@ use crate::envoy::admin::Admin;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Call, Reply};
 
-/// Longer than anything takes; only a failing test waits for so long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than any step takes; only a failing test waits this long.
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-struct Nobody;
+struct UnreachableEnvoy;
 
-impl Admin for Nobody {
+impl Admin for UnreachableEnvoy {
     fn call(&mut self, _: Call, _: &Options) -> Result<Reply, AdminError> {
         Err(AdminError { kind: AdminErrorKind::Other, text: String::new() })
     }
 }
 
-/// A server, and what it holds.
-struct Scene {
+/// A backend that serves, and what it reports to.
+struct Harness {
     folder: TempDir,
-    manager: Coordinator,
-    bell: RestartSignal,
+    coordinator: Coordinator,
+    restart_signal: RestartSignal,
 }
 
-impl Scene {
+impl Harness {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let Sockets { server, files, .. } =
+        let Sockets { backend, files, .. } =
             control_socket::bind(&[folder.path().join("s")]).unwrap();
-        let manager = Coordinator::new(Options::default(), false);
-        let files = Arc::new(files);
-        let mut service = Backend::new(server, files, manager.trigger(), manager.observer());
-        let bell = service.bell();
-        // It has no end.
-        thread::spawn(move || service.serve());
-        Self { folder, manager, bell }
+        let coordinator = Coordinator::new(Options::default(), false);
+        let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
+        let mut backend = Backend::new(backend, Arc::new(files), trigger, observer);
+        let restart_signal = backend.restart_signal();
+        // This thread serves until the test process exits.
+        thread::spawn(move || backend.serve());
+        Self { folder, coordinator, restart_signal }
     }
 
-    /// The status, the media type and the body that are answered.
+    /// The status, the content type and the body of the response.
     #[track_caller]
-    fn ask(&self, line: &str) -> (u16, String, String) {
+    fn request(&self, line: &str) -> (u16, String, String) {
         let mut stream = UnixStream::connect(self.folder.path().join("s.server")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let head = "Host: x\r\nContent-Length: 0\r\nConnection: close";
         write!(stream, "{line} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let kind = head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
-        (head[9..12].parse().unwrap(), kind.to_owned(), body.to_owned())
+        let content_type =
+            head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
+        (head[9..12].parse().unwrap(), content_type.to_owned(), body.to_owned())
     }
 
     #[track_caller]
-    fn assert_text(&self, line: &str, status: u16, body: &str) {
-        let kind = "text/plain; charset=utf-8".to_owned();
-        assert_eq!(self.ask(line), (status, kind, body.to_owned()), "{line}");
+    fn assert_plain(&self, line: &str, status: u16, body: &str) {
+        let content_type = "text/plain; charset=utf-8".to_owned();
+        assert_eq!(self.request(line), (status, content_type, body.to_owned()), "{line}");
     }
 }
 
 #[test]
-fn a_server_is_replaced_when_nobody_listens_and_only_then() {
-    let scene = Scene::new();
-    let place = scene.folder.path().join("s.server");
-    let inode = || fs::metadata(&place).map(|file| file.ino()).ok();
-    scene.ask("GET /healthz");
+fn a_server_is_replaced_if_nothing_listens_and_only_then() {
+    let harness = Harness::new();
+    let path = harness.folder.path().join("s.server");
+    let inode = || fs::metadata(&path).map(|file| file.ino()).ok();
+    harness.request("GET /healthz");
     let first = inode();
-    scene.bell.ring(ErrorKind::NotFound);
-    // It is asked only after it has heard the bell.
-    scene.ask("GET /healthz");
-    assert_eq!(inode(), first);
-    fs::remove_file(&place).unwrap();
-    scene.bell.ring(ErrorKind::TimedOut);
-    scene.bell.ring(ErrorKind::NotFound);
-    let deadline = clock::now() + PATIENCE;
-    while UnixStream::connect(&place).is_err() {
-        assert!(clock::now() < deadline, "nobody listens");
+    harness.restart_signal.request_restart(ErrorKind::NotFound);
+    // It handles this request only after it has checked.
+    harness.request("GET /healthz");
+    assert_eq!(inode(), first, "the server listened, so it must not be replaced");
+    fs::remove_file(&path).unwrap();
+    harness.restart_signal.request_restart(ErrorKind::TimedOut);
+    harness.restart_signal.request_restart(ErrorKind::NotFound);
+    let deadline = clock::now() + TEST_TIMEOUT;
+    while UnixStream::connect(&path).is_err() {
+        assert!(clock::now() < deadline, "no server was started in place of the one that ended");
         thread::sleep(Duration::from_millis(1));
     }
-    let (status, _, body) = scene.ask("GET /healthz");
+    let (status, _, body) = harness.request("GET /healthz");
     assert_eq!((status, body.as_str()), (503, "the worker is down\n"));
 }
 
 #[test]
-fn what_is_asked_is_answered() {
-    let scene = Scene::new();
-    for (line, kind, start) in [
+fn every_route_has_its_response() {
+    let harness = Harness::new();
+    for (line, content_type, start) in [
         ("GET /status", "application/json", "{\"version\":"),
         ("GET /status?as=line", "text/plain; charset=utf-8", "idle, "),
         ("GET /status?as=page", "text/plain; charset=utf-8", "phase:"),
         ("GET /metrics", "text/plain; version=0.0.4", "# HELP envoy_shutdown_"),
     ] {
-        let (status, told, body) = scene.ask(line);
-        assert_eq!((status, told.as_str()), (200, kind), "{line}");
+        let (status, found, body) = harness.request(line);
+        assert_eq!((status, found.as_str()), (200, content_type), "{line}");
         assert!(body.starts_with(start), "{line}: {body}");
     }
-    scene.assert_text("GET /nowhere", 404, "not found\n");
-    scene.assert_text("GET /drain", 405, "method not allowed\n");
+    harness.assert_plain("GET /nowhere", 404, "not found\n");
+    harness.assert_plain("GET /drain", 405, "method not allowed\n");
+    harness.assert_plain("GET /shutdown?drain=0", 400, "drain= takes the number of a drain\n");
 }
 
 #[test]
-fn it_is_healthy_while_its_worker_is() {
-    let scene = Scene::new();
-    scene.assert_text("GET /healthz", 503, "the worker is down\n");
-    let worker = scene.manager.clone();
-    let worker = thread::spawn(move || worker.work(&mut Nobody));
-    let watch = scene.manager.observer();
-    while !watch.is_worker_running() {
-        assert!(!worker.is_finished());
+fn the_sidecar_is_healthy_while_its_worker_runs() {
+    let harness = Harness::new();
+    harness.assert_plain("GET /healthz", 503, "the worker is down\n");
+    let worker = harness.coordinator.clone();
+    let worker = thread::spawn(move || worker.work(&mut UnreachableEnvoy));
+    let observer = harness.coordinator.observer();
+    while !observer.is_worker_running() {
+        assert!(!worker.is_finished(), "the worker ended before it was stopped");
         thread::yield_now();
     }
-    scene.assert_text("GET /healthz", 200, "OK");
-    scene.manager.stop();
+    harness.assert_plain("GET /healthz", 200, "OK");
+    harness.coordinator.stop();
     worker.join().unwrap();
 }
 
 #[test]
-fn a_drain_is_begun_or_joined_or_refused_with_the_reason() {
-    let scene = Scene::new();
+fn a_drain_is_started_or_joined_or_rejected_with_the_reason() {
+    let harness = Harness::new();
     let reason = "check-delay: \"1\" is without a unit (ns, us, ms, s, m, h)\n";
-    scene.assert_text("POST /drain?check-delay=1", 400, reason);
-    scene.assert_text("POST /drain?expires=1", 410, "the request has expired\n");
-    assert_eq!(scene.manager.observer().snapshot().drain, 0);
-    scene.assert_text("POST /drain?check-delay=1s", 200, "started 1\n");
-    scene.assert_text("POST /drain", 200, "joined 1\n");
-    let stopped = Scene::new();
-    stopped.manager.stop();
-    stopped.assert_text("POST /drain", 503, "the sidecar stops\n");
+    harness.assert_plain("POST /drain?check-delay=1", 400, reason);
+    harness.assert_plain("POST /drain?expires=1", 410, "the request has expired\n");
+    let drain = harness.coordinator.observer().snapshot().drain;
+    assert_eq!(drain, 0, "a rejected request has started a drain");
+    harness.assert_plain("POST /drain?check-delay=1s", 200, "started 1\n");
+    harness.assert_plain("POST /drain", 200, "joined 1\n");
+    let stopped = Harness::new();
+    stopped.coordinator.stop();
+    stopped.assert_plain("POST /drain", 503, "the sidecar is stopping\n");
 }
 
 #[test]
-fn who_waits_for_nothing_is_told_so() {
-    let scene = Scene::new();
-    scene.assert_text("GET /shutdown?waiters", 410, "nobody waits any more\n");
-    scene.assert_text("GET /shutdown?drain=1", 410, "there is no such drain\n");
+fn a_wait_for_nothing_ends_at_once() {
+    let harness = Harness::new();
+    harness.assert_plain("GET /shutdown?waiters", 410, "no client waits any more\n");
+    harness.assert_plain("GET /shutdown?drain=1", 410, "there is no such drain\n");
 }
 
 #[test]
-fn envoys_hook_is_told_ok_or_the_outcome_and_the_exec_hook_both() {
+fn envoys_hook_gets_ok_or_the_explanation_and_the_exec_hook_the_outcome_and_the_explanation() {
     let drained = "drained: no connection is open";
     let gave_up = "gave up at the drain timeout: 3 open at the last poll";
-    for (outcome, envoy, hook) in [
+    for (outcome, to_envoy_hook, to_exec_hook) in [
         (Outcome::drained(0), "OK".to_owned(), format!("drained\n{drained}\n")),
         (Outcome::timed_out(Some(3)), format!("{gave_up}\n"), format!("timed_out\n{gave_up}\n")),
     ] {
         let ended = Ended { number: 1, outcome, threshold: 0, took: Duration::ZERO };
-        let verdict = WaitResult::Ended(ended);
-        assert_eq!(for_envoy(&verdict).body, envoy);
-        assert_eq!(for_the_hook(&verdict).body, hook);
-        assert_eq!((for_envoy(&verdict).status, for_the_hook(&verdict).status), (200, 200));
+        let result = WaitResult::Ended(ended);
+        let (envoy_hook, exec_hook) = (envoy_hook_response(&result), exec_hook_response(&result));
+        assert_eq!((envoy_hook.status, envoy_hook.body), (200, to_envoy_hook));
+        assert_eq!((exec_hook.status, exec_hook.body), (200, to_exec_hook));
     }
-    for reply in [for_envoy(&WaitResult::Stopping), for_the_hook(&WaitResult::Stopping)] {
-        assert_eq!((reply.status, reply.body.as_str()), (503, "the sidecar stops\n"));
-    }
-}
-
-#[test]
-fn paths_and_methods_lead_to_their_routes() {
-    for (method, url, expected) in [
-        (Method::Get, "/healthz", Route::Healthz),
-        (Method::Head, "/healthz?x", Route::Healthz),
-        (Method::Get, "/shutdown?drain=12", Route::Hook(12)),
-        (Method::Get, "/shutdown?waiters", Route::Waiters),
-        (Method::Get, "/status", Route::StatusJson),
-        (Method::Get, "/status?as=line", Route::StatusLine),
-        (Method::Get, "/status?as=page", Route::StatusPage),
-        (Method::Get, "/metrics", Route::Metrics),
-        (Method::Post, "/drain", Route::Drain(String::new())),
-        (Method::Post, "/drain?a=1?b", Route::Drain("a=1?b".to_owned())),
-    ] {
-        assert_eq!(route(&method, url).ok(), Some(expected), "{method} {url}");
-    }
-    for (method, url, status) in [
-        (Method::Get, "/drain", 405),
-        (Method::Head, "/drain", 405),
-        (Method::Put, "/drain", 405),
-        (Method::Post, "/status", 405),
-        (Method::Delete, "/healthz", 405),
-        (Method::Post, "/", 404),
-        (Method::Post, "/drain/", 404),
-        (Method::Post, "//drain", 404),
-        (Method::Post, "/DRAIN", 404),
-        (Method::Post, "http://x/drain", 404),
-        (Method::Get, "/shutdown?drain=", 400),
-        (Method::Get, "/shutdown?drain=0", 400),
-        (Method::Get, "/shutdown?drain=-1", 400),
-    ] {
-        let status_found = route(&method, url).err().map(|reply| reply.status);
-        assert_eq!(status_found, Some(status), "{method} {url}");
+    let stopping = WaitResult::Stopping;
+    for response in [envoy_hook_response(&stopping), exec_hook_response(&stopping)] {
+        assert_eq!((response.status, response.body.as_str()), (503, "the sidecar is stopping\n"));
     }
 }

@@ -7,6 +7,10 @@ use std::path::PathBuf;
 /// The longest path that fits into a Unix socket's address (`sun_path`, with its final NUL).
 pub const MAX_SOCKET_PATH: usize = 107;
 
+/// The longest path of the control socket: the backend's socket is beside it, with `.server` after
+/// its name.
+pub const MAX_CONTROL_SOCKET_PATH: usize = 100;
+
 /// The address of Envoy's admin interface, as `--admin-address` takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
@@ -69,6 +73,17 @@ pub fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
     }
 }
 
+/// Checks that a path can be the control socket's.
+///
+/// # Errors
+/// A clause that fits behind "is", when it cannot.
+pub fn control_socket_path(path: &str) -> Result<PathBuf, &'static str> {
+    match path.len() {
+        ..=MAX_CONTROL_SOCKET_PATH => socket_path(path),
+        _ => Err("a path longer than the 100 bytes that leave room for the backend's socket"),
+    }
+}
+
 impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -85,12 +100,12 @@ impl fmt::Display for AdminAddress {
     }
 }
 
-/// Where the public port is.
+/// The address of the public port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeAt {
-    /// On which address, as it was given; none is all of IPv6 and IPv4.
+    /// As it was given; none is all of IPv6 and IPv4.
     pub address: Option<String>,
-    /// 0 is any that is free.
+    /// 0 is any free port.
     pub port: u16,
 }
 
@@ -166,5 +181,10 @@ mod tests {
         let longest = format!("/{}", "a".repeat(MAX_SOCKET_PATH - 1));
         assert!(AdminAddress::parse(&longest).is_ok());
         assert!(AdminAddress::parse(&format!("{longest}a")).unwrap_err().contains("107 bytes"));
+        let longest = &longest[..MAX_CONTROL_SOCKET_PATH];
+        assert_eq!((longest.len(), control_socket_path(longest)), (100, Ok(longest.into())));
+        let error = control_socket_path(&format!("{longest}a")).unwrap_err();
+        assert!(error.contains("100 bytes"), "{error}");
+        assert!(control_socket_path("").unwrap_err().contains("an empty path"));
     }
 }

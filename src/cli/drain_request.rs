@@ -6,39 +6,37 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::os::clock::Timestamp;
 
-use super::options::{DrainOption, Overrides, once};
+use super::options::{DrainOption, Overrides};
 
-/// A request to drain, as it travels from the hook to the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DrainRequest {
     /// The options that the hook was given.
     pub overrides: Overrides,
-    /// The reading of the monotonic clock after which nobody waits for this drain any more.
+    /// The reading of the monotonic clock after which no client waits for this drain.
     pub expires: Option<Timestamp>,
 }
 
 const EXPIRES: &str = "expires";
 
-/// What stays as it is in a query's value (RFC 3986, section 2.3).
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Everything but the unreserved characters of RFC 3986, section 2.3.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl DrainRequest {
     /// The query of `POST /drain`, without its question mark.
-    #[must_use]
     pub fn to_query(&self) -> String {
-        let mut pairs = self.overrides.pairs();
-        pairs.extend(self.expires.map(|at| (EXPIRES, at.since_start().as_nanos().to_string())));
-        let encoded: Vec<String> = pairs
-            .iter()
-            .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, RESERVED)))
-            .collect();
-        encoded.join("&")
+        let pair = |name, value: &str| format!("{name}={}", utf8_percent_encode(value, ESCAPED));
+        let options = self.overrides.pairs().iter();
+        let mut pairs: Vec<String> =
+            options.map(|(option, value)| pair(option.name(), value)).collect();
+        let expires = self.expires.map(|at| at.since_start().as_nanos().to_string());
+        pairs.extend(expires.map(|nanos| pair(EXPIRES, &nanos)));
+        pairs.join("&")
     }
 
-    /// Reads the query of `POST /drain`.
+    /// Reads the query of `POST /drain`. Of a name that is there twice, the last one holds.
     ///
     /// # Errors
-    /// A sentence that names what is wrong: an unknown name, a bad value, a repeated one.
+    /// A sentence that names what is wrong: an unknown name, a bad value.
     pub fn from_query(query: &str) -> Result<Self, String> {
         let mut request = Self::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -49,8 +47,7 @@ impl DrainRequest {
                 .map_err(|_| format!("the value of {name} is not UTF-8"))?;
             if name == EXPIRES {
                 let nanos = value.parse().map_err(|_| format!("expires={value} is no time"))?;
-                once(&mut request.expires, Timestamp::from_start(Duration::from_nanos(nanos)))
-                    .map_err(|reason| format!("{EXPIRES} {reason}"))?;
+                request.expires = Some(Timestamp::from_start(Duration::from_nanos(nanos)));
                 continue;
             }
             let option = DrainOption::ALL

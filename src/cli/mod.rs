@@ -1,11 +1,13 @@
-//! The command line: arguments in, a [`Command`] out, without a look at the environment. One
-//! table of flags serves the parser and the help. Every option is known under every name that the
+//! The command line: arguments in, a [`Command`] out. It is pure: it reads no environment. One table
+//! of options serves the parser and the help. Every option is known under every name that the
 //! program is started by; defaults differ.
 
 pub mod address;
 pub mod drain_request;
 pub mod duration;
 mod flags;
+mod help;
+mod nearest;
 pub mod options;
 
 use std::ffi::OsString;
@@ -15,11 +17,15 @@ use std::time::Duration;
 use lexopt::{Arg, Parser};
 
 use self::address::ServeAt;
-use self::flags::{Effect, Flag, LOG_FORMAT, On, PROGRAM, flag, help, overview};
-use self::options::{Flavor, ON, Overrides, once};
-use crate::observe::log::Format;
+use self::flags::{Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
+use self::help::{help, overview};
+use self::nearest::nearest;
+use self::options::{Flavor, ON, Overrides};
 
-/// What the program was asked to do.
+/// What the program calls itself.
+const PROGRAM: &str = "envoy-shutdown-manager";
+
+/// What the program is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Print this and exit with 0.
@@ -28,239 +34,199 @@ pub enum Command {
     Sidecar(SidecarArgs),
     /// Be the preStop hook.
     Shutdown(ShutdownArgs),
-    /// Show where the drain stands.
+    /// Show the state of the drain.
     Status(StatusArgs),
 }
 
-/// The sidecar's arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SidecarArgs {
-    /// The name that the program was started by.
-    pub name: Flavor,
+    pub flavor: Flavor,
     /// Options of a drain, which a hook's override.
     pub overrides: Overrides,
     /// `--serve-address` and `--serve-port`
     pub serve: ServeAt,
-    /// `--start-timeout`
     pub start_timeout: Duration,
-    /// `--ready-timeout`
     pub ready_timeout: Option<Duration>,
-    /// `--control-socket`
     pub control_socket: Option<PathBuf>,
-    /// `--no-restore`
     pub no_restore: bool,
-    /// `--log-format`
-    pub log_format: Format,
+    pub log_format: LogFormat,
     /// Options that were accepted without effect.
     pub ignored: Vec<&'static str>,
 }
 
-/// The hook's arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShutdownArgs {
     /// Options of the drain that it starts.
     pub overrides: Overrides,
-    /// `--control-socket`
     pub control_socket: Option<PathBuf>,
     /// Options that were accepted without effect.
     pub ignored: Vec<&'static str>,
 }
 
-/// The arguments of `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusArgs {
-    /// `--control-socket`
     pub control_socket: Option<PathBuf>,
-    /// `--watch`
     pub watch: bool,
-    /// `--json`
     pub json: bool,
 }
 
-const START_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Envoy Gateway's own: longer than any drain of its.
-const READY_TIMEOUT: Duration = Duration::from_secs(610);
-
-/// The kubelet starts both hooks at about the same time, either first.
-const SHORTEST_START_TIMEOUT: Duration = Duration::from_secs(1);
+/// The format of the log's records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// logfmt: `time=… level=… msg="…" key=value …`
+    #[default]
+    Text,
+    /// One object a line.
+    Json,
+}
 
 /// Everything that any command can be given.
-#[derive(Default)]
-struct Given {
-    overrides: Overrides,
-    serve_port: Option<u16>,
-    serve_address: Option<String>,
-    start_timeout: Option<Duration>,
-    ready_timeout: Option<Duration>,
-    control_socket: Option<PathBuf>,
-    log_format: Option<Format>,
-    no_restore: bool,
+struct Args {
+    sidecar: SidecarArgs,
     watch: bool,
     json: bool,
-    ignored: Vec<&'static str>,
+}
+
+impl Args {
+    /// The defaults of a name.
+    fn of(flavor: Flavor) -> Self {
+        let (port, ready_timeout) = match flavor {
+            Flavor::Contour => (8090, None),
+            // Envoy Gateway's own: longer than any of its drains.
+            Flavor::EnvoyGateway => (19002, Some(Duration::from_secs(610))),
+        };
+        let sidecar = SidecarArgs {
+            flavor,
+            overrides: Overrides::default(),
+            serve: ServeAt { address: None, port },
+            start_timeout: Duration::from_secs(15),
+            ready_timeout,
+            control_socket: None,
+            no_restore: false,
+            log_format: LogFormat::default(),
+            ignored: Vec::new(),
+        };
+        Self { sidecar, watch: false, json: false }
+    }
+
+    /// Takes an option's value and stores it. The option's name is added to an error here and
+    /// nowhere else.
+    fn set(&mut self, flag: &Flag, parser: &mut Parser) -> Result<(), String> {
+        let value = match flag.placeholder {
+            "" => ON.to_owned(),
+            placeholder => value(flag.name, placeholder, parser)?,
+        };
+        let result = match flag.effect {
+            Effect::Drain(option) => self.sidecar.overrides.set(option, &value),
+            Effect::Switch(switch) => {
+                *switch(self) = true;
+                Ok(())
+            }
+            Effect::Value { set, .. } => {
+                set(self, &value).map_err(|reason| format!("{value:?} is {reason}"))
+            }
+        };
+        result.map_err(|reason| format!("--{}: {reason}", flag.name))
+    }
+}
+
+fn value(name: &str, placeholder: &str, parser: &mut Parser) -> Result<String, String> {
+    let missing = || format!("--{name} needs a value: --{name}={placeholder}");
+    let attached = parser.optional_value();
+    let is_attached = attached.is_some();
+    let value = attached.map_or_else(|| parser.value(), Ok).map_err(|_| missing())?;
+    let value = value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))?;
+    // lexopt takes whatever comes next; an option there means that the value was forgotten.
+    if value.starts_with("--") && !is_attached { Err(missing()) } else { Ok(value) }
 }
 
 /// Reads the arguments behind the program's name.
 ///
 /// # Errors
 /// A sentence for stderr, when they are not of the grammar; the exit code is then 2.
-pub fn parse(name: Flavor, args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+pub fn parse(flavor: Flavor, args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = Parser::from_args(args);
-    let mut given = Given::default();
-    let Some(on) = command(&mut parser, &mut given)? else {
-        return Ok(Command::Print(overview()));
+    let mut args = Args::of(flavor);
+    let command = match command(&mut parser, &mut args)? {
+        Ok(command) => command,
+        Err(text) => return Ok(Command::Print(text)),
     };
-    let on = match on {
-        First::Command(on) => on,
-        First::Print(text) => return Ok(Command::Print(text)),
-    };
-    let see = format!("see {PROGRAM} {} --help", on.name());
+    let page = format!("{PROGRAM} {} --help", command.name());
     loop {
-        match parser.next().map_err(|error| format!("{error}; {see}"))? {
+        match parser.next().map_err(|error| format!("{error}; see {page}"))? {
             None => break,
-            Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Print(help(on, name))),
-            Some(Arg::Long(option)) => {
-                let flag = flag(option, on)
-                    .ok_or_else(|| format!("{} has no option --{option}; {see}", on.name()))?;
-                apply(flag, &mut parser, &mut given)?;
+            Some(Arg::Short('h') | Arg::Long("help")) => {
+                return Ok(Command::Print(help(command, flavor)));
             }
-            Some(other) => return Err(format!("{}; {see}", other.unexpected())),
+            Some(Arg::Long(name)) => {
+                let Some(flag) = flag(command, name) else {
+                    let mut known: Vec<_> = flags(command).map(|flag| flag.name).collect();
+                    known.push("help");
+                    let hint = hint("--", nearest(name, &known), &page);
+                    return Err(format!("{} has no option --{name}; {hint}", command.name()));
+                };
+                args.set(flag, &mut parser)?;
+            }
+            Some(other) => return Err(format!("{}; see {page}", other.unexpected())),
         }
     }
-    let Given { overrides, control_socket, ignored, .. } = given;
-    Ok(match on {
-        On::Sidecar => Command::Sidecar(SidecarArgs {
-            name,
-            overrides,
-            serve: ServeAt {
-                address: given.serve_address,
-                port: given.serve_port.unwrap_or(match name {
-                    Flavor::Contour => 8090,
-                    Flavor::EnvoyGateway => 19002,
-                }),
-            },
-            start_timeout: given.start_timeout.unwrap_or(START_TIMEOUT),
-            ready_timeout: given.ready_timeout.or(match name {
-                Flavor::Contour => None,
-                Flavor::EnvoyGateway => Some(READY_TIMEOUT),
-            }),
-            control_socket,
-            no_restore: given.no_restore,
-            log_format: given.log_format.unwrap_or_default(),
-            ignored,
-        }),
-        On::Shutdown => Command::Shutdown(ShutdownArgs { overrides, control_socket, ignored }),
-        On::Status => {
-            Command::Status(StatusArgs { control_socket, watch: given.watch, json: given.json })
+    let Args { sidecar, watch, json } = args;
+    Ok(match command {
+        Subcommand::Sidecar => Command::Sidecar(sidecar),
+        Subcommand::Shutdown => {
+            let SidecarArgs { overrides, control_socket, ignored, .. } = sidecar;
+            Command::Shutdown(ShutdownArgs { overrides, control_socket, ignored })
+        }
+        Subcommand::Status => {
+            Command::Status(StatusArgs { control_socket: sidecar.control_socket, watch, json })
         }
     })
 }
 
-enum First {
-    Command(On),
-    Print(String),
-}
-
-/// Reads up to the command.
-fn command(parser: &mut Parser, given: &mut Given) -> Result<Option<First>, String> {
-    let see = format!("see {PROGRAM} --help");
+/// Reads up to the command: that, or a text to print.
+fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, String>, String> {
+    let page = format!("{PROGRAM} --help");
     let mut envoy = false;
     loop {
-        match parser.next().map_err(|error| format!("{error}; {see}"))? {
-            None => return Err(format!("a command is missing; {see}")),
-            Some(Arg::Short('h') | Arg::Long("help")) => return Ok(None),
+        match parser.next().map_err(|error| format!("{error}; see {page}"))? {
+            None => return Err(format!("a command is missing; see {page}")),
+            Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Err(overview())),
             Some(Arg::Short('V') | Arg::Long("version")) => {
-                let version = concat!("envoy-shutdown-manager ", env!("CARGO_PKG_VERSION"), "\n");
-                return Ok(Some(First::Print(version.to_owned())));
+                return Ok(Err(format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))));
             }
-            Some(Arg::Long(name)) if name == LOG_FORMAT.name => apply(&LOG_FORMAT, parser, given)?,
-            Some(Arg::Value(word)) => match word.to_str() {
-                Some("envoy") if !envoy => envoy = true,
-                Some("shutdown-manager") => return Ok(Some(First::Command(On::Sidecar))),
-                Some("shutdown") => return Ok(Some(First::Command(On::Shutdown))),
-                Some("status") => return Ok(Some(First::Command(On::Status))),
-                Some(
-                    other @ ("bootstrap" | "certgen" | "gateway-provisioner" | "serve" | "server"),
-                ) => {
+            Some(Arg::Long(LOG_FORMAT)) => {
+                if let Some(flag) = flag(Subcommand::Sidecar, LOG_FORMAT) {
+                    args.set(flag, parser)?;
+                }
+            }
+            Some(Arg::Value(word)) => match word.to_str().unwrap_or_default() {
+                "envoy" if !envoy => envoy = true,
+                other @ ("bootstrap" | "certgen" | "gateway-provisioner" | "serve" | "server") => {
                     return Err(format!(
                         "this image is for the container shutdown-manager only: it has no {other}, \
                          which the image of Contour or Envoy Gateway has"
                     ));
                 }
-                _ => return Err(format!("there is no command {word:?}; {see}")),
+                name => {
+                    let known = Subcommand::ALL.into_iter().find(|known| known.name() == name);
+                    return known.map(Ok).ok_or_else(|| {
+                        let nearest = nearest(name, &Subcommand::ALL.map(Subcommand::name));
+                        format!("there is no command {word:?}; {}", hint("", nearest, &page))
+                    });
+                }
             },
             Some(other) => {
-                return Err(format!("{}, before any command; {see}", other.unexpected()));
+                return Err(format!("{}, before any command; see {page}", other.unexpected()));
             }
         }
     }
 }
 
-/// Takes a flag's value and puts it where it belongs. The flag's name is added to an error here
-/// and nowhere else.
-fn apply(flag: &Flag, parser: &mut Parser, given: &mut Given) -> Result<(), String> {
-    let name = flag.name;
-    let value = match flag.value {
-        None => ON.to_owned(),
-        Some(placeholder) => {
-            let missing = || format!("--{name} needs a value: --{name}={placeholder}");
-            let attached = parser.optional_value();
-            let is_attached = attached.is_some();
-            let value = match attached {
-                Some(value) => value,
-                None => parser.value().map_err(|_| missing())?,
-            };
-            let value =
-                value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))?;
-            // lexopt takes whatever comes next; a flag there means that the value was forgotten.
-            if value.starts_with("--") && !is_attached {
-                return Err(missing());
-            }
-            value
-        }
-    };
-    let result =
-        match flag.effect {
-            Effect::Drain(option) => given.overrides.set(option, &value),
-            Effect::ServePort => value
-                .parse()
-                .map_err(|_| format!("{value:?} is not a port, 0 to 65535"))
-                .and_then(|port| once(&mut given.serve_port, port)),
-            Effect::ServeAddress => ServeAt::parse(&value)
-                .map_err(|reason| format!("{value:?} is {reason}"))
-                .and_then(|_| once(&mut given.serve_address, value)),
-            Effect::StartTimeout => duration::parse(&value)
-                .and_then(|time| {
-                    if time < SHORTEST_START_TIMEOUT { Err("shorter than 1s") } else { Ok(time) }
-                })
-                .map_err(|reason| format!("{value:?} is {reason}"))
-                .and_then(|time| once(&mut given.start_timeout, time)),
-            Effect::ReadyTimeout => duration::parse(&value)
-                .map_err(|reason| format!("{value:?} is {reason}"))
-                .and_then(|time| once(&mut given.ready_timeout, time)),
-            Effect::ControlSocket => address::socket_path(&value)
-                .map_err(|reason| format!("{value:?} is {reason}"))
-                .and_then(|path| once(&mut given.control_socket, path)),
-            Effect::LogFormat => match value.as_str() {
-                "text" => once(&mut given.log_format, Format::Text),
-                "json" => once(&mut given.log_format, Format::Json),
-                _ => Err(format!("{value:?} is neither text nor json")),
-            },
-            Effect::AdminPort => {
-                given.ignored.push(name);
-                Ok(())
-            }
-            Effect::NoRestore => set(&mut given.no_restore),
-            Effect::Watch => set(&mut given.watch),
-            Effect::Json => set(&mut given.json),
-        };
-    result.map_err(|reason| format!("--{name}: {reason}"))
-}
-
-fn set(switch: &mut bool) -> Result<(), String> {
-    *switch = true;
-    Ok(())
+fn hint(dashes: &str, nearest: Option<&str>, page: &str) -> String {
+    match nearest {
+        Some(nearest) => format!("did you mean {dashes}{nearest}? See {page}"),
+        None => format!("see {page}"),
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 use std::time::Duration;
 
-use super::flags::FLAGS;
+use super::options::DrainOption;
 use super::*;
-use crate::cli::options::{DrainOption, Options};
 
 fn parse_line(line: &str) -> Result<Command, String> {
     parse_as(Flavor::Contour, line)
 }
 
-fn parse_as(name: Flavor, line: &str) -> Result<Command, String> {
-    parse(name, line.split_whitespace().map(OsString::from))
+fn parse_as(flavor: Flavor, line: &str) -> Result<Command, String> {
+    parse(flavor, line.split_whitespace().map(OsString::from))
 }
 
 fn manager(line: &str) -> SidecarArgs {
@@ -35,19 +34,22 @@ fn printed(line: &str) -> String {
 
 fn manager_defaults() -> SidecarArgs {
     SidecarArgs {
-        name: Flavor::Contour,
+        flavor: Flavor::Contour,
         overrides: Overrides::default(),
         serve: ServeAt { address: None, port: 8090 },
         start_timeout: Duration::from_secs(15),
         ready_timeout: None,
         control_socket: None,
         no_restore: false,
-        log_format: Format::Text,
+        log_format: LogFormat::Text,
         ignored: Vec::new(),
     }
 }
 
-const ALL: [On; 3] = [On::Sidecar, On::Shutdown, On::Status];
+/// The options of a drain that were given.
+fn given(overrides: &Overrides) -> Vec<(&str, &str)> {
+    overrides.pairs().iter().map(|(option, text)| (option.name(), text.as_str())).collect()
+}
 
 #[test]
 fn contours_own_lines_are_taken() {
@@ -58,14 +60,20 @@ fn contours_own_lines_are_taken() {
          --min-open-connections=2 --admin-port=9001 --admin-address=/admin/admin.sock \
          --ready-file=/admin/ok",
     );
-    assert_eq!(args.overrides.check_interval, Some(Duration::from_secs(10)));
-    assert_eq!(args.overrides.check_delay, Some(Duration::from_secs(30)));
-    assert_eq!(args.overrides.drain_delay, Some(Duration::from_secs(60)));
-    assert_eq!(args.overrides.min_open_connections, Some(2));
-    assert_eq!(args.overrides.ready_file, Some("/admin/ok".into()));
+    assert_eq!(
+        given(&args.overrides),
+        [
+            ("check-interval", "10s"),
+            ("check-delay", "30s"),
+            ("drain-delay", "1m"),
+            ("min-open-connections", "2"),
+            ("admin-address", "/admin/admin.sock"),
+            ("ready-file", "/admin/ok"),
+        ]
+    );
     assert_eq!(args.ignored, ["admin-port"]);
-    assert_eq!(manager("--log-format=json envoy shutdown-manager").log_format, Format::Json);
-    assert_eq!(manager("envoy --log-format json shutdown-manager").log_format, Format::Json);
+    assert_eq!(manager("--log-format=json envoy shutdown-manager").log_format, LogFormat::Json);
+    assert_eq!(manager("envoy --log-format json shutdown-manager").log_format, LogFormat::Json);
     hook("--log-format=json envoy shutdown");
 }
 
@@ -75,7 +83,7 @@ fn envoy_gateways_own_lines_are_taken() {
         Ok(Command::Sidecar(args)) => args,
         other => panic!("{other:?}"),
     };
-    assert_eq!((args.name, args.overrides), (Flavor::EnvoyGateway, Overrides::default()));
+    assert_eq!((args.flavor, args.overrides), (Flavor::EnvoyGateway, Overrides::default()));
     assert_eq!((args.serve.port, args.ready_timeout), (19002, Some(Duration::from_secs(70))));
     let Ok(Command::Sidecar(args)) = parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager")
     else {
@@ -84,14 +92,18 @@ fn envoy_gateways_own_lines_are_taken() {
     assert_eq!(args.ready_timeout, Some(Duration::from_secs(610)));
     let line = "envoy shutdown --drain-timeout=60s --min-drain-duration=15s \
                 --exit-at-connections=2 --health-check-failure-delay=5s";
-    for name in [Flavor::Contour, Flavor::EnvoyGateway] {
-        let Ok(Command::Shutdown(args)) = parse_as(name, line) else { panic!("no hook") };
-        assert_eq!(args.overrides.drain_timeout, Some(Duration::from_secs(60)));
-        assert_eq!(args.overrides.min_drain_duration, Some(Duration::from_secs(15)));
-        assert_eq!(args.overrides.min_open_connections, Some(2));
-        assert_eq!(args.overrides.health_check_failure_delay, Some(Duration::from_secs(5)));
-        assert!(!args.overrides.drain_listeners);
-        let Ok(Command::Shutdown(args)) = parse_as(name, "envoy shutdown") else {
+    for flavor in [Flavor::Contour, Flavor::EnvoyGateway] {
+        let Ok(Command::Shutdown(args)) = parse_as(flavor, line) else { panic!("no hook") };
+        assert_eq!(
+            given(&args.overrides),
+            [
+                ("drain-timeout", "1m"),
+                ("min-drain-duration", "15s"),
+                ("min-open-connections", "2"),
+                ("health-check-failure-delay", "5s"),
+            ]
+        );
+        let Ok(Command::Shutdown(args)) = parse_as(flavor, "envoy shutdown") else {
             panic!("no hook")
         };
         assert_eq!(args, ShutdownArgs::default(), "its defaults are the sidecar's");
@@ -118,7 +130,10 @@ fn our_own_options_are_taken() {
         shortest,
         SidecarArgs { start_timeout: Duration::from_secs(1), ..manager_defaults() }
     );
-    assert!(args.overrides.require_envoy_hook);
+    assert_eq!(
+        given(&args.overrides),
+        [("exclude", "a"), ("exclude", "b"), ("require-envoy-hook", "on")]
+    );
     for any in ["[::]", "::"] {
         let args = manager(&format!("shutdown-manager --serve-address={any}"));
         assert_eq!(args.serve.address.as_deref(), Some(any));
@@ -126,7 +141,6 @@ fn our_own_options_are_taken() {
     assert_eq!(hook("shutdown --serve-port=1"), ShutdownArgs::default(), "it has no use for it");
     assert!(args.no_restore);
     assert_eq!(args.control_socket, Some("/x".into()));
-    assert_eq!(args.overrides.exclude, ["a", "b"]);
     assert_eq!(
         parse_line("status --watch --json --control-socket /x"),
         Ok(Command::Status(StatusArgs {
@@ -157,7 +171,7 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown --check-delay --exclude a", "--check-delay needs a value"),
         ("shutdown --check-delay=", "--check-delay: \"\" is not a duration"),
         ("shutdown --check-delay=5", "--check-delay: \"5\" is without a unit"),
-        ("shutdown --check-delay=1s --check-delay=1s", "--check-delay: is given twice"),
+        ("shutdown --check-delay=1s --check-delay=1", "--check-delay: \"1\" is without a unit"),
         ("shutdown --check-interval 0s", "--check-interval: \"0s\" is shorter than 10ms"),
         ("shutdown --min-open-connections=-1", "--min-open-connections: \"-1\" is not a number"),
         ("shutdown --admin-address=9001", "--admin-address: \"9001\" is neither a path"),
@@ -170,10 +184,6 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown-manager --require-envoy-hook=on", "unexpected argument for option"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
-        (
-            "shutdown-manager --control-socket=/a --control-socket=/b",
-            "--control-socket: is given twice",
-        ),
         ("status --json=yes", "unexpected argument for option '--json': \"yes\""),
         ("bootstrap /config/envoy.json", "this image is for the container shutdown-manager only"),
         ("server", "this image is for the container shutdown-manager only: it has no server"),
@@ -185,82 +195,173 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
     let latin = std::os::unix::ffi::OsStringExt::from_vec(b"--exclude=\xff".to_vec());
     let error = parse(Flavor::Contour, ["shutdown".into(), latin]).unwrap_err();
     assert_eq!(error, "--exclude: the value is not UTF-8");
+    let path = |length: usize| format!("--control-socket=/{}", "a".repeat(length - 1));
+    for command in Subcommand::ALL.map(Subcommand::name) {
+        assert!(parse_line(&format!("{command} {}", path(100))).is_ok());
+        let error = parse_line(&format!("{command} {}", path(101))).unwrap_err();
+        assert!(error.starts_with("--control-socket: \"/aaa"), "{error}");
+        assert!(error.contains("is a path longer than the 100 bytes"), "{error}");
+    }
+}
+
+#[test]
+fn of_an_option_that_is_given_twice_the_last_one_holds() {
+    let args = manager(
+        "--log-format=json shutdown-manager --check-delay=1s --exclude=a --control-socket=/a \
+         --serve-port=1 --serve-address=::1 --start-timeout=5s --ready-timeout=1s --no-restore \
+         --check-delay=2s --exclude=b --control-socket=/b --serve-port=2 --serve-address=::2 \
+         --start-timeout=6s --ready-timeout=2s --no-restore --log-format=text \
+         --min-open-connections=3 --exit-at-connections=4",
+    );
+    assert_eq!(
+        given(&args.overrides),
+        [("exclude", "a"), ("check-delay", "2s"), ("exclude", "b"), ("min-open-connections", "4")]
+    );
+    assert_eq!(
+        args,
+        SidecarArgs {
+            overrides: args.overrides.clone(),
+            control_socket: Some("/b".into()),
+            serve: ServeAt { address: Some("::2".to_owned()), port: 2 },
+            start_timeout: Duration::from_secs(6),
+            ready_timeout: Some(Duration::from_secs(2)),
+            no_restore: true,
+            ..manager_defaults()
+        }
+    );
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_the_nearest_known_one() {
+    for (line, sentence) in [
+        (
+            "shutdown --chek-delay=1s",
+            "shutdown has no option --chek-delay; did you mean --check-delay? See \
+             envoy-shutdown-manager shutdown --help",
+        ),
+        (
+            "shutdown-manager --no-restor",
+            "shutdown-manager has no option --no-restor; did you mean \
+             --no-restore? See envoy-shutdown-manager shutdown-manager --help",
+        ),
+        ("shutdown --serve-adress=::1", "shutdown has no option --serve-adress; see"),
+        ("status --hepl", "status has no option --hepl; did you mean --help? See"),
+        ("status --watch=1s --wach", "unexpected argument for option '--watch'"),
+        ("status --wach", "status has no option --wach; did you mean --watch? See"),
+        (
+            "shutdown-manage",
+            "there is no command \"shutdown-manage\"; did you mean shutdown-manager? See \
+             envoy-shutdown-manager --help",
+        ),
+        ("envoy stauts", "there is no command \"stauts\"; did you mean status? See"),
+        ("drain", "there is no command \"drain\"; see envoy-shutdown-manager --help"),
+    ] {
+        let error = parse_line(line).unwrap_err();
+        assert!(error.starts_with(sentence), "{line}: {error}");
+    }
 }
 
 #[test]
 fn a_value_that_looks_like_a_flag_is_taken_when_it_is_attached() {
-    assert_eq!(hook("shutdown --exclude=--odd").overrides.exclude, ["--odd"]);
+    assert_eq!(given(&hook("shutdown --exclude=--odd").overrides), [("exclude", "--odd")]);
 }
 
 #[test]
 fn no_flag_is_there_twice_and_every_one_is_in_its_help() {
-    for (on, start) in ALL.into_iter().zip([
+    for (command, start) in Subcommand::ALL.into_iter().zip([
         "[envoy] shutdown-manager [OPTIONS]\n\nThe sidecar: ",
         "[envoy] shutdown [OPTIONS]\n\nThe preStop hook: ",
-        "status [OPTIONS]\n\nShows where the drain stands. ",
+        "status [OPTIONS]\n\nShows the state of the drain. ",
     ]) {
-        let text = help(on, Flavor::Contour);
+        let text = help(command, Flavor::Contour);
         assert!(text.starts_with(&format!("Usage: {PROGRAM} {start}")), "{text}");
-        let flags: Vec<&Flag> = FLAGS.iter().filter(|flag| flag.on.contains(&on)).collect();
+        let flags: Vec<&Flag> = flags(command).collect();
         for (index, flag) in flags.iter().enumerate() {
             assert!(flags[..index].iter().all(|other| other.name != flag.name), "{}", flag.name);
             assert!(text.contains(&format!("  --{}", flag.name)), "{}", flag.name);
             assert!(!flag.help.is_empty() && text.contains(flag.help), "{}", flag.name);
         }
         for line in ["--help", "-h", "--check-delay=1s --help"] {
-            if on != On::Status || !line.contains("delay") {
-                assert_eq!(printed(&format!("{} {line}", on.name())), text);
+            if command != Subcommand::Status || !line.contains("delay") {
+                assert_eq!(printed(&format!("{} {line}", command.name())), text);
             }
         }
-        assert!(overview().contains(on.name()));
+        assert!(overview().contains(command.name()));
     }
 }
 
 #[test]
 fn every_option_of_a_drain_is_a_flag_of_both() {
     for option in DrainOption::ALL {
-        for on in [On::Sidecar, On::Shutdown] {
-            assert!(flag(option.name(), on).is_some(), "{}", option.name());
+        for command in [Subcommand::Sidecar, Subcommand::Shutdown] {
+            let mut named = flags(command).filter(|flag| flag.name == option.name());
+            let flag = named.next().expect("a flag");
+            assert!(matches!(flag.effect, Effect::Drain(of) if of == option), "{}", flag.name);
+            assert_eq!(named.count(), 0, "{}", flag.name);
         }
+        assert_eq!(DrainOption::ALL[option as usize], option);
     }
 }
 
 #[test]
 fn help_shows_the_defaults_that_hold() {
-    for name in [Flavor::Contour, Flavor::EnvoyGateway] {
-        let text = help(On::Sidecar, name);
-        let Ok(Command::Print(printed)) = parse_as(name, "shutdown-manager --help") else {
+    for flavor in [Flavor::Contour, Flavor::EnvoyGateway] {
+        let text = help(Subcommand::Sidecar, flavor);
+        let Ok(Command::Print(printed)) = parse_as(flavor, "shutdown-manager --help") else {
             panic!("no help")
         };
         assert_eq!(printed, text);
         let shown = |option: &str| {
             let (_, rest) = text.split_once(&format!("  --{option}")).expect("the option");
             let help = rest.lines().nth(1).expect("its help");
-            let (_, default) = help.rsplit_once(" [").expect("a default");
-            default.strip_suffix(']').expect("its end").to_owned()
+            let default = help.rsplit_once(" [").and_then(|(_, end)| end.strip_suffix(']'));
+            default.unwrap_or_default().to_owned()
         };
-        // What it says is what it takes for the same: the defaults, said once more, change nothing.
-        let options = Options::of(name);
-        let mut said = Overrides::default();
-        for option in [
-            DrainOption::CheckInterval,
-            DrainOption::CheckDelay,
-            DrainOption::MinOpenConnections,
-            DrainOption::DrainDelay,
-            DrainOption::HealthCheckFailureDelay,
-            DrainOption::MinDrainDuration,
-            DrainOption::AdminAddress,
-        ] {
-            said.set(option, &shown(option.name())).unwrap();
+        // The defaults that it shows, given as options, change nothing.
+        let mut line = "shutdown-manager".to_owned();
+        let mut without = Vec::new();
+        for flag in flags(Subcommand::Sidecar) {
+            match shown(flag.name).as_str() {
+                default if default.is_empty() || default == "none" || default.contains(' ') => {
+                    without.push((flag.name, default.to_owned()));
+                }
+                default => line += &format!(" --{}={default}", flag.name),
+            }
         }
-        assert_eq!(options.with(&said), options);
-        assert_eq!(said.pairs().len(), 7);
-        let timeout = options.drain_timeout.map_or("none".to_owned(), duration::format);
-        assert_eq!(duration::parse(&shown("drain-timeout")).ok(), duration::parse(&timeout).ok());
-        let Ok(Command::Sidecar(args)) = parse_as(name, "shutdown-manager") else {
-            panic!("no manager")
+        let Ok(Command::Sidecar(args)) = parse_as(flavor, &line) else { panic!("{line}") };
+        let options = options::Options::of(flavor);
+        assert_eq!(options.with(&args.overrides), options);
+        assert_eq!(
+            SidecarArgs { overrides: Overrides::default(), ..args },
+            Args::of(flavor).sidecar
+        );
+        let gateway = flavor == Flavor::EnvoyGateway;
+        assert_eq!(
+            without.iter().map(|(name, shown)| (*name, shown.as_str())).collect::<Vec<_>>(),
+            [
+                (!gateway).then_some(("drain-timeout", "none")),
+                Some(("drain-listeners", "")),
+                Some(("require-envoy-hook", "")),
+                Some(("exclude", "")),
+                Some(("ready-file", "none")),
+                Some(("admin-port", "")),
+                Some(("serve-address", "all of IPv6 and IPv4")),
+                (!gateway).then_some(("ready-timeout", "none")),
+                Some((
+                    "control-socket",
+                    "shutdown-manager.sock beside the admin socket, else in /dev/shm"
+                )),
+                Some(("no-restore", "")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+        );
+        let Ok(Command::Sidecar(args)) = parse_as(flavor, "shutdown-manager") else {
+            panic!("no sidecar")
         };
         assert_eq!(shown("serve-port"), args.serve.port.to_string());
+        assert_eq!(shown("exit-at-connections"), shown("min-open-connections"));
         assert_eq!(duration::parse(&shown("start-timeout")), Ok(args.start_timeout));
         assert_eq!(duration::parse(&shown("ready-timeout")).ok(), args.ready_timeout);
     }

@@ -11,7 +11,7 @@ use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
 use super::*;
-use crate::cli::options::Overrides;
+use crate::cli::options::{DrainOption, ON, Overrides};
 use crate::drain::Outcome;
 use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
@@ -186,7 +186,8 @@ fn both_hooks_hear_the_end_though_nothing_stops_the_sidecar() {
 #[test]
 fn a_drain_that_requires_envoys_hook_goes_on_when_that_comes() {
     explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
-        let requires = Overrides { require_envoy_hook: true, ..Overrides::default() };
+        let mut requires = Overrides::default();
+        requires.set(DrainOption::RequireEnvoyHook, ON).unwrap();
         pod(coordinator, work, |coordinator| hook_with(coordinator, requires), stop)
     });
 }

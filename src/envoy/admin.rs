@@ -44,7 +44,7 @@ impl Admin for AdminClient {
                 .map(|()| Reply::ListenersDraining),
             Call::CheckReady => exchange.check_ready().map(Reply::Ready),
             Call::ReadStats => {
-                let suffixes = options.ignored_listener_suffixes;
+                let suffixes = options.flavor.ignored_listener_suffixes();
                 exchange.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
             }
             Call::RestoreHealthChecks => {

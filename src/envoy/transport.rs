@@ -1,6 +1,6 @@
 //! `ureq` over the sockets of this program: Unix and TCP.
 //!
-//! Every wait is bounded by the time that the whole call has left, also where std has no time-out
+//! Every wait is bounded by the time that is left of the whole call, also where std has no time-out
 //! for it: a `connect` to a Unix socket whose backlog is full, a read that a signal interrupts,
 //! the look-up of a name.
 
@@ -25,29 +25,28 @@ use ureq::unversioned::transport::{
 };
 
 use crate::cli::address::AdminAddress;
-use crate::os::supervisor::spawn;
-use crate::slot::Slot;
+use crate::os::supervisor::bounded;
 
-/// Why a request has no whole answer.
+/// Why a request has no complete response.
 #[derive(Debug)]
 pub enum Error {
-    /// The time was over first; a full backlog too.
+    /// It did not come in time, or the server's backlog was full for that long.
     Timeout,
     /// The connection could not be made, or was lost.
     Io(io::Error),
-    /// What came back is not HTTP, or its end cannot be known.
+    /// It is not HTTP, or has no length by which its end is known.
     Protocol(String),
-    /// Whoever took the body wanted no more of it.
+    /// The caller accepted no more of its body.
     TooLong,
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Timeout => f.write_str("no whole answer in time"),
+            Self::Timeout => f.write_str("no complete response in time"),
             Self::Io(error) => error.fmt(f),
-            Self::Protocol(what) => write!(f, "not a whole HTTP answer ({what})"),
-            Self::TooLong => f.write_str("the answer is too long"),
+            Self::Protocol(what) => write!(f, "not a complete HTTP response ({what})"),
+            Self::TooLong => f.write_str("the response is too long"),
         }
     }
 }
@@ -57,28 +56,28 @@ impl From<ureq::Error> for Error {
         match error {
             ureq::Error::Timeout(_) => Self::Timeout,
             ureq::Error::Io(error) => Self::Io(error),
-            // Without its length, which differs each time.
+            // Without the length, which differs each time: the log counts equal errors.
             ureq::Error::LargeResponseHeader(..) => {
-                Self::Protocol("its head is too long".to_owned())
+                Self::Protocol("its header is too long".to_owned())
             }
             other => Self::Protocol(other.to_string()),
         }
     }
 }
 
-/// Sends one request without a body over a connection of its own, passes the answer's status and
-/// each piece of its body to `take` until that returns false, and returns the status.
+/// Sends one request without a body over a connection of its own, passes the response's status and
+/// each piece of its body to `on_body` until that returns false, and returns the status.
 ///
-/// No proxy, no redirects, and any status is an answer.
+/// No proxy, no redirects, and any status is a response.
 ///
 /// # Errors
-/// When there is no whole answer within `timeout`, or `take` wants no more.
+/// When there is no complete response within `timeout`, or `on_body` returns false.
 pub fn request(
     address: &AdminAddress,
     method: &str,
     path: &str,
     timeout: Option<Duration>,
-    take: &mut dyn FnMut(u16, &[u8]) -> bool,
+    on_body: &mut dyn FnMut(u16, &[u8]) -> bool,
 ) -> Result<u16, Error> {
     let config = Agent::config_builder()
         .max_redirects(0)
@@ -87,7 +86,7 @@ pub fn request(
         .proxy(None)
         .input_buffer_size(8 * 1024)
         .output_buffer_size(4 * 1024)
-        // It must be less than the buffer, or a longer head looks like a closed connection.
+        // It must be less than the buffer, or a longer header looks like a closed connection.
         .max_response_header_size(4 * 1024)
         .timeout_global(timeout)
         .build();
@@ -101,46 +100,46 @@ pub fn request(
     let fields = request.headers_mut();
     fields.insert(header::CONNECTION, HeaderValue::from_static("close"));
     if method == "POST" {
-        // Without it an empty body is sent in chunks, of which there are none.
+        // Without it ureq sends an empty body as chunked.
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         *request.method_mut() = Method::POST;
     }
-    let response = Agent::with_parts(config, Socket(address.clone()), Nowhere).run(request)?;
+    let response =
+        Agent::with_parts(config, AdminConnector(address.clone()), FixedResolver).run(request)?;
     let status = response.status().as_u16();
     let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
         .iter()
         .any(|name| response.headers().contains_key(name));
     if !framed {
-        return Err(Error::Protocol("it does not say how long it is".to_owned()));
+        return Err(Error::Protocol("it has no length".to_owned()));
     }
     let mut body = response.into_body().into_reader();
     let mut piece = [0; 4096];
     loop {
         match body.read(&mut piece).map_err(ureq::Error::from)? {
             0 => return Ok(status),
-            length if take(status, &piece[..length]) => {}
+            length if on_body(status, &piece[..length]) => {}
             _ => return Err(Error::TooLong),
         }
     }
 }
 
-/// The longest that a `connect` takes. To a Unix socket it takes microseconds, unless its owner
-/// has stopped accepting.
-const LONGEST_CONNECT: Duration = Duration::from_secs(10);
+/// A `connect` to a Unix socket takes microseconds, unless its owner has stopped accepting.
+const MAX_CONNECT: Duration = Duration::from_secs(10);
 
 /// Connects to a Unix socket, in 10 s or less.
 ///
 /// # Errors
 /// As `connect(2)`; `TimedOut` when the backlog stays full for as long as `timeout`.
 pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
-    let mut left = timeout.min(LONGEST_CONNECT);
+    let mut left = timeout.min(MAX_CONNECT);
     let deadline = Instant::now() + left;
     let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     loop {
-        // The kernel takes a send time-out for one of connect too.
-        setsockopt(&fd, sockopt::SendTimeout, &limit(Some(left)))?;
+        // The kernel applies a send time-out to connect too.
+        setsockopt(&fd, sockopt::SendTimeout, &socket_timeout(Some(left)))?;
         match connect(fd.as_raw_fd(), &address) {
             Ok(()) => return Ok(fd),
             Err(Errno::EINTR) => left = time_left(deadline)?,
@@ -151,7 +150,7 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
 }
 
 fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> {
-    let deadline = Instant::now() + timeout.min(LONGEST_CONNECT);
+    let deadline = Instant::now() + timeout.min(MAX_CONNECT);
     let addresses = addresses(host, port, time_left(deadline)?)?;
     let mut failure = io::Error::other(format!("the name {host} has no address"));
     for (index, address) in addresses.iter().enumerate() {
@@ -178,14 +177,12 @@ fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketA
     if host == "localhost" {
         return Ok(vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())]);
     }
-    // A look-up cannot be bounded, so it has a thread, which may outlive the call.
-    let found = Slot::new();
-    let (name, its_found) = (host.to_owned(), found.clone());
-    let look_up =
-        move || its_found.put((name.as_str(), port).to_socket_addrs().map(Iterator::collect));
-    spawn("look-up", Box::new(look_up))?;
-    let looked_up = found.take_within(timeout).ok_or(ErrorKind::TimedOut)?;
-    looked_up.map_err(|error| io::Error::other(format!("the name {host} is not known ({error})")))
+    let name = host.to_owned();
+    let resolve = move || (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
+    bounded("look-up", timeout, resolve).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => error,
+        _ => io::Error::other(format!("the name {host} cannot be resolved ({error})")),
+    })
 }
 
 fn time_left(deadline: Instant) -> io::Result<Duration> {
@@ -195,16 +192,16 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-/// A socket's time-out; zero would be none.
-fn limit(left: Option<Duration>) -> TimeVal {
+/// The value of a socket's time-out; zero would be none.
+fn socket_timeout(left: Option<Duration>) -> TimeVal {
     let micros = left.map_or(0, |left| left.as_micros().clamp(1, i64::MAX as u128) as i64);
     TimeVal::new(micros / 1_000_000, micros % 1_000_000)
 }
 
 #[derive(Debug)]
-struct Socket(AdminAddress);
+struct AdminConnector(AdminAddress);
 
-impl Connector for Socket {
+impl Connector for AdminConnector {
     type Out = Stream;
 
     fn connect(
@@ -217,7 +214,7 @@ impl Connector for Socket {
             AdminAddress::Unix(path) => connect_unix(path, timeout),
             AdminAddress::Tcp(host, port) => connect_tcp(host, *port, timeout),
         };
-        let fd = fd.map_err(|error| timed(error, details.timeout))?;
+        let fd = fd.map_err(|error| to_ureq(error, details.timeout))?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Stream { fd, buffers }))
@@ -248,7 +245,7 @@ impl Transport for Stream {
                 setsockopt(&self.fd, sockopt::SendTimeout, &left)?;
                 send(self.fd.as_raw_fd(), output, MsgFlags::MSG_NOSIGNAL)
             });
-            output = &output[sent.map_err(|error| timed(error, timeout))?..];
+            output = &output[sent.map_err(|error| to_ureq(error, timeout))?..];
         }
         Ok(())
     }
@@ -259,7 +256,7 @@ impl Transport for Stream {
             setsockopt(&self.fd, sockopt::ReceiveTimeout, &left)?;
             recv(self.fd.as_raw_fd(), input, MsgFlags::empty())
         });
-        let amount = received.map_err(|error| timed(error, timeout))?;
+        let amount = received.map_err(|error| to_ureq(error, timeout))?;
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }
@@ -270,7 +267,7 @@ impl Transport for Stream {
     }
 }
 
-/// `ureq`'s "never" is longer than an `Instant` can be moved.
+/// `ureq`'s "not happening" overflows an `Instant`.
 fn deadline(timeout: NextTimeout) -> Option<Instant> {
     (!timeout.after.is_not_happening()).then(|| Instant::now() + *timeout.after)
 }
@@ -280,7 +277,7 @@ fn retrying(
     mut attempt: impl FnMut(TimeVal) -> nix::Result<usize>,
 ) -> io::Result<usize> {
     loop {
-        match attempt(limit(deadline.map(time_left).transpose()?)) {
+        match attempt(socket_timeout(deadline.map(time_left).transpose()?)) {
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
             result => return Ok(result?),
@@ -288,18 +285,18 @@ fn retrying(
     }
 }
 
-fn timed(error: io::Error, timeout: NextTimeout) -> ureq::Error {
+fn to_ureq(error: io::Error, timeout: NextTimeout) -> ureq::Error {
     match error.kind() {
         ErrorKind::TimedOut => ureq::Error::Timeout(timeout.reason),
         _ => ureq::Error::Io(error),
     }
 }
 
-/// The connector knows its address, but `ureq` wants to have one too.
+/// The connector has its address; `ureq` needs one from a resolver too.
 #[derive(Debug)]
-struct Nowhere;
+struct FixedResolver;
 
-impl Resolver for Nowhere {
+impl Resolver for FixedResolver {
     fn resolve(
         &self,
         _: &ureq::http::Uri,

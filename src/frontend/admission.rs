@@ -1,15 +1,22 @@
-//! Who may wait when more want to than there are places: nobody can take the place of the one
-//! waiter that matters, the kubelet, by coming often.
+//! Which connections are kept when more come than fit. Connections go in as entries, decisions come
+//! out; no socket is touched here.
+//!
+//! The client that matters is the kubelet. So that no other client can take its place by connecting
+//! often, the source that holds most is the first to lose a connection.
 
 use std::net::IpAddr;
 
-/// Clients that are taken for one: an IPv4 address, or the /64 of an IPv6 address.
+/// The key of a connection: it is never used again, and older connections have smaller ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// Clients that are counted as one: an IPv4 address, or the /64 of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceKey(u64);
 
 impl SourceKey {
-    /// This machine, over a Unix socket.
-    pub const HERE: Self = Self(0);
+    /// Every client of the control socket.
+    pub const LOCAL: Self = Self(0);
 }
 
 impl From<IpAddr> for SourceKey {
@@ -22,111 +29,134 @@ impl From<IpAddr> for SourceKey {
     }
 }
 
-/// Whether there is a place for one more.
+/// Whether a client may wait for a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// There is.
-    Free,
-    /// There is, if the newest of this origin gives way.
-    InsteadOf(SourceKey),
-    /// There is none.
-    Taken,
+    Admit,
+    /// In place of this waiter.
+    Evict(ConnectionId),
+    Reject,
 }
 
-/// Whether there is a place for `newcomer` among `most`, when those from `waiting` have one. The
-/// origin with most waiters loses its newest, so one with none gets a place while there are fewer
-/// origins than places.
-#[must_use]
-pub fn place(
-    waiting: impl Iterator<Item = SourceKey>,
-    newcomer: SourceKey,
-    most: usize,
-) -> Admission {
-    let counts = count(waiting, most);
-    if counts.iter().map(|(_, count)| count).sum::<usize>() < most {
-        return Admission::Free;
+/// Decides about a `newcomer` where `max` may wait and these do, oldest first. When all slots are
+/// taken, the source with most waiters loses its newest, so a source without a waiter gets a slot
+/// while there are fewer sources than slots.
+pub fn admit(waiting: &[(ConnectionId, SourceKey)], newcomer: SourceKey, max: usize) -> Admission {
+    if waiting.len() < max {
+        return Admission::Admit;
     }
-    let own = counts.iter().find(|(origin, _)| *origin == newcomer).map_or(0, |(_, own)| *own);
-    match counts.iter().max_by_key(|(_, count)| *count) {
-        Some((origin, count)) if own + 1 < *count => Admission::InsteadOf(*origin),
-        _ => Admission::Taken,
+    let counts = count_sources(&mut waiting.iter().map(|(_, source)| *source), max);
+    let own = counts.iter().find(|(source, _)| *source == newcomer).map_or(0, |(_, own)| *own);
+    let newest = match counts.iter().max_by_key(|(_, count)| *count) {
+        Some((largest, count)) if own + 1 < *count => {
+            waiting.iter().rfind(|(_, source)| source == largest)
+        }
+        _ => None,
+    };
+    newest.map_or(Admission::Reject, |(id, _)| Admission::Evict(*id))
+}
+
+/// A full frontend accepts this part of its limit at once before it closes as many connections:
+/// each time costs a pass over all connections, and where that takes long, a burst fills the
+/// backlog, so that the kernel drops the next client, which tries again after a second.
+const BATCHES: usize = 16;
+
+/// How many connections may be accepted now where `held` are held, of `max`, and `evictable` of
+/// these are not waiting: as many as fit, and a batch in place of evictable ones. Where all wait,
+/// most for less than a millisecond, newcomers wait in the backlog. While some wait that briefly
+/// (`brief`), the last evictable one is kept.
+pub fn acceptable(held: usize, evictable: usize, brief: bool, max: usize) -> usize {
+    let batch = (max / BATCHES).max(1);
+    let evictable = evictable.saturating_sub(usize::from(brief));
+    (max.saturating_sub(held) + evictable).min((max + batch).saturating_sub(held))
+}
+
+/// The order in which connections are closed when more are held than fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EvictionRank {
+    /// No complete request has arrived.
+    NoRequest,
+    /// The response is sent; what the client still sends is discarded.
+    Responded,
+    /// The connection has just been accepted, or its response is being sent.
+    InProgress,
+    /// The client waits for a response; it is never evicted.
+    Waiting,
+}
+
+/// A connection, as far as evictions depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub id: ConnectionId,
+    pub source: SourceKey,
+    pub rank: EvictionRank,
+}
+
+/// Chooses whom to evict among connections, oldest first, of which `excess` are too many: returns
+/// the candidates, and how many of them to close. They are the largest source's, of its lowest
+/// rank. Connections accepted in this round, which have a greater id than `last`, come after all
+/// others, so a client has time between its connect and its request, however often others connect.
+/// Only half of a rank is closed before the next choice: another source may be the largest by then.
+pub fn next_evictions(
+    mut entries: Vec<Entry>,
+    last: ConnectionId,
+    excess: usize,
+) -> (Vec<Entry>, usize) {
+    let waits = |entry: &Entry| entry.rank == EvictionRank::Waiting;
+    let counted = entries.iter().filter(|entry| entry.id > last || !waits(entry));
+    let largest = largest_source(&mut counted.map(|entry| entry.source));
+    entries.retain(|entry| !waits(entry));
+    if let Some(largest) = largest
+        && entries.iter().any(|entry| entry.source == largest)
+    {
+        entries.retain(|entry| entry.source == largest);
     }
+    let order = |entry: &Entry| (entry.id > last, entry.rank);
+    let first = entries.iter().map(order).min();
+    entries.retain(|entry| Some(order(entry)) == first);
+    let count = excess.min(entries.len().div_ceil(2));
+    (entries, count)
 }
 
-/// The origin that has most of these, if one has more than one: then others need not give way. Of
-/// many origins the first few are looked at, for this is asked often.
-#[must_use]
-pub fn crowd(there: impl Iterator<Item = SourceKey>) -> Option<SourceKey> {
-    const FEW: usize = 16;
-    let (origin, count) = count(there, FEW).into_iter().max_by_key(|(_, count)| *count)?;
-    (count > 1).then_some(origin)
+/// The source with most of these, if it has more than one: then the others lose nothing. Only the
+/// first few of many sources are counted, since this runs often.
+fn largest_source(sources: &mut dyn Iterator<Item = SourceKey>) -> Option<SourceKey> {
+    const MAX_COUNTED: usize = 16;
+    let counts = count_sources(sources, MAX_COUNTED);
+    let (source, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    (count > 1).then_some(source)
 }
 
-/// How many come from each of the first so many origins.
-fn count(all: impl Iterator<Item = SourceKey>, most: usize) -> Vec<(SourceKey, usize)> {
-    let mut counts: Vec<(SourceKey, usize)> = Vec::new();
-    for origin in all {
-        if let Some((_, count)) = counts.iter_mut().find(|(other, _)| *other == origin) {
+type Counts = Vec<(SourceKey, usize)>;
+
+/// How many come from each of the first `max` sources.
+fn count_sources(sources: &mut dyn Iterator<Item = SourceKey>, max: usize) -> Counts {
+    let mut counts = Counts::new();
+    for source in sources {
+        if let Some((_, count)) = counts.iter_mut().find(|(other, _)| *other == source) {
             *count += 1;
-        } else if counts.len() < most {
-            counts.push((origin, 1));
+        } else if counts.len() < max {
+            counts.push((source, 1));
         }
     }
     counts
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn origin(address: &str) -> SourceKey {
-        address.parse::<IpAddr>().unwrap().into()
-    }
-
-    #[test]
-    fn an_origin_is_an_address_or_a_64() {
-        assert_eq!(origin("10.0.0.1"), origin("::ffff:10.0.0.1"));
-        assert_ne!(origin("10.0.0.1"), origin("10.0.0.2"));
-        assert_eq!(origin("2001:db8::1"), origin("2001:db8::2:0:0:1"));
-        assert_ne!(origin("2001:db8::1"), origin("2001:db8:0:1::1"));
-        assert_ne!(origin("0.0.0.0"), origin("::"));
-    }
-
-    #[test]
-    fn the_origin_with_most_loses_its_newest() {
-        let (a, b, c) = (origin("10.0.0.1"), origin("10.0.0.2"), origin("::1"));
-        for (waiting, newcomer, expected) in [
-            (vec![], a, Admission::Free),
-            (vec![a, a, a], a, Admission::Free),
-            (vec![a, a, a, a], a, Admission::Taken),
-            (vec![a, a, a, a], b, Admission::InsteadOf(a)),
-            (vec![a, a, b, a], b, Admission::InsteadOf(a)),
-            (vec![b, a, b, a], b, Admission::Taken),
-            (vec![b, a, b, a], c, Admission::InsteadOf(a)),
-            (vec![a, b, c, c], a, Admission::Taken),
-            (vec![c, b, c, c], origin("2001:db8::1"), Admission::InsteadOf(c)),
-            (vec![a, b, c, origin("10.9.9.9")], origin("2001:db8::1"), Admission::Taken),
-        ] {
-            assert_eq!(
-                place(waiting.iter().copied(), newcomer, 4),
-                expected,
-                "{waiting:?} {newcomer:?}"
-            );
+/// Keeps a sum within its bound by closing the oldest: returns the newest connection to close,
+/// with which every older one goes. `newest_first`: each with its part of the sum.
+pub fn newest_excess(
+    newest_first: &mut dyn Iterator<Item = (ConnectionId, usize)>,
+    max: usize,
+) -> Option<ConnectionId> {
+    let mut sum = 0;
+    for (id, size) in newest_first {
+        sum += size;
+        if sum > max {
+            return Some(id);
         }
     }
-
-    #[test]
-    fn a_crowd_gives_way_before_who_is_alone() {
-        let (a, b, c) = (origin("10.0.0.1"), origin("10.0.0.2"), origin("::1"));
-        for (there, expected) in [
-            (vec![], None),
-            (vec![a, b, c], None),
-            (vec![a, b, b, c], Some(b)),
-            (vec![a, b, a, b, a, a, b], Some(a)),
-        ] {
-            assert_eq!(crowd(there.iter().copied()), expected, "{there:?}");
-        }
-        let many = (0..255).map(|n| origin(&format!("10.1.1.{n}")));
-        assert_eq!(crowd(many.chain([a])), None);
-    }
+    None
 }
+
+#[cfg(test)]
+mod tests;

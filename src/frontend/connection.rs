@@ -1,4 +1,4 @@
-//! One client, from its connect to its end.
+//! One connection of a client, from its accept to its close.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,193 +8,166 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
-use super::admission::SourceKey;
+use self::ConnectionState::{Closed, Lingering, Reading, Responding, Waiting};
+use super::admission::{ConnectionId, EvictionRank, SourceKey};
 use super::request::{self, ParsedHead, Rejection, Request};
 use super::response::Response;
 use crate::coordinator::WaiterGuard;
 use crate::os::clock::Timestamp;
 use crate::route::{Hold, Router, UpstreamTarget};
 
-/// For a whole head, and for taking the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For a client to send a whole request head, and for it to take the response.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between a client's connect and its request others may run, and come. In that time one of 3,900
-/// probes gave way to a client that had its answer, at a door of four places.
-const JUST_CAME: Duration = Duration::from_millis(100);
+/// Between a client's connect and its request, other processes may run and other clients connect.
+/// In that time one of 3,900 probes was evicted in favour of a client that had its response, by a
+/// frontend of four connections.
+const ACCEPT_GRACE: Duration = Duration::from_millis(100);
 
-/// After an answer to somebody who had more to say, that is read for so long and so far: closed at
-/// once, the connection would be reset, and the answer lost.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// After a response to a client that sends more than its request, that is read for this long and
+/// up to this many bytes: closed at once, the connection would be reset and the response lost.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 4 * 1024 * 1024;
 
-/// A client.
 #[derive(Debug)]
 pub struct Connection {
+    pub id: ConnectionId,
+    pub source: SourceKey,
+    pub state: ConnectionState,
+    /// When the state times out.
+    pub deadline: Timestamp,
+    /// When Envoy's hook stops waiting, even during a drain (`--ready-timeout`).
+    pub ready_deadline: Timestamp,
+    /// Counts the client as a waiter until its response is sent. Until then the exec hook's response
+    /// is delayed, since the kubelet stops the sidecar after it.
+    pub waiter: Option<WaiterGuard>,
     socket: OwnedFd,
-    /// Where it comes from.
-    pub origin: SourceKey,
-    /// Older clients have smaller numbers.
-    pub number: u64,
-    /// What is known of it.
-    pub state: State,
-    /// When that is not waited for any longer.
-    pub until: Timestamp,
-    /// When it is not kept waiting any longer, whatever goes on.
-    pub latest: Timestamp,
 }
 
-/// What is known of a client.
 #[derive(Debug)]
-pub enum State {
-    /// It has yet to say what it wants; this much it has said.
+pub enum ConnectionState {
+    /// The request head is incomplete; this is what has arrived of it.
     Reading(Vec<u8>),
-    /// It waits for an answer.
-    WaiterGuard(Request, Option<WaiterGuard>),
-    /// It is being answered; so much is sent.
-    Answering {
-        answer: Arc<Response>,
+    /// The client waits for a response.
+    Waiting(Request),
+    Responding {
+        response: Arc<Response>,
         head_only: bool,
         sent: usize,
         lingers: bool,
-        _out: Option<WaiterGuard>,
     },
-    /// It was answered; so much more may it say.
+    /// The response is sent; up to this many more bytes are read and discarded.
     Lingering(usize),
-    /// Its connection is to be closed.
-    Gone,
+    /// To be dropped, which closes the socket.
+    Closed,
 }
 
-/// What a client has said.
+/// What reading from a connection yields.
 #[derive(Debug)]
 pub enum ReadOutcome {
-    /// Nothing that matters yet.
-    Nothing,
-    /// A request.
+    /// No complete request yet, or the end of the connection.
+    Incomplete,
     Request(Request),
-    /// Something that is refused.
-    Rejection(Rejection),
+    Rejected(Rejection),
 }
 
 impl Connection {
-    /// A client that has just connected.
-    #[must_use]
-    pub fn new(socket: OwnedFd, origin: SourceKey, number: u64, now: Timestamp) -> Self {
-        let (state, until) = (State::Reading(Vec::new()), now + PATIENCE);
-        Self { socket, origin, number, state, until, latest: Timestamp::MAX }
+    pub fn new(socket: OwnedFd, source: SourceKey, id: ConnectionId, now: Timestamp) -> Self {
+        let (state, deadline) = (Reading(Vec::new()), now + CLIENT_TIMEOUT);
+        let ready_deadline = Timestamp::MAX;
+        Self { id, source, state, deadline, ready_deadline, waiter: None, socket }
     }
 
-    /// Its socket.
-    #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// What is to be watched for. While it waits only briefly, its input is not: a client that has
-    /// closed its half of the connection may still want its answer.
-    #[must_use]
+    /// What to poll for. Input is not polled for while the response comes at once: a client that
+    /// has closed its half of the connection may still want the response.
     pub fn interest(&self) -> PollFlags {
         match &self.state {
-            State::Reading(_) | State::Lingering(_) => PollFlags::POLLIN,
-            State::WaiterGuard(asked, _) if asked.wanted.waits != Hold::None => PollFlags::POLLIN,
-            State::Answering { .. } => PollFlags::POLLOUT,
-            State::WaiterGuard(..) | State::Gone => PollFlags::empty(),
+            Reading(_) | Lingering(_) => PollFlags::POLLIN,
+            Waiting(request) if request.target.hold != Hold::None => PollFlags::POLLIN,
+            Responding { .. } => PollFlags::POLLOUT,
+            Waiting(_) | Closed => PollFlags::empty(),
         }
     }
 
-    /// What it waits for.
-    #[must_use]
-    pub fn wants(&self) -> Option<&UpstreamTarget> {
+    /// What the client waits for.
+    pub fn awaited(&self) -> Option<&UpstreamTarget> {
+        if let Waiting(request) = &self.state { Some(&request.target) } else { None }
+    }
+
+    pub fn rank(&self, now: Timestamp) -> EvictionRank {
+        let just_accepted = now + CLIENT_TIMEOUT < self.deadline + ACCEPT_GRACE;
         match &self.state {
-            State::WaiterGuard(asked, _) => Some(&asked.wanted),
-            _ => None,
+            Reading(_) if just_accepted => EvictionRank::InProgress,
+            Reading(_) | Closed => EvictionRank::NoRequest,
+            Lingering(_) => EvictionRank::Responded,
+            Responding { .. } => EvictionRank::InProgress,
+            Waiting(_) => EvictionRank::Waiting,
         }
     }
 
-    /// How ill it can be spared when others come: not at all while it waits; less when it has yet
-    /// to be told all of its answer than when it has been, and best before it has asked, unless it
-    /// has just come.
-    #[must_use]
-    pub fn worth(&self, now: Timestamp) -> Option<u8> {
-        match &self.state {
-            State::Reading(_) if now + PATIENCE < self.until + JUST_CAME => Some(2),
-            State::Reading(_) | State::Gone => Some(0),
-            State::Lingering(_) => Some(1),
-            State::Answering { .. } => Some(2),
-            State::WaiterGuard(..) => None,
-        }
-    }
-
-    /// How much of an unfinished head it has sent.
-    #[must_use]
+    /// The bytes held of an incomplete request head.
     pub fn unfinished(&self) -> usize {
-        match &self.state {
-            State::Reading(head) => head.len(),
-            _ => 0,
-        }
+        if let Reading(head) = &self.state { head.len() } else { 0 }
     }
 
-    /// Reads what it has sent, as far as that is a head. The end of its input is its own end.
-    pub fn read(&mut self, keeper: Router) -> ReadOutcome {
-        let State::Reading(head) = &mut self.state else { return ReadOutcome::Nothing };
-        let mut piece = [0; request::LONGEST];
-        let length = match recv(self.socket.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
+    /// Reads what has arrived of the request head. The end of input closes the connection.
+    pub fn read(&mut self, router: Router) -> ReadOutcome {
+        let Reading(head) = &mut self.state else { return ReadOutcome::Incomplete };
+        let mut buffer = [0; request::MAX_HEAD];
+        let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length @ 1..) => length,
-            Err(Errno::EAGAIN | Errno::EINTR) => return ReadOutcome::Nothing,
+            Err(Errno::EAGAIN | Errno::EINTR) => return ReadOutcome::Incomplete,
             Ok(0) | Err(_) => {
-                self.state = State::Gone;
-                return ReadOutcome::Nothing;
+                self.state = Closed;
+                return ReadOutcome::Incomplete;
             }
         };
-        let piece = &piece[..length];
-        let said = if head.is_empty() {
-            // As nearly always; then nothing is kept of it.
-            request::read(piece, keeper)
+        let received = &buffer[..length];
+        let parsed = if head.is_empty() {
+            // A head nearly always arrives in one piece, of which nothing is kept.
+            request::parse(received, router)
         } else {
-            head.extend_from_slice(piece);
-            request::read(head, keeper)
+            head.extend_from_slice(received);
+            request::parse(head, router)
         };
-        match said {
-            ParsedHead::Whole(asked) => ReadOutcome::Request(asked),
-            ParsedHead::Rejection(refused) => ReadOutcome::Rejection(refused),
+        match parsed {
+            ParsedHead::Complete(request) => ReadOutcome::Request(request),
+            ParsedHead::Rejected(rejection) => ReadOutcome::Rejected(rejection),
             ParsedHead::Partial => {
                 if head.is_empty() {
-                    head.extend_from_slice(piece);
+                    head.extend_from_slice(received);
                 }
-                ReadOutcome::Nothing
+                ReadOutcome::Incomplete
             }
         }
     }
 
-    /// Lets it wait.
-    pub fn wait(&mut self, asked: Request, outside: Option<WaiterGuard>, until: Timestamp) {
-        self.state = State::WaiterGuard(asked, outside);
-        self.until = until;
+    pub fn wait(&mut self, request: Request, deadline: Timestamp) {
+        self.state = Waiting(request);
+        self.deadline = deadline;
     }
 
-    /// Answers it. `lingers`: it has, or may have, more to say.
-    pub fn answer(
+    /// Starts to send a response. `lingers`: the client has sent, or may send, more than a request.
+    pub fn respond(
         &mut self,
-        answer: Arc<Response>,
+        response: Arc<Response>,
         head_only: bool,
         lingers: bool,
         now: Timestamp,
     ) {
-        // Whoever is answered waits until it has its answer.
-        let _out = match std::mem::replace(&mut self.state, State::Gone) {
-            State::WaiterGuard(_, outside) => outside,
-            _ => None,
-        };
-        self.state = State::Answering { answer, head_only, sent: 0, lingers, _out };
-        self.until = now + PATIENCE;
+        self.state = Responding { response, head_only, sent: 0, lingers };
+        self.deadline = now + CLIENT_TIMEOUT;
         self.write(now);
     }
 
-    /// Sends as much of the answer as it takes.
+    /// Sends as much of the response as the client takes.
     pub fn write(&mut self, now: Timestamp) {
-        let State::Answering { answer, head_only, sent, lingers, .. } = &mut self.state else {
-            return;
-        };
-        let bytes = answer.part(*head_only);
+        let Responding { response, head_only, sent, lingers } = &mut self.state else { return };
+        let bytes = response.bytes(*head_only);
         while *sent < bytes.len() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match send(self.socket.as_raw_fd(), &bytes[*sent..], flags) {
@@ -202,27 +175,28 @@ impl Connection {
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
                 Ok(0) | Err(_) => {
-                    self.state = State::Gone;
+                    self.state = Closed;
                     return;
                 }
             }
         }
+        drop(self.waiter.take());
         self.state = if *lingers && shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_ok() {
-            self.until = now + LINGER;
-            State::Lingering(LINGER_BYTES)
+            self.deadline = now + LINGER_TIMEOUT;
+            Lingering(MAX_LINGER_BYTES)
         } else {
-            State::Gone
+            Closed
         };
     }
 
-    /// Reads what it has left to say, and forgets it.
+    /// Reads and discards what follows the request.
     pub fn discard(&mut self) {
-        let State::Lingering(left) = &mut self.state else { return };
-        let mut piece = [0; 4096];
-        match recv(self.socket.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
+        let Lingering(left) = &mut self.state else { return };
+        let mut buffer = [0; 4096];
+        match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length) if length > 0 && length < *left => *left -= length,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
-            _ => self.state = State::Gone,
+            _ => self.state = Closed,
         }
     }
 }

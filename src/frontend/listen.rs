@@ -1,8 +1,9 @@
-//! The public port and the descriptors for it.
+//! What clients connect to: the public port, or the control socket.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -10,17 +11,56 @@ use nix::sys::socket::{
     sockopt,
 };
 
+use super::admission::SourceKey;
 use crate::cli::address::ServeAt;
 
-/// The kernel counts what clients send to the memory of the container. It makes 8 KiB of this,
-/// which is more than a head.
+/// The kernel counts what clients send toward the memory of the container. It makes 8 KiB of this,
+/// which is more than a request head.
 const RECEIVE_BUFFER: usize = 4096;
+
+/// A listener that does not block.
+#[derive(Debug)]
+pub enum Listener {
+    Public(TcpListener),
+    Control(UnixListener),
+}
+
+impl Listener {
+    /// The value of the log's key `listener`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Public(_) => "public",
+            Self::Control(_) => "control",
+        }
+    }
+
+    /// # Errors
+    /// Those of accept(2); `WouldBlock` when no client is there.
+    pub fn accept(&self) -> io::Result<(OwnedFd, SourceKey)> {
+        Ok(match self {
+            Self::Public(listener) => {
+                let (stream, address) = listener.accept()?;
+                (stream.into(), address.ip().into())
+            }
+            Self::Control(listener) => (listener.accept()?.0.into(), SourceKey::LOCAL),
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Public(listener) => listener.as_fd(),
+            Self::Control(listener) => listener.as_fd(),
+        }
+    }
+}
 
 /// Binds the public port and listens there.
 ///
 /// # Errors
 /// A sentence that names the port, when it is taken or may not be used.
-pub fn listener(at: &ServeAt) -> Result<TcpListener, String> {
+pub fn bind_public(at: &ServeAt) -> Result<TcpListener, String> {
     let address = at.address.as_deref().map(ServeAt::parse).transpose()?;
     let bound = match address {
         Some(address) => open(address, at.port),
@@ -35,9 +75,9 @@ pub fn listener(at: &ServeAt) -> Result<TcpListener, String> {
     bound.map_err(|error| {
         let advice = match error {
             Errno::EADDRINUSE => "another program has it; stop that, or set --serve-port",
-            Errno::EACCES => "this user may not have it; set --serve-port to 1024 or more",
+            Errno::EACCES => "this user may not bind it; set --serve-port to 1024 or more",
             Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT => {
-                "this machine has no such address; set --serve-address to one of its own"
+                "this machine has no such address; set --serve-address to one that it has"
             }
             _ => "set --serve-port or --serve-address",
         };
@@ -50,7 +90,7 @@ fn open(address: IpAddr, port: u16) -> nix::Result<TcpListener> {
     let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None)?;
-    // A restarted sidecar must not wait for its predecessor's connections to be forgotten.
+    // A restarted sidecar must not wait until the kernel forgets the previous run's connections.
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     if address.is_ipv6() {
         // Whatever the system's default (net.ipv6.bindv6only) is.
@@ -58,7 +98,7 @@ fn open(address: IpAddr, port: u16) -> nix::Result<TcpListener> {
     }
     setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-    // As long as the kernel allows: a probe that finds it full is asked again after a second only.
+    // As long as the kernel allows: a probe that finds it full connects again only after a second.
     listen(&fd, Backlog::MAXALLOWABLE)?;
     Ok(TcpListener::from(fd))
 }
@@ -74,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn all_addresses_are_those_of_both_families() {
-        let listener = listener(&at("", 0)).unwrap();
+    fn the_default_is_all_addresses_of_both_families() {
+        let listener = bind_public(&at("", 0)).unwrap();
         let bound = listener.local_addr().unwrap();
         TcpStream::connect((Ipv4Addr::LOCALHOST, bound.port())).unwrap();
         if bound.is_ipv6() {
@@ -84,8 +124,8 @@ mod tests {
     }
 
     #[test]
-    fn one_address_is_no_other() {
-        let listener = listener(&at("127.0.0.1", 0)).unwrap();
+    fn one_address_is_bound_alone() {
+        let listener = bind_public(&at("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         TcpStream::connect(("127.0.0.2", port)).unwrap_err();
@@ -93,15 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_cannot_be_had_is_named_with_what_to_do() {
+    fn an_error_names_the_port_and_what_to_set() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         for (at, start, end) in [
             (at("127.0.0.1", port), format!("cannot serve on 127.0.0.1:{port}: "), "--serve-port"),
             (at("", port), format!("cannot serve on *:{port}: "), "--serve-port"),
-            (at("192.0.2.1", 9), "cannot serve on 192.0.2.1:9: ".to_owned(), "one of its own"),
+            (at("192.0.2.1", 9), "cannot serve on 192.0.2.1:9: ".to_owned(), "one that it has"),
         ] {
-            let error = listener(&at).unwrap_err();
+            let error = bind_public(&at).unwrap_err();
             assert!(error.starts_with(&start) && error.ends_with(end), "{error}");
         }
     }

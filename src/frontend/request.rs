@@ -1,5 +1,5 @@
-//! What a client asks for: the head of its request, read whole or not at all. Nothing else of what
-//! a client sends is ever looked at.
+//! What a client requests: the head of its request, parsed whole or not at all. No other byte that
+//! a client sends is ever interpreted.
 
 use httparse::{EMPTY_HEADER, Error};
 
@@ -8,89 +8,83 @@ use crate::route::{PublicRoute, Router, Status, UpstreamTarget};
 /// A request without a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// For what.
-    pub wanted: UpstreamTarget,
-    /// It was a HEAD request: the answer has no body.
+    pub target: UpstreamTarget,
+    /// It was a HEAD request: the response has no body.
     pub head_only: bool,
-    /// The client has sent more than this request.
-    pub more: bool,
+    /// More bytes than this request have arrived.
+    pub has_excess: bool,
 }
 
 /// A request that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// What for, where it could be known.
+    /// If it is known.
     pub route: Option<PublicRoute>,
-    /// Why.
     pub status: Status,
-    /// It was a HEAD request.
     pub head_only: bool,
 }
 
 /// What the first bytes of a connection are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ParsedHead {
-    /// The beginning of a head.
+    /// More bytes are needed.
     Partial,
-    /// A whole one.
-    Whole(Request),
-    /// One that is not, or something else.
-    Rejection(Rejection),
+    Complete(Request),
+    Rejected(Rejection),
 }
 
-/// The longest head, in bytes. Those of kubelets, Prometheus and `curl` have less than 500.
-pub const LONGEST: usize = 4096;
+/// The longest request head, in bytes. Those of kubelets, Prometheus and `curl` have less than 500.
+pub const MAX_HEAD: usize = 4096;
 
-const MOST_FIELDS: usize = 64;
+const MAX_FIELDS: usize = 64;
 
-/// Reads the first bytes of a connection, at the door that `keeper` keeps.
-#[must_use]
-pub fn read(bytes: &[u8], keeper: Router) -> ParsedHead {
-    let mut fields = [EMPTY_HEADER; MOST_FIELDS];
+/// Parses the first bytes of a connection; `router` decides what is served.
+pub fn parse(bytes: &[u8], router: Router) -> ParsedHead {
+    let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
-    let refused =
-        |status| ParsedHead::Rejection(Rejection { route: None, status, head_only: false });
+    let rejected =
+        |status| ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
     let length = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) if length <= LONGEST => length,
-        Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return ParsedHead::Partial,
-        Ok(_) | Err(Error::TooManyHeaders) => return refused(Status::HeadTooLarge),
-        Err(_) => return refused(Status::BadRequest),
+        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return ParsedHead::Partial,
+        Ok(_) | Err(Error::TooManyHeaders) => return rejected(Status::HeadTooLarge),
+        Err(_) => return rejected(Status::BadRequest),
     };
     // A complete head has both.
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
     let head_only = method == "HEAD";
-    let refused = |route, status| ParsedHead::Rejection(Rejection { route, status, head_only });
-    let wanted = match keeper(method, target) {
-        Ok(wanted) => wanted,
-        Err((route, status)) => return refused(route, status),
+    let rejected = |route, status| ParsedHead::Rejected(Rejection { route, status, head_only });
+    let target = match router(method, target) {
+        Ok(target) => target,
+        Err((route, status)) => return rejected(route, status),
     };
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("Transfer-Encoding") {
-            return refused(wanted.route, Status::ContentTooLarge);
+            return rejected(target.route, Status::ContentTooLarge);
         }
         if field.name.eq_ignore_ascii_case("Content-Length") {
             match field.value {
-                [] => return refused(wanted.route, Status::BadRequest),
+                [] => return rejected(target.route, Status::BadRequest),
                 digits if digits.iter().all(|digit| *digit == b'0') => {}
                 digits if digits.iter().all(u8::is_ascii_digit) => {
-                    return refused(wanted.route, Status::ContentTooLarge);
+                    return rejected(target.route, Status::ContentTooLarge);
                 }
-                _ => return refused(wanted.route, Status::BadRequest),
+                _ => return rejected(target.route, Status::BadRequest),
             }
         }
     }
-    ParsedHead::Whole(Request { wanted, head_only, more: bytes.len() > length })
+    ParsedHead::Complete(Request { target, head_only, has_excess: bytes.len() > length })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::public;
+    use crate::route::public_target;
 
     fn status(head: &str) -> Option<&'static str> {
-        match read(head.as_bytes(), public) {
-            ParsedHead::Rejection(refused) => Some(refused.status.code()),
-            ParsedHead::Whole(_) | ParsedHead::Partial => None,
+        match parse(head.as_bytes(), public_target) {
+            ParsedHead::Rejected(rejection) => Some(rejection.status.code()),
+            ParsedHead::Complete(_) | ParsedHead::Partial => None,
         }
     }
 
@@ -111,13 +105,21 @@ mod tests {
                 false,
             ),
         ] {
-            let asked = Request { wanted: route.target(), head_only, more: false };
-            assert_eq!(read(head.as_bytes(), public), ParsedHead::Whole(asked.clone()), "{head}");
-            let more = read((head.to_owned() + "x").as_bytes(), public);
-            assert_eq!(more, ParsedHead::Whole(Request { more: true, ..asked }), "{head}");
+            let request = Request { target: route.target(), head_only, has_excess: false };
+            assert_eq!(
+                parse(head.as_bytes(), public_target),
+                ParsedHead::Complete(request.clone()),
+                "{head}"
+            );
+            let more = parse((head.to_owned() + "x").as_bytes(), public_target);
+            assert_eq!(
+                more,
+                ParsedHead::Complete(Request { has_excess: true, ..request }),
+                "{head}"
+            );
             for length in 0..head.len() {
                 assert_eq!(
-                    read(&head.as_bytes()[..length], public),
+                    parse(&head.as_bytes()[..length], public_target),
                     ParsedHead::Partial,
                     "{length} of {head}"
                 );
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_its_reason() {
+    fn every_other_request_is_rejected_with_its_status() {
         for (head, expected) in [
             ("GET / HTTP/1.1\r\n\r\n", "404"),
             ("POST /drain HTTP/1.1\r\n\r\n", "404"),
@@ -155,8 +157,8 @@ mod tests {
             assert_eq!(status(head), Some(expected), "{head}");
         }
         assert_eq!(
-            read(b"HEAD /shutdown HTTP/1.1\r\nContent-Length: 7\r\n\r\n", public),
-            ParsedHead::Rejection(Rejection {
+            parse(b"HEAD /shutdown HTTP/1.1\r\nContent-Length: 7\r\n\r\n", public_target),
+            ParsedHead::Rejected(Rejection {
                 route: Some(PublicRoute::Shutdown),
                 status: Status::ContentTooLarge,
                 head_only: true
@@ -165,16 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_bounded_in_bytes_and_fields() {
+    fn a_request_head_is_bounded_in_bytes_and_fields() {
         let fields = |n| format!("GET /healthz HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(n));
-        assert!(matches!(read(fields(MOST_FIELDS).as_bytes(), public), ParsedHead::Whole(_)));
-        assert_eq!(status(&fields(MOST_FIELDS + 1)), Some("431"));
+        assert!(matches!(
+            parse(fields(MAX_FIELDS).as_bytes(), public_target),
+            ParsedHead::Complete(_)
+        ));
+        assert_eq!(status(&fields(MAX_FIELDS + 1)), Some("431"));
         let start = "GET /healthz HTTP/1.1\r\na: ";
         let line = |total: usize| format!("{start}{}\r\n\r\n", "b".repeat(total - start.len() - 4));
-        assert!(matches!(read(line(LONGEST).as_bytes(), public), ParsedHead::Whole(_)));
-        assert_eq!(status(&line(LONGEST + 1)), Some("431"));
-        let endless = start.to_owned() + &"b".repeat(LONGEST);
-        assert_eq!(read(&endless.as_bytes()[..LONGEST - 1], public), ParsedHead::Partial);
-        assert_eq!(status(&endless[..LONGEST]), Some("431"));
+        assert!(matches!(parse(line(MAX_HEAD).as_bytes(), public_target), ParsedHead::Complete(_)));
+        assert_eq!(status(&line(MAX_HEAD + 1)), Some("431"));
+        let endless = start.to_owned() + &"b".repeat(MAX_HEAD);
+        assert_eq!(parse(&endless.as_bytes()[..MAX_HEAD - 1], public_target), ParsedHead::Partial);
+        assert_eq!(status(&endless[..MAX_HEAD]), Some("431"));
     }
 }

@@ -1,5 +1,5 @@
-//! Where a door asks for what its clients want: at the sidecar's own server, with a request of its
-//! own words, and with at most one in flight for all who want the same.
+//! A request to the backend on behalf of clients: written by the frontend, and at most one in flight
+//! for all clients that want the same.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -13,128 +13,119 @@ use crate::envoy::transport::connect_unix;
 use crate::os::clock::Timestamp;
 use crate::route::{Hold, UpstreamTarget};
 
-/// The server answers within microseconds; only a full backlog takes longer.
-const CONNECT: Duration = Duration::from_millis(20);
+/// The backend responds within microseconds; only a full backlog takes longer.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// After a failure it is asked again after this, and then after twice as long each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
-const FIRST_PATIENCE: Duration = Duration::from_millis(500);
-const MOST_DOUBLINGS: u32 = 3;
+/// After the first failure; both double with each further one.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(25);
+const MIN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_DOUBLINGS: u32 = 3;
 
-/// The metrics, which are the longest answer, have a tenth of this.
-const LONGEST_REPLY: usize = 64 * 1024;
+/// The metrics, which are the longest response, have a tenth of this.
+const MAX_RESPONSE: usize = 64 * 1024;
 
-/// An answer of the server's.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// Its status code.
+pub struct UpstreamResponse {
     pub status: u16,
-    /// The media type of its body.
-    pub kind: String,
-    /// Its body.
+    pub content_type: String,
     pub body: Vec<u8>,
 }
 
-/// The place where one thing is asked for.
+/// What is requested for one target, until no client waits for it.
 #[derive(Debug)]
 pub struct UpstreamRequest {
-    /// What.
-    pub wanted: UpstreamTarget,
-    ask: Option<Ask>,
-    /// When something is to be done if nothing is heard.
+    pub target: UpstreamTarget,
+    exchange: Option<Exchange>,
+    /// When to send the request again if no response arrives.
     due: Timestamp,
     failures: u32,
 }
 
 #[derive(Debug)]
-struct Ask {
+struct Exchange {
     stream: OwnedFd,
     received: Vec<u8>,
 }
 
 impl UpstreamRequest {
-    /// A desk at which nothing has been asked for yet.
-    #[must_use]
-    pub fn new(wanted: UpstreamTarget) -> Self {
-        Self { wanted, ask: None, due: Timestamp::ZERO, failures: 0 }
+    /// A request that is not sent yet.
+    pub fn new(target: UpstreamTarget) -> Self {
+        Self { target, exchange: None, due: Timestamp::ZERO, failures: 0 }
     }
 
-    /// What can be read when there is something to be heard, while the server is being asked.
-    #[must_use]
+    /// The connection to the backend, while a request is in flight.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.ask.as_ref().map(|ask| ask.stream.as_fd())
+        self.exchange.as_ref().map(|exchange| exchange.stream.as_fd())
     }
 
-    /// Whether the server may still be about to answer, whoever wants that.
-    #[must_use]
-    pub fn is_asked(&self, now: Timestamp) -> bool {
-        self.ask.is_some() && now < self.due()
+    /// Whether the backend may still be handling the request.
+    pub fn is_in_flight(&self, now: Timestamp) -> bool {
+        self.exchange.is_some() && now < self.due()
     }
 
-    /// When [`UpstreamRequest::want`] has something to do, if nothing is heard before.
-    #[must_use]
+    /// When to call [`UpstreamRequest::issue`] if no response arrives before.
     pub fn due(&self) -> Timestamp {
-        let waits = self.ask.is_some() && self.wanted.waits != Hold::None;
-        if waits { Timestamp::MAX } else { self.due }
+        let held = self.exchange.is_some() && self.target.hold != Hold::None;
+        if held { Timestamp::MAX } else { self.due }
     }
 
-    /// Somebody wants an answer: asks, where that is not yet done or was in vain.
+    /// Sends the request if it is due: at first, or again after a failure.
     ///
     /// # Errors
-    /// When there is no server, or it has not answered in time; it is asked again, later.
-    pub fn want(&mut self, server: &Path, now: Timestamp) -> io::Result<()> {
+    /// When the backend cannot be reached, or has not responded in time. The request stays due.
+    pub fn issue(&mut self, backend: &Path, now: Timestamp) -> io::Result<()> {
         if now < self.due() {
             return Ok(());
         }
-        let late = self.ask.take().map(|_| io::Error::from(ErrorKind::TimedOut));
+        let late = self.exchange.take().map(|_| io::Error::from(ErrorKind::TimedOut));
         if late.is_some() {
             self.failures += 1;
         }
-        let asked = Ask::begin(server, &self.wanted);
-        self.note(asked.is_ok(), now);
-        self.ask = Some(asked?);
-        self.due = now + doubled(FIRST_PATIENCE, self.failures);
+        let started = Exchange::start(backend, &self.target);
+        self.delay_after_failure(started.is_err(), now);
+        self.exchange = Some(started?);
+        self.due = now + doubled(MIN_RESPONSE_TIMEOUT, self.failures);
         late.map_or(Ok(()), Err)
     }
 
-    /// The answer, if it has come whole.
+    /// The response, once all of it has arrived.
     ///
     /// # Errors
-    /// When it will not; it is asked for again, later.
-    pub fn hear(&mut self, now: Timestamp) -> io::Result<Option<Reply>> {
-        let Some(ask) = &mut self.ask else { return Ok(None) };
-        let heard = ask.read();
-        if !matches!(heard, Ok(None)) {
-            self.ask = None;
+    /// When it will not arrive. The request is then due again.
+    pub fn receive(&mut self, now: Timestamp) -> io::Result<Option<UpstreamResponse>> {
+        let Some(exchange) = &mut self.exchange else { return Ok(None) };
+        let received = exchange.receive();
+        if !matches!(received, Ok(None)) {
+            self.exchange = None;
             self.due = now;
         }
-        if matches!(heard, Ok(Some(_))) {
+        if matches!(received, Ok(Some(_))) {
             self.failures = 0;
         }
-        self.note(heard.is_ok(), now);
-        heard
+        self.delay_after_failure(received.is_err(), now);
+        received
     }
 
-    fn note(&mut self, well: bool, now: Timestamp) {
-        if !well {
-            self.due = now + doubled(FIRST_PAUSE, self.failures);
+    fn delay_after_failure(&mut self, failed: bool, now: Timestamp) {
+        if failed {
+            self.due = now + doubled(MIN_RETRY_DELAY, self.failures);
             self.failures = self.failures.saturating_add(1);
         }
     }
 }
 
 fn doubled(time: Duration, times: u32) -> Duration {
-    time * (1 << times.min(MOST_DOUBLINGS))
+    time * (1 << times.min(MAX_DOUBLINGS))
 }
 
-impl Ask {
-    fn begin(server: &Path, wanted: &UpstreamTarget) -> io::Result<Self> {
-        let stream = connect_unix(server, CONNECT)?;
+impl Exchange {
+    fn start(backend: &Path, target: &UpstreamTarget) -> io::Result<Self> {
+        let stream = connect_unix(backend, CONNECT_TIMEOUT)?;
         let (method, length) =
-            if wanted.post { ("POST", "Content-Length: 0\r\n") } else { ("GET", "") };
+            if target.post { ("POST", "Content-Length: 0\r\n") } else { ("GET", "") };
         let request = format!(
             "{method} {} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n",
-            wanted.target
+            target.path_and_query
         );
         // It fits into the socket's buffer, which is empty.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -142,35 +133,34 @@ impl Ask {
         Ok(Self { stream, received: Vec::new() })
     }
 
-    /// The reply, once it is whole.
-    fn read(&mut self) -> io::Result<Option<Reply>> {
-        let mut piece = [0; 4096];
+    fn receive(&mut self) -> io::Result<Option<UpstreamResponse>> {
+        let mut buffer = [0; 4096];
         loop {
-            match recv(self.stream.as_raw_fd(), &mut piece, MsgFlags::MSG_DONTWAIT) {
+            match recv(self.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.received.extend_from_slice(&piece[..length]),
+                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
             match parse(&self.received)? {
-                // Not the server's own words: it had no thread, or that has panicked. Nobody is to
-                // be told that a drain has ended.
-                Some(Reply { status: 500, .. }) => {
-                    return Err(io::Error::other("it could not wait for the answer"));
+                // tiny_http's own: the thread for the request could not be started, or panicked.
+                // No client may take that for the end of a drain.
+                Some(UpstreamResponse { status: 500, .. }) => {
+                    return Err(io::Error::other("its thread failed (500)"));
                 }
-                Some(reply) => return Ok(Some(reply)),
+                Some(response) => return Ok(Some(response)),
                 None => {}
             }
-            if self.received.len() > LONGEST_REPLY {
+            if self.received.len() > MAX_RESPONSE {
                 return Err(ErrorKind::InvalidData.into());
             }
         }
     }
 }
 
-/// Reads an answer of tiny_http's, which says how long its body is.
-fn parse(bytes: &[u8]) -> io::Result<Option<Reply>> {
+/// Parses a response of `tiny_http`, which states the length of its body.
+fn parse(bytes: &[u8]) -> io::Result<Option<UpstreamResponse>> {
     let invalid = || io::Error::from(ErrorKind::InvalidData);
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut response = httparse::Response::new(&mut fields);
@@ -184,9 +174,9 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Reply>> {
     };
     let length = field("Content-Length").and_then(|length| length.parse::<usize>().ok());
     let end = start.saturating_add(length.ok_or_else(invalid)?);
-    Ok(bytes.get(start..end).map(|body| Reply {
+    Ok(bytes.get(start..end).map(|body| UpstreamResponse {
         status: response.code.unwrap_or_default(),
-        kind: field("Content-Type").unwrap_or_default().to_owned(),
+        content_type: field("Content-Type").unwrap_or_default().to_owned(),
         body: body.to_vec(),
     }))
 }
@@ -196,11 +186,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reply_is_whole_or_not_there() {
+    fn a_response_is_parsed_once_it_is_complete() {
         let text = "HTTP/1.1 503 Backend Unavailable\r\nServer: x\r\ncontent-type: text/x\r\n\
                     Content-Length: 4\r\n\r\ndown";
-        let reply = Reply { status: 503, kind: "text/x".to_owned(), body: b"down".to_vec() };
-        assert_eq!(parse(text.as_bytes()).unwrap(), Some(reply));
+        let response = UpstreamResponse {
+            status: 503,
+            content_type: "text/x".to_owned(),
+            body: b"down".to_vec(),
+        };
+        assert_eq!(parse(text.as_bytes()).unwrap(), Some(response));
         for length in 0..text.len() {
             assert_eq!(parse(&text.as_bytes()[..length]).unwrap(), None, "{length}");
         }
@@ -214,8 +208,9 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_a_limit() {
-        let pauses = [0, 1, 3, 4, u32::MAX].map(|times| doubled(FIRST_PAUSE, times).as_millis());
-        assert_eq!(pauses, [25, 50, 200, 200, 200]);
+    fn retry_delays_grow_to_a_limit() {
+        let delays =
+            [0, 1, 3, 4, u32::MAX].map(|times| doubled(MIN_RETRY_DELAY, times).as_millis());
+        assert_eq!(delays, [25, 50, 200, 200, 200]);
     }
 }

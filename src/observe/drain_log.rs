@@ -36,16 +36,17 @@ impl DrainLog {
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let requested: Vec<String> =
-            requested.pairs().iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let requested: Vec<String> = requested
+            .pairs()
+            .iter()
+            .map(|(option, value)| format!("{}={value}", option.name()))
+            .collect();
         let requested = requested.join(" ");
         self.last_record = now;
         let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {
             let ignored = Some(requested).filter(|requested| !requested.is_empty());
             let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
-            return vec![
-                record.with("phase", machine.phase().name()).with_some("ignored", ignored),
-            ];
+            return vec![record.with("phase", machine.phase().name()).with("ignored", ignored)];
         };
         *self = Self { last_record: now, ..Self::default() };
         let options = &drain.options;
@@ -149,7 +150,7 @@ impl DrainLog {
     fn responds_again(&mut self) -> Option<Record> {
         let record = Record::info(messages::ENVOY_RESPONDS_AGAIN)
             .with("previous_error", self.error.take()?.text);
-        Some(record.with_some("repeated", self.take_repeated()))
+        Some(record.with("repeated", self.take_repeated()))
     }
 
     fn take_repeated(&mut self) -> Option<u64> {
@@ -170,7 +171,7 @@ impl DrainLog {
         let previous = self.error.replace(error.clone());
         if let Some(repeated) = self.take_repeated() {
             let previous = previous.map(|error| error.text);
-            record = record.with_some("previous_error", previous).with("repeated", repeated);
+            record = record.with("previous_error", previous).with("repeated", repeated);
         }
         Some(record)
     }
@@ -197,10 +198,10 @@ impl DrainLog {
         record
             .with("drain", ended.number)
             .with("outcome", kind.name())
-            .with_some("open_connections", ended.outcome.open)
+            .with("open_connections", ended.outcome.open)
             .with("threshold_connections", ended.threshold)
             .with("took_seconds", ended.took)
-            .with_some("not_counted", hidden.then_some("connections that are not HTTP"))
+            .with("not_counted", hidden.then_some("connections that are not HTTP"))
     }
 
     fn still_waiting(&self, machine: &Machine, now: Timestamp) -> Record {
@@ -210,14 +211,11 @@ impl DrainLog {
         Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
             .with("phase", machine.phase().name())
-            .with_some("open_connections", open)
-            .with_some(
-                "threshold_connections",
-                drain.map(|drain| drain.options.min_open_connections),
-            )
-            .with_some("elapsed_seconds", drain.map(|drain| now - drain.started))
-            .with_some("error", error.map(|error| error.text.as_str()))
-            .with_some("repeated", error.map(|_| self.repeated))
+            .with("open_connections", open)
+            .with("threshold_connections", drain.map(|drain| drain.options.min_open_connections))
+            .with("elapsed_seconds", drain.map(|drain| now - drain.started))
+            .with("error", error.map(|error| error.text.as_str()))
+            .with("repeated", error.map(|_| self.repeated))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::Deref;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -11,18 +12,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::json::{Object, quote, seconds};
 use super::messages;
+use crate::cli::LogFormat;
 use crate::labels;
 use crate::os::clock::Timestamp;
-
-/// What a record looks like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// logfmt: `time=… level=… msg="…" key=value …`
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 labels! {
     /// How much a record matters.
@@ -39,6 +31,8 @@ labels! {
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
+    /// There is none, and so no field.
+    None,
     Text(String),
     Number(u64),
     /// In seconds, with three decimals.
@@ -55,6 +49,12 @@ macro_rules! values {
     };
 }
 
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::None, T::into)
+    }
+}
+
 values! {
     &str => |text: &str| Self::Text(text.to_owned()),
     String => Self::Text,
@@ -62,13 +62,24 @@ values! {
     Duration => Self::Time,
 }
 
-/// One line of the log.
+/// One line of the log. Boxed, since it is handed on field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct Record(Box<Content>);
+
+/// What a [`Record`] holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
     pub level: Level,
     /// One of [`messages`].
     pub message: &'static str,
     pub fields: Vec<(&'static str, Value)>,
+}
+
+impl Deref for Record {
+    type Target = Content;
+    fn deref(&self) -> &Content {
+        &self.0
+    }
 }
 
 impl Record {
@@ -88,18 +99,10 @@ impl Record {
     }
 
     fn new(level: Level, message: &'static str) -> Self {
-        Self { level, message, fields: Vec::new() }
+        Self(Box::new(Content { level, message, fields: Vec::new() }))
     }
 
-    /// The record with one more field, where there is a value for it.
-    pub fn with_some(self, name: &'static str, value: Option<impl Into<Value>>) -> Self {
-        match value {
-            Some(value) => self.with(name, value),
-            None => self,
-        }
-    }
-
-    /// The record with one more field.
+    /// The record with one more field, unless its value is [`Value::None`].
     pub fn with(self, name: &'static str, value: impl Into<Value>) -> Self {
         self.with_value(name, value.into())
     }
@@ -107,7 +110,9 @@ impl Record {
     // Inlined at each of its many calls, it would be 1 kB of the program.
     #[inline(never)]
     fn with_value(mut self, name: &'static str, value: Value) -> Self {
-        self.fields.push((name, value));
+        if !matches!(value, Value::None) {
+            self.0.fields.push((name, value));
+        }
         self
     }
 
@@ -124,7 +129,7 @@ impl Record {
             return;
         }
         let json = JSON.load(Ordering::Relaxed);
-        let format = if json { Format::Json } else { Format::Text };
+        let format = if json { LogFormat::Json } else { LogFormat::Text };
         let mut rendered = match LOST.swap(0, Ordering::Relaxed) {
             0 => self.render(format, SystemTime::now()),
             lost => self.clone().with("lines_lost_before", lost).render(format, SystemTime::now()),
@@ -134,10 +139,10 @@ impl Record {
         let _ = stderr.lock().write_all(rendered.as_bytes());
     }
 
-    fn render(&self, format: Format, time: SystemTime) -> String {
+    fn render(&self, format: LogFormat, time: SystemTime) -> String {
         let time = humantime::format_rfc3339_millis(time).to_string();
         match format {
-            Format::Text => {
+            LogFormat::Text => {
                 let mut line = format!("time={time} level={} msg=", self.level.name());
                 quote(&mut line, self.message);
                 for (name, value) in &self.fields {
@@ -148,13 +153,14 @@ impl Record {
                             let _ = write!(line, "{number}");
                         }
                         Value::Time(time) => line.push_str(&seconds(*time)),
+                        Value::None => {}
                         Value::Text(text) if is_plain(text) => line.push_str(text),
                         Value::Text(text) => quote(&mut line, text),
                     }
                 }
                 line
             }
-            Format::Json => {
+            LogFormat::Json => {
                 let mut object = Object::new()
                     .text("time", &time)
                     .text("level", self.level.name())
@@ -164,6 +170,7 @@ impl Record {
                     object = match value {
                         Value::Number(number) => object.number(name, Some(*number)),
                         Value::Time(time) => object.raw(name, &seconds(*time)),
+                        Value::None => object,
                         Value::Text(text) => object.text(name, text),
                     };
                 }
@@ -209,8 +216,8 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Sets the log of this process up: its format, and that libraries' warnings and panics are
 /// records like everything else.
-pub fn install(format: Format) {
-    JSON.store(format == Format::Json, Ordering::Relaxed);
+pub fn install(format: LogFormat) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     if log::set_logger(&Libraries).is_ok() {
         log::set_max_level(log::LevelFilter::Warn);
     }
@@ -251,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    fn rendered(format: Format) -> String {
+    fn rendered(format: LogFormat) -> String {
         Record::warn("it is \"odd\"")
             .with("open-connections", 3)
             .with("took_seconds", Duration::from_micros(61_002_900))
@@ -266,7 +273,7 @@ mod tests {
     #[test]
     fn a_record_of_text_quotes_what_would_break_it() {
         assert_eq!(
-            rendered(Format::Text),
+            rendered(LogFormat::Text),
             "time=2026-09-21T14:13:20.123Z level=warn msg=\"it is \\\"odd\\\"\" open_connections=3 took_seconds=61.002 plain=a/b:c \
              spaced=\"a b\" pair=\"a=b\" lines=\"a\\nb\" empty=\"\""
         );
@@ -275,7 +282,7 @@ mod tests {
     #[test]
     fn a_record_of_json_keeps_numbers() {
         assert_eq!(
-            rendered(Format::Json),
+            rendered(LogFormat::Json),
             "{\"time\":\"2026-09-21T14:13:20.123Z\",\"level\":\"warn\",\"msg\":\"it is \\\"odd\\\"\",\
              \"open_connections\":3,\"took_seconds\":61.002,\"plain\":\"a/b:c\",\"spaced\":\"a b\",\"pair\":\"a=b\",\"lines\":\"a\\nb\",\
              \"empty\":\"\"}"
@@ -298,7 +305,7 @@ mod tests {
             (Record::warn("x"), " level=warn "),
             (Record::error("x"), " level=error "),
         ] {
-            assert!(line.render(Format::Text, UNIX_EPOCH).contains(level));
+            assert!(line.render(LogFormat::Text, UNIX_EPOCH).contains(level));
         }
     }
 }

@@ -120,8 +120,7 @@ fn envoy_gateways_own_listeners_are_known_by_the_end_of_their_addresses() {
         http.eg-ready-http.downstream_cx_active: 1\n\
         http.http-10080.downstream_cx_active: 3\n";
     let body = format!("{SENTINELS}{lines}");
-    let own = crate::cli::options::Options::of(crate::cli::options::Flavor::EnvoyGateway)
-        .ignored_listener_suffixes;
+    let own = crate::cli::options::Flavor::EnvoyGateway.ignored_listener_suffixes();
     let open = |own| count_without(body.as_bytes(), &[], own).unwrap().open;
     assert_eq!(open(own), 5);
     // Elsewhere what speaks HTTP is known by its prefix.

@@ -158,7 +158,7 @@ fn an_unknown_host_name_is_an_error_and_not_gone() {
     let mut hook = sidecar.hook(&[]);
     wait_error(&sidecar, FAILING_HEALTH_CHECKS, "");
     let error = last_error(&sidecar);
-    let expected = "the name no-such-host.invalid is not known";
+    let expected = "the name no-such-host.invalid cannot be resolved";
     assert!(error.contains(expected) || error.contains("no whole response within 2s"), "{error}");
     // By then it was tried four times or more, whichever of the two it was.
     let exit = wait_for("seven seconds of the drain", || {

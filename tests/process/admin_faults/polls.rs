@@ -42,8 +42,8 @@ fn row(fault: Fault, kind: &'static str, error: &'static str) -> Row {
 fn faults() -> Vec<(String, Row)> {
     let late = "no whole response within 2s";
     let cut = "closed before the response was whole";
-    let not_whole = "not a whole HTTP answer";
-    let length = "it does not say how long it is";
+    let not_whole = "not a complete HTTP response";
+    let length = "it has no length";
     let slow = Fault::Slow { every: Duration::from_millis(50) };
     let ok = "HTTP/1.1 200 OK";
     named([

@@ -54,7 +54,7 @@ fn a_hook_gives_up_on_a_frozen_sidecar_which_does_not_drain_when_it_thaws() {
     let exit = sidecar.hook(&[]).wait();
     assert_eq!(exit.code, Some(3), "{exit:?}");
     assert_took("the hook", exit.took, 9.9..13.0);
-    let sentence = "did not answer within 10s; it starts no drain when it wakes";
+    let sentence = "did not respond within 10s; it starts no drain when it wakes";
     assert!(exit.output.lines().count() == 1 && exit.output.contains(sentence), "{exit:?}");
     thaw(&sidecar);
     sidecar.wait_log(DRAIN_REQUEST_EXPIRED);
@@ -84,7 +84,7 @@ fn a_hook_gives_up_on_a_frozen_sidecar_whose_backlog_is_full() {
     assert_eq!(exit.code, Some(3), "{exit:?}");
     assert_took("the hook", exit.took, 4.9..10.0);
     assert!(exit.output.starts_with("no sidecar could be reached: "), "{exit:?}");
-    assert_exits(&mut another, 1, "another shutdown-manager answers at ");
+    assert_exits(&mut another, 1, "another shutdown-manager listens at ");
     thaw(&sidecar);
     drop(backlog);
     let healthz = || sidecar.control().try_request("GET", "/healthz", PATIENCE).ok();
@@ -140,12 +140,13 @@ fn without_a_sidecar_a_hook_ends_with_one_sentence() {
     let dir = temp_dir("control");
     let stale = dir.path().join("stale");
     leave_stale_socket(&stale, 0o600);
-    let mut hooks = [("none", "no such socket"), ("stale", "nobody listens")].map(|(name, why)| {
-        let path = dir.path().join(name).to_str().expect("a path").to_owned();
-        let [hook, status] = ["shutdown", "status"]
-            .map(|command| run(&[command, "--control-socket", path.as_str()]));
-        (hook, status, format!("{path}: {why}"))
-    });
+    let mut hooks =
+        [("none", "no such socket"), ("stale", "nothing listens")].map(|(name, why)| {
+            let path = dir.path().join(name).to_str().expect("a path").to_owned();
+            let [hook, status] = ["shutdown", "status"]
+                .map(|command| run(&[command, "--control-socket", path.as_str()]));
+            (hook, status, format!("{path}: {why}"))
+        });
     for (hook, status, why) in &mut hooks {
         for (process, expected) in [(hook, 4.9..8.0), (status, 0.0..3.0)] {
             let exit = process.wait();

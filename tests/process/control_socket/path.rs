@@ -113,7 +113,7 @@ fn a_live_socket_is_left_to_its_owner() {
         let exit = run(&args.concat()).wait();
         assert_eq!(exit.code, Some(1), "{exit:?}");
         assert_eq!(exit.output.lines().count(), 1, "{exit:?}");
-        let sentence = format!("another shutdown-manager answers at {path}; ");
+        let sentence = format!("another shutdown-manager listens at {path}; ");
         assert!(exit.output.contains(&sentence) && exit.output.contains("level=error"), "{exit:?}");
     }
     // Nor is another path used, where the sidecar could choose one.
@@ -147,7 +147,7 @@ fn of_sidecars_that_start_together_one_has_the_stale_socket() {
         for _ in 1..sidecars.len() {
             let loser = wait_for("all but one to end", || ended(&mut sidecars));
             let exit = sidecars.swap_remove(loser).wait();
-            let sentence = format!("another shutdown-manager answers at {}", path.display());
+            let sentence = format!("another shutdown-manager listens at {}", path.display());
             let explains = exit.output.contains(&sentence);
             assert!(exit.code == Some(1) && explains, "{round}: {exit:?}");
         }
@@ -282,11 +282,7 @@ fn the_next_default_path_is_used_where_one_cannot_be_written() {
 fn an_error_names_the_option_to_set_where_no_control_socket_can_be_made() {
     let exit = run(&["shutdown-manager", "--control-socket=/nowhere/at/all.sock"]).wait();
     assert_eq!((exit.code, exit.output.lines().count()), (Some(1), 1), "{exit:?}");
-    let words = [
-        "there is no place for the control socket",
-        "/nowhere/at/all.sock",
-        "set --control-socket",
-    ];
+    let words = ["cannot bind the control socket", "/nowhere/at/all.sock", "set --control-socket"];
     assert!(words.iter().all(|word| exit.output.contains(word)), "{exit:?}");
     if !can_unshare("--mount") {
         return;
@@ -298,8 +294,7 @@ fn an_error_names_the_option_to_set_where_no_control_socket_can_be_made() {
         let exit =
             in_namespace(read_only, &["shutdown-manager", "--admin-address", address]).wait();
         assert_eq!((exit.code, exit.output.lines().count()), (Some(1), 1), "{exit:?}");
-        let words =
-            ["there is no place for the control socket", tries, SHM, "set --control-socket"];
+        let words = ["cannot bind the control socket", tries, SHM, "set --control-socket"];
         assert!(words.iter().all(|word| exit.output.contains(word)), "{exit:?}");
     }
 }

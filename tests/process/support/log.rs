@@ -18,6 +18,11 @@ impl Record {
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
+
+    /// An option that is given more than once has a field for each value.
+    fn any(&self, key: &str, wanted: impl Fn(&str) -> bool) -> bool {
+        self.0.iter().any(|(name, value)| name == key && wanted(value))
+    }
 }
 
 fn json(line: &str) -> Option<Record> {
@@ -85,10 +90,7 @@ impl Expected {
     }
 
     pub fn matches(&self, record: &Record) -> bool {
-        self.equal.iter().all(|(key, value)| record.get(key) == Some(value))
-            && self
-                .parts
-                .iter()
-                .all(|(key, part)| record.get(key).is_some_and(|v| v.contains(part)))
+        self.equal.iter().all(|(key, value)| record.any(key, |found| found == value))
+            && self.parts.iter().all(|(key, part)| record.any(key, |found| found.contains(part)))
     }
 }

@@ -19,5 +19,5 @@ pub const LEFT_IN_SERVICE: &str =
 // The bodies of responses.
 pub const NO_DRAIN_BODY: &str = "no drain started within the start timeout\n";
 pub const NOT_READY_BODY: &str = "the drain has not ended within the ready timeout\n";
-pub const STOPPING_BODY: &str = "the sidecar stops\n";
-pub const TOO_MANY_BODY: &str = "too many wait already\n";
+pub const STOPPING_BODY: &str = "the sidecar is stopping\n";
+pub const TOO_MANY_BODY: &str = "too many clients wait already\n";

@@ -3,8 +3,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 
-use envoy_shutdown_manager::cli::address::{ServeAt, socket_path};
+use envoy_shutdown_manager::cli::address::{ServeAt, control_socket_path};
 use envoy_shutdown_manager::cli::drain_request::DrainRequest;
 use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
 use envoy_shutdown_manager::cli::{Command, ShutdownArgs, SidecarArgs, parse};
@@ -17,22 +18,20 @@ fuzz_target!(|input: &[u8]| {
     let args: Vec<_> =
         input.split(|byte| *byte == end).map(|arg| OsString::from_vec(arg.to_vec())).collect();
     // The help, or a sentence that repeats what is wrong.
-    let (overrides, command) = match within(8192 + 20 * input.len(), || {
-        parse(Flavor::Contour, args)
-    }) {
-        Ok(Command::Sidecar(args)) => {
-            assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
-            assert!(args.start_timeout.as_secs() > 0);
-            assert!(
-                args.control_socket.is_none_or(|path| socket_path(path.to_str().unwrap()).is_ok())
-            );
-            (args.overrides, "shutdown-manager")
-        }
-        Ok(Command::Shutdown(args)) => (args.overrides, "shutdown"),
-        Ok(Command::Status(_)) => return,
-        Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
-        Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
-    };
+    let (overrides, command) =
+        match within(8192 + 20 * input.len(), || parse(Flavor::Contour, args)) {
+            Ok(Command::Sidecar(args)) => {
+                assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
+                assert!(args.start_timeout.as_secs() > 0);
+                let valid = |path: PathBuf| control_socket_path(path.to_str().unwrap()).is_ok();
+                assert!(args.control_socket.is_none_or(valid));
+                (args.overrides, "shutdown-manager")
+            }
+            Ok(Command::Shutdown(args)) => (args.overrides, "shutdown"),
+            Ok(Command::Status(_)) => return,
+            Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
+            Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
+        };
     let again = match parse(
         Flavor::EnvoyGateway,
         [command.into()].into_iter().chain(arguments(&overrides)),
@@ -41,23 +40,20 @@ fuzz_target!(|input: &[u8]| {
         | Ok(Command::Shutdown(ShutdownArgs { overrides, .. })) => overrides,
         other => panic!("{other:?}"),
     };
-    assert_eq!(again, overrides, "said once more");
+    assert_eq!(again, overrides, "given once more");
     let request = DrainRequest { overrides, expires: None };
     assert_eq!(
         DrainRequest::from_query(&request.to_query()),
         Ok(request),
-        "as the sidecar hears it"
+        "as the sidecar reads it"
     );
 });
 
 fn arguments(overrides: &Overrides) -> impl Iterator<Item = OsString> {
-    overrides.pairs().into_iter().map(|(name, value)| {
-        let switches = [DrainOption::RequireEnvoyHook, DrainOption::DrainListeners];
-        if switches.iter().any(|switch| switch.name() == name) {
-            format!("--{name}")
-        } else {
-            format!("--{name}={value}")
+    overrides.pairs().iter().map(|(option, value)| match option {
+        DrainOption::RequireEnvoyHook | DrainOption::DrainListeners => {
+            format!("--{}", option.name()).into()
         }
-        .into()
+        _ => format!("--{}={value}", option.name()).into(),
     })
 }

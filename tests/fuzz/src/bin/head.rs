@@ -1,52 +1,54 @@
-//! The first bytes of a connection, at both doors, whole and cut off.
+//! The first bytes of a connection, at both listeners, whole and cut off.
 #![no_main]
 
-use envoy_shutdown_manager::frontend::request::{LONGEST, ParsedHead, Request, read};
-use envoy_shutdown_manager::route::{PublicRoute, Router, Status, private, public};
+use envoy_shutdown_manager::frontend::request::{MAX_HEAD, ParsedHead, Request, parse};
+use envoy_shutdown_manager::route::{PublicRoute, Router, Status, private_target, public_target};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let [outside, inside] = [public as Router, private].map(|keeper| {
-        let whole = within(64 + LONGEST.min(input.len()), || read(input, keeper));
-        assert!(whole != ParsedHead::Partial || input.len() < LONGEST);
-        let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([LONGEST]);
+    let [public, private] = [public_target as Router, private_target].map(|router| {
+        let whole = within(64 + MAX_HEAD.min(input.len()), || parse(input, router));
+        assert!(whole != ParsedHead::Partial || input.len() < MAX_HEAD);
+        let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([MAX_HEAD]);
         for cut in cuts.filter(|cut| *cut < input.len()) {
-            agrees(cut, read(&input[..cut], keeper), &whole);
+            assert_agrees(cut, parse(&input[..cut], router), &whole);
         }
         whole
     });
-    if let ParsedHead::Whole(Request { wanted, .. }) = &outside {
-        assert!(!wanted.post && PublicRoute::ALL.iter().any(|route| route.target() == *wanted));
+    if let ParsedHead::Complete(Request { target, .. }) = &public {
+        assert!(!target.post && PublicRoute::ALL.iter().any(|route| route.target() == *target));
     }
-    // What is passed on is one line of one request, whatever was asked for.
-    if let ParsedHead::Whole(Request { wanted, head_only, .. }) = &inside {
-        assert!(wanted.target.bytes().all(|byte| byte.is_ascii_graphic()), "{wanted:?}");
-        assert!(!(wanted.post && (*head_only || wanted.target.starts_with("/shutdown?"))));
+    // What is passed on is one line of one request, whatever the client sent.
+    if let ParsedHead::Complete(Request { target, head_only, .. }) = &private {
+        let line = &target.path_and_query;
+        assert!(line.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
+        assert!(!(target.post && (*head_only || line.starts_with("/shutdown?"))));
     }
-    match (outside, inside) {
-        (ParsedHead::Whole(outside), ParsedHead::Whole(inside)) => {
-            assert_eq!((outside.head_only, outside.more), (inside.head_only, inside.more));
+    match (public, private) {
+        (ParsedHead::Complete(public), ParsedHead::Complete(private)) => {
+            let of = |request: Request| (request.head_only, request.has_excess);
+            assert_eq!(of(public), of(private));
         }
         // For a query that is not ASCII.
-        (ParsedHead::Whole(_), ParsedHead::Rejection(refused)) => {
-            assert_eq!(refused.status, Status::BadRequest)
+        (ParsedHead::Complete(_), ParsedHead::Rejected(rejection)) => {
+            assert_eq!(rejection.status, Status::BadRequest)
         }
-        (outside, inside) => {
-            assert_eq!(outside == ParsedHead::Partial, inside == ParsedHead::Partial)
+        (public, private) => {
+            assert_eq!(public == ParsedHead::Partial, private == ParsedHead::Partial)
         }
     }
 });
 
-/// A head that is cut off is waited for, for so long, or is known for what it is.
-fn agrees(cut: usize, begun: ParsedHead, whole: &ParsedHead) {
-    match (begun, whole) {
-        (ParsedHead::Partial, _) => assert!(cut < LONGEST),
-        (ParsedHead::Whole(begun), ParsedHead::Whole(whole)) => {
-            assert_eq!(Request { more: true, ..begun }, *whole, "after {cut} bytes");
+/// A request head that is cut off is partial, up to its bound, or parsed as the whole one.
+fn assert_agrees(cut: usize, start: ParsedHead, whole: &ParsedHead) {
+    match (start, whole) {
+        (ParsedHead::Partial, _) => assert!(cut < MAX_HEAD),
+        (ParsedHead::Complete(start), ParsedHead::Complete(whole)) => {
+            assert_eq!(Request { has_excess: true, ..start }, *whole, "after {cut} bytes");
         }
-        // Which of its faults is told depends on how much of it was read.
-        (ParsedHead::Rejection(_), ParsedHead::Rejection(_)) if cut >= LONGEST => {}
-        (begun, whole) => assert_eq!(begun, *whole, "after {cut} bytes"),
+        // Which of its faults is reported depends on how much of it was read.
+        (ParsedHead::Rejected(_), ParsedHead::Rejected(_)) if cut >= MAX_HEAD => {}
+        (start, whole) => assert_eq!(start, *whole, "after {cut} bytes"),
     }
 }

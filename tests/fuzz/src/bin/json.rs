@@ -15,7 +15,7 @@ fuzz_target!(|input: &[u8]| {
     });
     assert!(!written.contains(char::is_control), "{written:?} is not one line");
     let mut expected = json!({ name: value });
-    // Of a name that is there twice, the last one counts.
+    // Of a name that is there twice, the last one holds.
     expected["n"] = json!(1);
     expected["o"] = Value::Null;
     assert_eq!(serde_json::from_str::<Value>(&written).ok(), Some(expected), "{written}");

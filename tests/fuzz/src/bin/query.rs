@@ -16,7 +16,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(written.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'), "{written:?}");
     assert_eq!(DrainRequest::from_query(&written).as_ref(), Ok(&request), "written as {written}");
     let settings = Options::default().with(&request.overrides).settings();
-    for pair in request.overrides.pairs() {
-        assert!(settings.contains(&pair), "{pair:?} is not in force");
+    for (option, value) in request.overrides.pairs() {
+        assert!(settings.contains(&(option.name(), value.clone())), "{option:?} is not in force");
     }
 });

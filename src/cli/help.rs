@@ -1,0 +1,71 @@
+//! The help, made of the table of options and of the defaults that hold.
+
+use std::fmt::Write as _;
+
+use super::flags::{Effect, Flag, Subcommand, flags};
+use super::options::{Flavor, Options};
+use super::{Args, PROGRAM};
+
+/// The help before any command.
+pub fn overview() -> String {
+    format!(
+        "{PROGRAM} {}\n\
+         Drains Envoy before Kubernetes ends its pod.\n\n\
+         Usage:\n\
+         \x20 {PROGRAM} [envoy] shutdown-manager [OPTIONS]   the sidecar: drains when its hook requests it\n\
+         \x20 {PROGRAM} [envoy] shutdown [OPTIONS]           the preStop hook: starts the drain, blocks until it ends\n\
+         \x20 {PROGRAM} status [--watch] [--json]            the state of the drain\n\
+         \x20 {PROGRAM} --help | --version                   and --help after each command\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The help of a command, with the defaults of the name that the program is started by.
+pub fn help(command: Subcommand, flavor: Flavor) -> String {
+    let envoy = if command == Subcommand::Status { "" } else { "[envoy] " };
+    let (name, about) = (command.name(), about(command));
+    let mut text = format!("Usage: {PROGRAM} {envoy}{name} [OPTIONS]\n\n{about}\nOptions:\n");
+    for flag in flags(command) {
+        let equals = if flag.placeholder.is_empty() { "" } else { "=" };
+        let (name, placeholder) = (flag.name, flag.placeholder);
+        let _ = write!(text, "  --{name}{equals}{placeholder}\n      {}", flag.help);
+        // Writing to a String does not fail.
+        let _ = match default(flag, flavor) {
+            default if default.is_empty() => writeln!(text),
+            default => writeln!(text, " [{default}]"),
+        };
+    }
+    text + "  --help\n      this text\n"
+}
+
+/// The default as the help shows it, empty for a switch and where there is none.
+fn default(flag: &Flag, flavor: Flavor) -> String {
+    match flag.effect {
+        Effect::Drain(option) if !flag.placeholder.is_empty() => {
+            let unset = || option.unset().unwrap_or_default().to_owned();
+            Options::of(flavor).get(option).pop().unwrap_or_else(unset)
+        }
+        Effect::Drain(_) | Effect::Switch(_) => String::new(),
+        Effect::Value { default, .. } => default(&Args::of(flavor)),
+    }
+}
+
+const fn about(command: Subcommand) -> &'static str {
+    match command {
+        Subcommand::Sidecar => {
+            "The sidecar: waits beside Envoy and drains it when its hook requests it.\n\
+             The options of a drain apply unless the hook is given others.\n"
+        }
+        Subcommand::Shutdown => {
+            "The preStop hook: starts the drain, or joins the one in progress, and blocks until it \
+             ends.\n\
+             Options given here override the sidecar's own.\n\n\
+             Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up with connections \
+             open;\n\
+             2 wrong usage; 3 no sidecar could be reached.\n"
+        }
+        Subcommand::Status => {
+            "Shows the state of the drain. Exit codes: 0; 2 wrong usage; 3 no sidecar.\n"
+        }
+    }
+}

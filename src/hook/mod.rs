@@ -1,0 +1,33 @@
+//! The commands `shutdown` and `status`: clients of the control socket.
+
+mod shutdown;
+mod sidecar;
+mod status;
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+pub use self::shutdown::shutdown;
+pub use self::status::status;
+
+/// How a command ends; the value is its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Drained, or Envoy is gone or left in service.
+    Done = 0,
+    /// Gave up with connections open.
+    GaveUp = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// No sidecar could be reached.
+    NoSidecar = 3,
+}
+
+/// Time between two requests for the state of the drain.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Writes to stderr. The hook's work does not depend on whether the text can be written.
+pub fn print_stderr(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}

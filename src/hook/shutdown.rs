@@ -1,0 +1,167 @@
+//! The preStop hook: starts a drain, or joins the one in progress, and waits for its end.
+
+use std::io::{self, IsTerminal as _};
+use std::path::absolute;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
+use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
+use crate::cli::ShutdownArgs;
+use crate::cli::address::AdminAddress;
+use crate::cli::drain_request::DrainRequest;
+use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::control_socket;
+use crate::frontend::RESPONSE_TIMEOUT;
+use crate::observe::status::whole;
+use crate::os::clock;
+use crate::os::supervisor::spawn;
+
+/// A sidecar that is being restarted listens within milliseconds; this leaves room for a slow
+/// machine.
+const SIDECAR_START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A hook that lost its sidecar starts a drain in the next one or joins it, but not for ever.
+const MAX_LOSSES: u32 = 10;
+const LOSS_BACKOFF: Duration = Duration::from_millis(200);
+
+/// A sidecar that is frozen must not drain when it thaws: the request expires before the hook, and
+/// the frontend of the control socket, stop waiting for its response.
+const DRAIN_EXPIRY: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    DRAIN_EXPIRY.as_millis() < RESPONSE_TIMEOUT.as_millis()
+        && RESPONSE_TIMEOUT.as_millis() < DRAIN_RESPONSE_TIMEOUT.as_millis()
+);
+
+/// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
+pub fn shutdown(mut args: ShutdownArgs) -> ExitStatus {
+    for name in &args.ignored {
+        print_stderr(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
+    }
+    if let Err(sentence) = make_paths_absolute(&mut args.overrides) {
+        print_stderr(&format!("{sentence}\n"));
+        return ExitStatus::Usage;
+    }
+    let options = Options::default().with(&args.overrides);
+    let given = args.control_socket.as_deref();
+    let paths = control_socket::hook_paths(given, Some(&options.admin_address));
+    let mut request = DrainRequest { overrides: args.overrides, expires: None };
+    let progress = Arc::new(Mutex::new(Progress::start()));
+    let shared = Arc::clone(&progress);
+    // The drain is waited for with or without this thread.
+    let _ = spawn("progress", Box::new(move || show_progress(&shared)));
+    let mut losses = 0;
+    loop {
+        let sidecar = match SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT) {
+            Ok(sidecar) => sidecar,
+            Err(reason) => {
+                lock(&progress).end(&format!("no sidecar could be reached: {reason}"));
+                return ExitStatus::NoSidecar;
+            }
+        };
+        request.expires = Some(clock::now() + DRAIN_EXPIRY);
+        let ended = sidecar.begin(&request).and_then(|drain| {
+            lock(&progress).sidecar = Some(sidecar.clone());
+            sidecar.wait(drain)
+        });
+        let mut progress = lock(&progress);
+        progress.sidecar = None;
+        match ended {
+            Ok((status, explanation)) => {
+                progress.end(&explanation);
+                return status;
+            }
+            Err(SidecarError::Usage(sentence)) => {
+                progress.end(&format!("the sidecar refused the drain's options: {sentence}"));
+                return ExitStatus::Usage;
+            }
+            Err(SidecarError::Lost(reason)) if losses < MAX_LOSSES => {
+                losses += 1;
+                progress.show(&format!("the sidecar was lost ({reason}); looking for it again"));
+                thread::sleep(LOSS_BACKOFF);
+            }
+            Err(SidecarError::Lost(reason)) => {
+                progress.end(&format!("the sidecar was lost too often: {reason}"));
+                return ExitStatus::NoSidecar;
+            }
+            Err(SidecarError::Unresponsive(reason)) => {
+                progress.end(&reason);
+                return ExitStatus::NoSidecar;
+            }
+        }
+    }
+}
+
+/// The sidecar's working directory may be another.
+fn make_paths_absolute(overrides: &mut Overrides) -> Result<(), String> {
+    let options = Options::default().with(overrides);
+    let admin_socket = match options.admin_address {
+        AdminAddress::Unix(path) => Some((DrainOption::AdminAddress, path)),
+        AdminAddress::Tcp(..) => None,
+    };
+    let ready_file = options.ready_file.map(|path| (DrainOption::ReadyFile, path));
+    for (option, path) in admin_socket.into_iter().chain(ready_file) {
+        if path.is_relative()
+            && let Ok(path) = absolute(path)
+        {
+            let set = overrides.set(option, &path.display().to_string());
+            set.map_err(|reason| format!("--{}: {reason}", option.name()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows at intervals how the drain goes that is waited for.
+fn show_progress(progress: &Mutex<Progress>) {
+    loop {
+        thread::sleep(PROGRESS_INTERVAL);
+        let Some(sidecar) = lock(progress).sidecar.clone() else { continue };
+        let line = sidecar.status_line();
+        let mut progress = lock(progress);
+        // Nothing is shown after the end.
+        if progress.sidecar.is_some() {
+            progress.show(&line);
+        }
+    }
+}
+
+/// A panic leaves a `Progress` that can be used.
+fn lock(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How the drain goes: one line in place on a terminal, else a line for each change.
+struct Progress {
+    started: Instant,
+    shown: String,
+    in_place: bool,
+    /// The sidecar whose drain is waited for.
+    sidecar: Option<SidecarClient>,
+}
+
+impl Progress {
+    /// Lines that are overwritten must not wrap.
+    const COLUMNS: usize = 79;
+
+    fn start() -> Self {
+        let in_place = io::stderr().is_terminal();
+        Self { started: Instant::now(), shown: String::new(), in_place, sidecar: None }
+    }
+
+    fn show(&mut self, text: &str) {
+        if self.in_place {
+            let line = format!("{} {text}", whole(self.started.elapsed()));
+            let line: String = line.chars().take(Self::COLUMNS).collect();
+            print_stderr(&format!("\r\x1b[K{line}"));
+        } else if text != self.shown {
+            print_stderr(&format!("{} {text}\n", whole(self.started.elapsed())));
+        }
+        text.clone_into(&mut self.shown);
+    }
+
+    fn end(&mut self, text: &str) {
+        let start = if self.in_place && !self.shown.is_empty() { "\r\x1b[K" } else { "" };
+        print_stderr(&format!("{start}{text} (after {})\n", whole(self.started.elapsed())));
+    }
+}

@@ -1,0 +1,151 @@
+//! The sidecar as a hook reaches it: HTTP over the control socket, without a shared connection.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{ExitStatus, PROGRESS_INTERVAL};
+use crate::cli::address::AdminAddress;
+use crate::cli::drain_request::DrainRequest;
+use crate::control_socket;
+use crate::drain::OutcomeKind;
+use crate::envoy::transport::{Error, request};
+use crate::observe::status::whole;
+
+/// The sidecar responds to a request to drain at once. One that is frozen must not hold the hook.
+pub const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The metrics, which are the sidecar's longest response, have a tenth of this.
+const MAX_RESPONSE: usize = 64 * 1024;
+
+pub enum SidecarError {
+    /// The sidecar does not take the options.
+    Usage(String),
+    /// The sidecar has gone; another may come.
+    Lost(String),
+    /// The sidecar listens and does not respond.
+    Unresponsive(String),
+}
+
+/// The status and body of a response.
+type Response = Result<(u16, String), Error>;
+
+#[derive(Clone)]
+pub struct SidecarClient {
+    path: PathBuf,
+}
+
+impl SidecarClient {
+    /// The first of the paths where a sidecar listens, which may take `patience` to come up.
+    pub fn find(paths: &[PathBuf], only_seen: bool, patience: Duration) -> Result<Self, String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match control_socket::find(paths, only_seen) {
+                Ok(path) => return Ok(Self { path }),
+                Err(reason) if Instant::now() >= deadline => return Err(reason),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// Starts a drain or joins the one in progress, and returns its number.
+    pub fn begin(&self, request: &DrainRequest) -> Result<u64, SidecarError> {
+        let path = format!("/drain?{}", request.to_query());
+        let (status, body) = match self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT)) {
+            Ok(response) => response,
+            Err(Error::Timeout) => {
+                return Err(SidecarError::Unresponsive(format!(
+                    "the sidecar at {} did not respond within {}; it starts no drain when it wakes",
+                    self.path.display(),
+                    whole(DRAIN_RESPONSE_TIMEOUT)
+                )));
+            }
+            Err(error) => return Err(SidecarError::Lost(error.to_string())),
+        };
+        let text = body.trim_end();
+        let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
+        match (status, number) {
+            (200, Some(number)) => Ok(number),
+            (400, _) => Err(SidecarError::Usage(text.to_owned())),
+            _ => Err(SidecarError::Lost(format!(
+                "it responded to the request to drain with {status}: {text}"
+            ))),
+        }
+    }
+
+    /// Waits for the end of a drain. Returns the exit status and the explanation of the outcome.
+    pub fn wait(&self, drain: u64) -> Result<(ExitStatus, String), SidecarError> {
+        match self.get(&format!("/shutdown?drain={drain}"), None) {
+            Ok((200, body)) => outcome(&body),
+            Ok((status, body)) => {
+                Err(SidecarError::Lost(format!("it responded with {status}: {}", body.trim_end())))
+            }
+            Err(error) => Err(SidecarError::Lost(error.to_string())),
+        }
+    }
+
+    /// How the drain goes, in a line. It is shown even where there is none: the drain is waited for
+    /// in any case, since if the hook ended before it, the pod would be stopped.
+    pub fn status_line(&self) -> String {
+        match self.get("/status?as=line", Some(PROGRESS_INTERVAL)) {
+            Ok((_, line)) => line.trim_end().to_owned(),
+            Err(_) => "the sidecar does not respond at the moment".to_owned(),
+        }
+    }
+
+    /// A page that shows the state of the sidecar.
+    pub fn page(&self, path: &str) -> Result<String, String> {
+        match self.get(path, Some(DRAIN_RESPONSE_TIMEOUT)) {
+            Ok((200, body)) => Ok(body),
+            Ok((status, _)) => Err(format!("it responded to {path} with {status}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn get(&self, path: &str, timeout: Option<Duration>) -> Response {
+        self.request("GET", path, timeout)
+    }
+
+    fn request(&self, method: &str, path: &str, timeout: Option<Duration>) -> Response {
+        let address = AdminAddress::Unix(self.path.clone());
+        let mut body = Vec::new();
+        let status = request(&address, method, path, timeout, &mut |_, piece| {
+            body.extend_from_slice(piece);
+            body.len() < MAX_RESPONSE
+        })?;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+}
+
+/// Parses the outcome's name on a line, and its explanation on the next.
+fn outcome(body: &str) -> Result<(ExitStatus, String), SidecarError> {
+    let mut lines = body.lines();
+    let outcome = lines.next().and_then(OutcomeKind::from_name);
+    let unknown = || SidecarError::Lost(format!("it returned an unknown outcome: {body:?}"));
+    let (outcome, explanation) = outcome.zip(lines.next()).ok_or_else(unknown)?;
+    let status = if outcome.gave_up() { ExitStatus::GaveUp } else { ExitStatus::Done };
+    Ok((status, explanation.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn every_outcome_has_its_exit_status_and_another_is_an_error() {
+        let statuses = OutcomeKind::ALL.map(OutcomeKind::name).map(|name| {
+            match outcome(&format!("{name}\nwhy\n")) {
+                Ok((status, explanation)) if explanation == "why" => (name, status),
+                _ => panic!("{name} is unknown"),
+            }
+        });
+        let gave_up = statuses.iter().filter(|(_, status)| *status == ExitStatus::GaveUp);
+        assert_eq!(gave_up.map(|(name, _)| *name).collect::<Vec<_>>(), ["timed_out"]);
+        for body in ["", "\n", "drained", "ended\nwhy\n", "Drained\nwhy\n"] {
+            let error = outcome(body);
+            assert!(
+                matches!(&error, Err(SidecarError::Lost(reason)) if reason.contains("an unknown outcome")),
+                "{body:?}"
+            );
+        }
+    }
+}
