@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::support::client::Client;
+use crate::support::envoy_binary;
 use crate::support::process::{Hook, Process, program};
 use crate::support::{PATIENCE, wait_for};
 use crate::take_turn;
@@ -58,7 +59,7 @@ fn skip(why: &str) {
 }
 
 fn is_here(tool: &str) -> bool {
-    Command::new(tool).arg("--version").output().is_OK
+    Command::new(tool).arg("--version").output().is_ok()
 }
 
 /// A network with nothing but its own loopback. It lasts as long as the file, or a process inside.
