@@ -8,16 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{OPEN_CONNECTIONS, STOPPED};
-
-use crate::support::client::Client;
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::KeptAlive;
-use crate::support::net::Address;
-use crate::support::status::metric;
-use crate::support::steps::{OK, assert_exits};
-use crate::support::words::NONE_OPEN;
-use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
+use crate::support::prelude::*;
 use crate::take_turn;
 use podman::{Container, podman, run, with_image};
 

@@ -4,23 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
 use nix::sys::signal::Signal;
 
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::client::{Client, Connection};
-use crate::support::elf::Elf;
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::KeptAlive;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::net::Address;
-use crate::support::process::run;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    assert_drain_waits, assert_exits, connect, wait_envoy_hooks, wait_open_connections,
-};
-use crate::support::words::NONE_OPEN;
-use crate::support::{PATIENCE, temp_dir, wait_for, wait_until};
+use crate::support::prelude::*;
 use crate::take_turn;
 
 #[test]

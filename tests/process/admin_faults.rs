@@ -7,12 +7,7 @@ mod polls;
 mod startup_check;
 mod time_outs;
 
-use crate::support::cases::for_each_case;
-use crate::support::fake_admin::{FakeAdmin, Fault};
-use crate::support::log::Expected;
-use crate::support::process::Hook;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::start_drain;
+use crate::support::prelude::*;
 
 /// Stats that show listeners and HTTP and no connection.
 const NONE_CONNECTED: &str = "http.admin.downstream_cx_active: 1\n\

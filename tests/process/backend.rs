@@ -4,13 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{BACKEND_ENDED, ENVOY_RESPONDS};
-
-use crate::support::client::Connection;
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{assert_exits, finish_drain, start_drain, wait_envoy_hooks};
-use crate::support::{PATIENCE, assert_took, try_wait_for, wait_until};
+use crate::support::prelude::*;
 
 const HEALTHZ: &str = "GET /healthz HTTP/1.1\r\n\r\n";
 

@@ -4,16 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, OUT_OF_SERVICE, STARTED};
-
-use crate::support::cases::for_each_case;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::log::{Expected, logged};
-use crate::support::process::is_emulated;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{assert_logged, outcome, wait_status};
-use crate::support::words::{CHECK_DELAY, DRAIN_DELAY, WAITING_FOR_CONNECTIONS};
-use crate::support::{assert_took, temp_dir};
+use crate::support::prelude::*;
 
 /// A library that lets a program see another time of day, as <https://github.com/wolfcw/libfaketime>.
 fn libfaketime() -> Option<PathBuf> {

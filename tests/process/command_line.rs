@@ -4,13 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::log::logged;
-use crate::support::process::{Exit, run, run_under};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{assert_exits, outcome};
-use crate::support::{temp_dir, wait_until};
-use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, OPTION_IGNORED, STARTED};
+use crate::support::prelude::*;
 
 const COMMANDS: [&str; 3] = ["shutdown-manager", "shutdown", "status"];
 

@@ -8,29 +8,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{ENVOY_RESPONDS, ENVOY_RESTORED};
 use nix::sys::signal::Signal;
 
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::cases::{for_each_case, for_each_case_with_envoy, named};
-use crate::support::client::Client;
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::KeptAlive;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::log::{Expected, logged};
-use crate::support::net::Address;
-use crate::support::sidecar::Sidecar;
-use crate::support::status::Status;
-use crate::support::steps::{
-    HOOK_PATHS, OK, assert_drain_waits, assert_exits, assert_pod_drains, assert_stops, connect,
-    envoy_with_tcp, leave_stale_socket, stop_requested, wait_open_connections, wait_phase,
-    wait_status,
-};
-use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, FAILING_HEALTH_CHECKS, LEFT_IN_SERVICE,
-    NONE_OPEN, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{temp_dir, wait_for};
+use crate::support::prelude::*;
 
 /// Envoy was seen in service.
 fn in_service() -> Expected {

@@ -4,12 +4,7 @@ mod hook;
 mod path;
 mod requests;
 
-use envoy_shutdown_manager::observe::messages::DRAIN_STARTED;
-
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{wait_open_connections, wait_status};
-use crate::support::words::ENDED;
+use crate::support::prelude::*;
 
 #[track_caller]
 fn assert_no_drain_started(sidecar: &Sidecar, admin: &FakeAdmin) {

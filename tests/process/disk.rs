@@ -2,15 +2,9 @@
 
 use std::path::PathBuf;
 
-use envoy_shutdown_manager::observe::messages::{READY_FILE_NOT_CREATED, READY_FILE_NOT_REMOVED};
 use nix::sys::signal::Signal;
 
-use crate::support::cases::{for_each_case, named};
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::log::{Expected, logged};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{OK, can_unshare, finish_drain, outcome, start_drain};
-use crate::support::temp_dir;
+use crate::support::prelude::*;
 
 #[test]
 fn a_drain_ends_though_its_ready_file_cannot_be_created() {

@@ -3,22 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_JOINED, DRAIN_STARTED, OUT_OF_SERVICE};
-
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::client::Connection;
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::{Http2, KeptAlive};
-use crate::support::log::logged;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_drain_waits, assert_exits, assert_logged, counted, each_admin_kind, outcome,
-    wait_envoy_hooks, wait_open_connections, wait_phase, wait_status,
-};
-use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, ENDED, IDLE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{PATIENCE, assert_took, temp_dir, wait_until};
+use crate::support::prelude::*;
 
 /// A client of any kind, whose connection closes when it is dropped.
 type AnyClient = Box<dyn std::fmt::Debug>;

@@ -2,23 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{
-    ENVOY_CALL_FAILED, ENVOY_HOOK_MISSING, LISTENERS_DRAINING, OUT_OF_SERVICE,
-    READY_TIMEOUT_PASSED, STARTED,
-};
-
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::{Http2, KeptAlive};
-use crate::support::fake_admin::{FakeAdmin, Fault, Route};
-use crate::support::log::logged;
-use crate::support::net::Address;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    HOOK_PATHS, OK, assert_exits, assert_logged, outcome, wait_envoy_hooks, wait_open_connections,
-    wait_status,
-};
-use crate::support::words::{CHECK_DELAY, NONE_OPEN, NOT_READY_BODY};
-use crate::support::{PATIENCE, assert_took, wait_until};
+use crate::support::prelude::*;
 
 const NAMES: [&str; 2] = ["contour", "envoy-gateway"];
 

@@ -7,26 +7,9 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_STARTED, ENVOY_CALL_FAILED, ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESPONDS_AGAIN,
-    ENVOY_RESTORED, OUT_OF_SERVICE, STARTED,
-};
 use nix::sys::signal::Signal;
 
-use crate::support::client::Connection;
-use crate::support::envoy::{Builder, Envoy};
-use crate::support::envoy_clients::KeptAlive;
-use crate::support::log::{Expected, logged};
-use crate::support::process::Hook;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_drain_waits, assert_exits, assert_logged, counted, each_admin_kind, failing_again,
-    outcome, wait_envoy_hooks, wait_live, wait_phase, wait_status,
-};
-use crate::support::words::{
-    CHECK_DELAY, ENDED, ENVOY_IS_GONE, NONE_OPEN, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{assert_took, wait_for};
+use crate::support::prelude::*;
 
 /// Three refused calls, a second apart, after at most the pause before the first.
 const GONE_AFTER: Range<f32> = 2.0..3.5;

@@ -1,17 +1,7 @@
 //! How a test is written: a small drain, step by step. Run it with
 //! `cargo test --test process example`.
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, OUT_OF_SERVICE};
-
-use crate::support::client::Connection;
-use crate::support::envoy::Envoy;
-use crate::support::log::logged;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_drain_waits, assert_exits, assert_logged, counted, outcome, wait_envoy_hooks,
-    wait_status,
-};
-use crate::support::words::{ENDED, NONE_OPEN};
+use crate::support::prelude::*;
 
 // The name is a sentence: what must hold.
 #[test]

@@ -3,20 +3,7 @@
 
 use std::time::Duration;
 
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_STARTED, ENVOY_NOT_COUNTABLE, ENVOY_RESPONDS, LISTENERS_HIDDEN, OPEN_CONNECTIONS, STARTED,
-};
-
-use crate::support::envoy::{Builder, Envoy};
-use crate::support::envoy_clients::KeptAlive;
-use crate::support::log::{Expected, logged};
-use crate::support::process::run;
-use crate::support::sidecar::Sidecar;
-use crate::support::status::{Status, metric};
-use crate::support::steps::{
-    assert_drain_waits, assert_exits, assert_logged, connect, outcome, wait_status,
-};
-use crate::support::words::{ENDED, IDLE, NONE_OPEN, WAITING_FOR_CONNECTIONS};
+use crate::support::prelude::*;
 
 fn traffic() -> Builder {
     Envoy::builder().http("http").tcp("tcp")

@@ -5,26 +5,9 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_STARTED, ENVOY_HOOK_MISSING, ENVOY_HOOK_WAITS, ENVOY_RESTORED, START_TIMEOUT_PASSED,
-};
 use nix::sys::signal::Signal;
 
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::client::Connection;
-use crate::support::log::{Expected, logged};
-use crate::support::sidecar::Sidecar;
-use crate::support::status::metric;
-use crate::support::steps::{
-    HOOK_PATHS, OK, PreStopHooks, assert_drain_waits, assert_exits, assert_logged,
-    assert_pod_drains, assert_stops, connect, counted, envoy_with_tcp, freeze, outcome, pod,
-    restore, stop_requested, wait_envoy_hooks, wait_live, wait_phase, wait_status,
-};
-use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, ENVOY_IS_GONE, FAILING_HEALTH_CHECKS,
-    IDLE, LEFT_IN_SERVICE, NO_DRAIN_BODY, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{PATIENCE, assert_took, wait_for, wait_until};
+use crate::support::prelude::*;
 
 /// Hooks that are no further apart belong together, in seconds.
 const PAIRING_WINDOW: f32 = 3.0;

@@ -9,19 +9,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_STARTED, START_TIMEOUT_PASSED};
-
-use crate::support::client::Client;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::http::Response;
-use crate::support::requests::{HEALTHZ, METHODS, PATHS, SHUTDOWN};
-use crate::support::sidecar::Sidecar;
-use crate::support::status::metric;
-use crate::support::steps::{
-    NO_START_TIMEOUT, OK, assert_drains, assert_exits, finish_drain, start_drain, wait_envoy_hooks,
-};
-use crate::support::words::NO_DRAIN_BODY;
-use crate::support::{PATIENCE, assert_took, try_wait_for, wait_for};
+use crate::support::prelude::*;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 

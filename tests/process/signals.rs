@@ -4,29 +4,10 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use envoy_shutdown_manager::observe::messages::{
-    DRAIN_JOINED, STARTED, STOPPED, STOPPED_BY_SECOND_SIGNAL,
-};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::cases::for_each_case;
-use crate::support::client::Connection;
-use crate::support::envoy::Envoy;
-use crate::support::fake_admin::{FakeAdmin, Fault, Route, State};
-use crate::support::log::logged;
-use crate::support::process::run_under;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_drain_waits, assert_exits, assert_logged, counted, outcome, pod, stop_requested,
-    wait_envoy_hooks, wait_open_connections, wait_phase, wait_status,
-};
-use crate::support::words::{
-    AWAITING_ENVOY_HOOK, CHECK_DELAY, DRAIN_DELAY, ENDED, FAILING_HEALTH_CHECKS, IDLE,
-    LEFT_IN_SERVICE, NONE_OPEN, STOPPING_BODY, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{assert_took, temp_dir, wait_for};
+use crate::support::prelude::*;
 
 /// Asserts that a signal ends it at once, with this code.
 #[track_caller]

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use miniz_oxide::inflate::decompress_to_vec_zlib;
 
-use crate::support::SHIPS;
-use crate::support::elf::Elf;
+use crate::support::prelude::*;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

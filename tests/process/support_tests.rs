@@ -3,15 +3,9 @@
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use crate::support::admin_proxy::AdminProxy;
-use crate::support::client::{Client, Connection};
-use crate::support::envoy::Envoy;
-use crate::support::envoy_clients::{Http2, KeptAlive};
-use crate::support::fake_admin::{FakeAdmin, Fault, Route, State};
-use crate::support::http::{Response, find};
-use crate::support::net::{Address, ipv6_available};
-use crate::support::process::run;
-use crate::support::{PATIENCE, Timeline, wait_for};
+use crate::support::Timeline;
+use crate::support::http::find;
+use crate::support::prelude::*;
 
 const SHORT: Duration = Duration::from_millis(300);
 

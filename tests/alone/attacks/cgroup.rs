@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io, process};
 
-use crate::support::{PATIENCE, try_wait_for};
+use crate::support::prelude::*;
 
 /// The names of the files, which differ between the two versions.
 type Files = [&'static str; 4];

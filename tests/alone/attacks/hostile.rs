@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::support::client::{Client, Connection};
-use crate::support::requests::{HEALTHZ, METHODS, PATHS, SHUTDOWN};
+use crate::support::prelude::*;
 
 /// The port that is attacked, and at which size.
 #[derive(Clone, Copy, Debug)]

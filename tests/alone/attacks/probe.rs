@@ -5,8 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fmt, panic, thread};
 
-use crate::support::client::Client;
-use crate::support::requests::HEALTHZ;
+use crate::support::prelude::*;
 
 const PORT: &str = "PROBED_PORT";
 const PROBER: &str = "attacks::probe::the_prober_probes_until_its_input_ends";

@@ -11,14 +11,7 @@ use super::ALL;
 use super::hostile::Target;
 use super::probe::Prober;
 use super::watched::{LATEST, Peak, step_back};
-use crate::support::client::Connection;
-use crate::support::fake_admin::{FakeAdmin, Route, State};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_healthy, assert_resources_released, finish_drain, resources_at_rest, start_drain,
-};
-use crate::support::words::IDLE;
-use crate::support::{SHIPS, try_wait_for};
+use crate::support::prelude::*;
 use crate::take_turn;
 
 fn random(below: usize) -> usize {

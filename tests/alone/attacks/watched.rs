@@ -10,13 +10,7 @@ use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
 
 use super::hostile::Target;
 use super::probe::Prober;
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    NO_START_TIMEOUT, OK, assert_healthy, finish_drain, resources, resources_at_rest, start_drain,
-    wait_envoy_hooks,
-};
-use crate::support::{SHIPS, try_wait_for};
+use crate::support::prelude::*;
 use crate::take_turn;
 
 /// No probe may take longer.

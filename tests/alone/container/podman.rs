@@ -16,10 +16,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::support::client::Client;
 use crate::support::envoy_binary;
-use crate::support::process::{Hook, Process, program};
-use crate::support::{PATIENCE, wait_for};
+use crate::support::prelude::*;
+use crate::support::process::program;
 use crate::take_turn;
 
 /// Runs this with an image, in a network of its own, where every port is free. Skips it where that

@@ -2,21 +2,8 @@
 
 use std::time::Instant;
 
-use envoy_shutdown_manager::observe::messages::{ENVOY_CALL_FAILED, ENVOY_LIVE_AGAIN};
-
 use super::{draining, each_over_both, last_error, leave, poll_errors, times_logged, ways_to_go};
-use crate::support::cases::{for_each_case, named};
-use crate::support::fake_admin::{FakeAdmin, Fault, Route, State};
-use crate::support::log::logged;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    assert_exits, assert_logged, finish_drain, outcome, wait_error, wait_open_connections,
-    wait_phase, wait_status,
-};
-use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, FAILING_HEALTH_CHECKS, NONE_OPEN, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{assert_took, wait_for, wait_until};
+use crate::support::prelude::*;
 
 #[test]
 fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {

@@ -1,13 +1,7 @@
 //! Stats that Envoy does not return every day, but may.
 
 use super::{NONE_CONNECTED, each_over_both};
-use crate::support::cases::named;
-use crate::support::fake_admin::{Fault, Route};
-use crate::support::sidecar::Sidecar;
-use crate::support::status::Status;
-use crate::support::steps::{assert_exits, wait_open_connections, wait_status};
-use crate::support::wait_until;
-use crate::support::words::{ENDED, NONE_OPEN};
+use crate::support::prelude::*;
 
 /// The stats, the hook's options, how many connections that is, and, if that matters, a part of what
 /// the status says is not counted.

@@ -2,23 +2,11 @@
 
 use std::time::Duration;
 
-use envoy_shutdown_manager::observe::messages::{ENVOY_CALL_FAILED, ENVOY_RESPONDS_AGAIN};
-
 use super::{
     NONE_CONNECTED, chunks_without_end, draining, each_over_both, last_error, poll_errors, raw,
     times_logged,
 };
-use crate::support::cases::named;
-use crate::support::fake_admin::{FakeAdmin, Fault, OPEN, Route, State};
-use crate::support::log::logged;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    assert_exits, assert_logged, outcome, wait_error, wait_phase, wait_status,
-};
-use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, FAILING_HEALTH_CHECKS, NONE_OPEN, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{assert_took, wait_until};
+use crate::support::prelude::*;
 
 #[derive(Clone)]
 struct Row {

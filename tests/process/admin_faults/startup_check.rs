@@ -2,18 +2,8 @@
 
 use std::time::Instant;
 
-use envoy_shutdown_manager::observe::messages::{
-    ENVOY_NOT_RESPONDING_YET, ENVOY_NOT_RESTORED, ENVOY_RESPONDS, ENVOY_RESTORED,
-};
-
 use super::{draining, each_over_both, leave, ways_to_go};
-use crate::support::cases::{for_each_case, named};
-use crate::support::fake_admin::{FakeAdmin, Fault, Route, State};
-use crate::support::log::logged;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{assert_exits, finish_drain};
-use crate::support::words::IDLE;
-use crate::support::{assert_took, wait_for};
+use crate::support::prelude::*;
 
 #[test]
 fn a_sidecar_checks_envoy_after_its_start() {

@@ -3,15 +3,7 @@
 use std::time::Duration;
 
 use super::{chunks_without_end, draining, each_over_both, poll_errors};
-use crate::support::cases::named;
-use crate::support::fake_admin::{FakeAdmin, Fault, Route, State};
-use crate::support::process::is_emulated;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{assert_exits, finish_drain, outcome, wait_phase};
-use crate::support::words::{
-    CHECK_DELAY, DRAIN_DELAY, FAILING_HEALTH_CHECKS, WAITING_FOR_CONNECTIONS,
-};
-use crate::support::{SHIPS, assert_took, wait_for, wait_until};
+use crate::support::prelude::*;
 
 #[test]
 fn a_call_times_out_and_the_next_one_comes_after_as_long() {

@@ -3,18 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use envoy_shutdown_manager::observe::messages::DRAIN_REQUEST_EXPIRED;
-
 use super::{assert_drain_can_start, assert_no_drain_started};
-use crate::support::cases::{for_each_case, named};
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::process::{run, run_under};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_exits, finish_drain, freeze, leave_stale_socket, thaw, wait_envoy_hooks,
-    wait_open_connections,
-};
-use crate::support::{PATIENCE, assert_took, temp_dir, wait_for, wait_until};
+use crate::support::prelude::*;
 
 #[test]
 fn the_admin_address_of_a_hook_applies_to_its_drain() {

@@ -5,23 +5,9 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_JOINED, OPEN_CONNECTIONS, STARTED};
 use nix::sys::signal::Signal;
 
-use crate::support::cases::{for_each_case, named};
-use crate::support::client::Client;
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::http::Response;
-use crate::support::log::logged;
-use crate::support::net::Address;
-use crate::support::process::{Process, run, run_under};
-use crate::support::sidecar::Sidecar;
-use crate::support::status::Status;
-use crate::support::steps::{
-    OK, assert_exits, can_unshare, finish_drain, leave_stale_socket, wait_open_connections,
-};
-use crate::support::words::WAITING_FOR_CONNECTIONS;
-use crate::support::{PATIENCE, assert_took, temp_dir, wait_for, wait_until};
+use crate::support::prelude::*;
 
 /// The default path of a control socket, besides the one beside the admin socket.
 const SHM: &str = "/dev/shm/shutdown-manager.sock";

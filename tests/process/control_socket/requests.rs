@@ -1,17 +1,7 @@
 //! Requests at the control socket: their responses, and mistakes that do no harm.
 
-use envoy_shutdown_manager::observe::messages::{DRAIN_REQUEST_EXPIRED, ENVOY_RESPONDS};
-
 use super::{assert_drain_can_start, assert_no_drain_started};
-use crate::support::PATIENCE;
-use crate::support::client::Connection;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    OK, assert_resources_released, finish_drain, resources, resources_at_rest, start_drain,
-    wait_envoy_hooks, wait_open_connections, wait_status,
-};
-use crate::support::words::{ENDED, IDLE, TOO_MANY_BODY, WAITING_FOR_CONNECTIONS};
+use crate::support::prelude::*;
 
 /// Asserts that it responds, whatever other clients hold connections.
 #[track_caller]

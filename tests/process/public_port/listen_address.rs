@@ -6,12 +6,7 @@ use std::net::{IpAddr, TcpListener};
 use std::process::Command;
 
 use super::third_party_clients::{output, start_program};
-use crate::support::client::Client;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::net::{Address, ipv6_available};
-use crate::support::requests::HEALTHZ;
-use crate::support::sidecar::Sidecar;
-use crate::support::temp_dir;
+use crate::support::prelude::*;
 
 #[test]
 fn the_sidecar_listens_at_the_address_that_is_set_and_at_no_other() {

@@ -4,9 +4,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use super::start;
-use crate::support::fake_admin::{FakeAdmin, Route};
-use crate::support::steps::{finish_drain, start_drain, wait_envoy_hooks};
-use crate::support::temp_dir;
+use crate::support::prelude::*;
 
 /// Starts another program, if it is here.
 pub fn start_program(command: &[&str]) -> Option<Child> {

@@ -4,19 +4,10 @@
 use std::collections::VecDeque;
 use std::thread;
 
-use envoy_shutdown_manager::observe::messages::{CONNECTION_LIMIT_REACHED, ENVOY_RESPONDS};
 use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
 
 use super::start;
-use crate::support::client::Connection;
-use crate::support::fake_admin::FakeAdmin;
-use crate::support::requests::{HEALTHZ, SHUTDOWN};
-use crate::support::sidecar::Sidecar;
-use crate::support::steps::{
-    NO_START_TIMEOUT, OK, assert_drains, assert_healthy, assert_resources_released, finish_drain,
-    resources, resources_at_rest, start_drain, wait_envoy_hooks,
-};
-use crate::support::words::TOO_MANY_BODY;
+use crate::support::prelude::*;
 
 /// A sidecar that may have this many descriptors.
 #[track_caller]

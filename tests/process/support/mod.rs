@@ -3,7 +3,7 @@
 //!
 //! `example.rs` shows how a test uses them.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,6 +21,7 @@ pub mod fake_admin;
 pub mod http;
 pub mod log;
 pub mod net;
+pub mod prelude;
 pub mod process;
 pub mod requests;
 pub mod sidecar;
