@@ -4,27 +4,20 @@
 use std::borrow::Cow;
 use std::num::ParseIntError;
 
-/// What the public port serves. It cannot express the start of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublicRoute {
-    Healthz,
-    /// `/shutdown`, `/shutdown/ready`: Envoy's own hook.
-    Shutdown,
-    Metrics,
+use crate::labels;
+
+labels! {
+    /// What the public port serves, with the value of the label `route`. It cannot express the start
+    /// of a drain.
+    pub enum PublicRoute {
+        Healthz = "healthz",
+        /// `/shutdown`, `/shutdown/ready`: Envoy's own hook.
+        Shutdown = "shutdown",
+        Metrics = "metrics",
+    }
 }
 
 impl PublicRoute {
-    pub const ALL: [Self; 3] = [Self::Healthz, Self::Shutdown, Self::Metrics];
-
-    /// The value of the label `route`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Healthz => "healthz",
-            Self::Shutdown => "shutdown",
-            Self::Metrics => "metrics",
-        }
-    }
-
     pub const fn target(self) -> UpstreamTarget {
         let (path_and_query, hold) = match self {
             Self::Healthz => ("/healthz", Hold::None),
@@ -161,51 +154,23 @@ pub fn private_target(method: &str, target: &str) -> Routed {
     }
 }
 
-/// The status of a response (RFC 9110, section 15; RFC 6585, section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    Ok,
-    BadRequest,
-    NotFound,
-    MethodNotAllowed,
-    RequestTimeout,
-    Gone,
-    ContentTooLarge,
-    HeadTooLarge,
-    InternalServerError,
-    Unavailable,
+labels! {
+    /// The status of a response, with its status line (RFC 9110, section 15; RFC 6585, section 5).
+    pub enum Status {
+        Ok = "200 OK",
+        BadRequest = "400 Bad Request",
+        NotFound = "404 Not Found",
+        MethodNotAllowed = "405 Method Not Allowed",
+        RequestTimeout = "408 Request Timeout",
+        Gone = "410 Gone",
+        ContentTooLarge = "413 Content Too Large",
+        HeadTooLarge = "431 Request Header Fields Too Large",
+        InternalServerError = "500 Internal Server Error",
+        Unavailable = "503 Service Unavailable",
+    }
 }
 
 impl Status {
-    pub const ALL: [Self; 10] = [
-        Self::Ok,
-        Self::BadRequest,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::RequestTimeout,
-        Self::Gone,
-        Self::ContentTooLarge,
-        Self::HeadTooLarge,
-        Self::InternalServerError,
-        Self::Unavailable,
-    ];
-
-    /// The code and the phrase of the status line.
-    pub const fn line(self) -> &'static str {
-        match self {
-            Self::Ok => "200 OK",
-            Self::BadRequest => "400 Bad Request",
-            Self::NotFound => "404 Not Found",
-            Self::MethodNotAllowed => "405 Method Not Allowed",
-            Self::RequestTimeout => "408 Request Timeout",
-            Self::Gone => "410 Gone",
-            Self::ContentTooLarge => "413 Content Too Large",
-            Self::HeadTooLarge => "431 Request Header Fields Too Large",
-            Self::InternalServerError => "500 Internal Server Error",
-            Self::Unavailable => "503 Service Unavailable",
-        }
-    }
-
     /// The status with this code; one that no response here has is taken for 503.
     pub fn from_code(code: u16) -> Self {
         let has_code = |status: &Self| status.code().parse() == Ok(code);
@@ -214,7 +179,7 @@ impl Status {
 
     /// The value of the label `code`.
     pub fn code(self) -> &'static str {
-        &self.line()[..3]
+        &self.name()[..3]
     }
 }
 

@@ -19,8 +19,7 @@ use crate::drain::{DrainStart, OutcomeKind};
 use crate::envoy::transport::connect_unix;
 use crate::observe::log::Record;
 use crate::observe::messages;
-use crate::os::clock;
-use crate::os::clock::Timestamp;
+use crate::os::clock::{self, Timestamp};
 use crate::os::supervisor;
 use crate::route::{Route, Status};
 

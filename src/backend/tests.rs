@@ -12,7 +12,7 @@ use crate::coordinator::Coordinator;
 use crate::drain::{Ended, Outcome};
 use crate::envoy::admin::Admin;
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::{Call, Reply};
+use crate::envoy::{Call, CallResult};
 
 /// Longer than any step takes; only a failing test waits this long.
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 struct UnreachableEnvoy;
 
 impl Admin for UnreachableEnvoy {
-    fn call(&mut self, _: Call, _: &Options) -> Result<Reply, AdminError> {
+    fn call(&mut self, _: Call, _: &Options) -> CallResult {
         Err(AdminError { kind: AdminErrorKind::Other, text: String::new() })
     }
 }

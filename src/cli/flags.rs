@@ -9,25 +9,14 @@ use std::time::Duration;
 use super::address::{ServeAt, control_socket_path};
 use super::options::at_least;
 use super::{Args, LogFormat, duration};
+use crate::labels;
 
-/// A command.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Subcommand {
-    Sidecar,
-    Shutdown,
-    Status,
-}
-
-impl Subcommand {
-    pub const ALL: [Self; 3] = [Self::Sidecar, Self::Shutdown, Self::Status];
-
-    /// Its word on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sidecar => "shutdown-manager",
-            Self::Shutdown => "shutdown",
-            Self::Status => "status",
-        }
+labels! {
+    /// A command, with its word on the command line.
+    pub enum Subcommand {
+        Sidecar = "shutdown-manager",
+        Shutdown = "shutdown",
+        Status = "status",
     }
 }
 
@@ -48,15 +37,12 @@ pub enum Effect {
     Drain(DrainOption),
     /// It turns this on.
     Switch(fn(&mut Args) -> &mut bool),
-    /// It has a value that is not a drain's.
-    Value {
-        /// Parses a value and stores it; the error is a clause that fits behind "is".
-        set: fn(&mut Args, &str) -> Result<(), &'static str>,
-        /// The default for the help; empty: none is shown.
-        default: fn(&Args) -> String,
-    },
+    /// It has a value that is not a drain's: how it is set, with a clause that fits behind "is" as
+    /// the error, and its default for the help; where that is empty, none is shown.
+    Value(fn(&mut Args, &str) -> Result<(), &'static str>, fn(&Args) -> String),
 }
 
+const EVERYWHERE: &[Subcommand] = &Subcommand::ALL;
 const DRAINS: &[Subcommand] = &[Subcommand::Sidecar, Subcommand::Shutdown];
 const SIDECAR: &[Subcommand] = &[Subcommand::Sidecar];
 const STATUS: &[Subcommand] = &[Subcommand::Status];
@@ -140,118 +126,77 @@ impl DrainOption {
     }
 }
 
-const fn value(
-    name: &'static str,
-    placeholder: &'static str,
-    commands: &'static [Subcommand],
-    help: &'static str,
-    set: fn(&mut Args, &str) -> Result<(), &'static str>,
-    default: fn(&Args) -> String,
-) -> Flag {
-    Flag { name, placeholder, commands, help, effect: Effect::Value { set, default } }
+/// One row for each other option: its name, placeholder, commands and help; then how a value is set
+/// and what the help shows as its default, or which switch it turns on.
+macro_rules! other_options {
+    ($($name:tt $placeholder:literal $commands:tt $help:literal $effect:expr;)*) => {
+        const OTHER_FLAGS: &[Flag] = &[$(Flag {
+            name: $name,
+            placeholder: $placeholder,
+            commands: $commands,
+            help: $help,
+            effect: $effect,
+        }),*];
+    };
 }
 
-const fn switch(
-    name: &'static str,
-    commands: &'static [Subcommand],
-    help: &'static str,
-    set: fn(&mut Args) -> &mut bool,
-) -> Flag {
-    Flag { name, placeholder: "", commands, help, effect: Effect::Switch(set) }
+other_options! {
+    "exit-at-connections" "NUMBER" DRAINS "another name of --min-open-connections"
+        Effect::Drain(DrainOption::MinOpenConnections);
+    "admin-port" "PORT" DRAINS "ignored, as Contour does; use --admin-address"
+        Effect::Value(|args, _| Ok(args.sidecar.ignored.push("admin-port")), |_| String::new());
+    "serve-port" "PORT" DRAINS "the public port; 0 is any that is free; no effect on a hook"
+        Effect::Value(
+            |args, text| {
+                let port = text.parse().map_err(|_| "not a port, 0 to 65535");
+                port.map(|port| args.sidecar.serve.port = port)
+            },
+            |args| args.sidecar.serve.port.to_string(),
+        );
+    "serve-address" "IP" SIDECAR
+        "the address of the public port; 127.0.0.1 for a pod on the host's network"
+        Effect::Value(
+            |args, text| {
+                ServeAt::parse(text).map(|_| args.sidecar.serve.address = Some(text.to_owned()))
+            },
+            |_| "all of IPv6 and IPv4".to_owned(),
+        );
+    "start-timeout" "DURATION" SIDECAR
+        "answer a waiting /shutdown with 503 when no drain has started within this time"
+        Effect::Value(
+            |args, text| {
+                let time = at_least(MIN_START_TIMEOUT, text, "shorter than 1s");
+                time.map(|time| args.sidecar.start_timeout = time)
+            },
+            |args| duration::format(args.sidecar.start_timeout),
+        );
+    "ready-timeout" "DURATION" SIDECAR
+        "answer a waiting /shutdown with 500 after this time, even while a drain is in progress"
+        Effect::Value(
+            |args, text| duration::parse(text).map(|time| args.sidecar.ready_timeout = Some(time)),
+            |args| args.sidecar.ready_timeout.map_or("none".to_owned(), duration::format),
+        );
+    "control-socket" "PATH" EVERYWHERE "the private socket between hook and sidecar"
+        Effect::Value(
+            |args, text| {
+                control_socket_path(text).map(|path| args.sidecar.control_socket = Some(path))
+            },
+            |_| "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned(),
+        );
+    "no-restore" "" SIDECAR "do not restore an Envoy that is out of service when the sidecar starts"
+        Effect::Switch(|args| &mut args.sidecar.no_restore);
+    LOG_FORMAT "FORMAT" DRAINS
+        "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook"
+        Effect::Value(
+            |args, text| {
+                let format = LogFormat::from_name(text).ok_or("neither text nor json");
+                format.map(|format| args.sidecar.log_format = format)
+            },
+            |_| LogFormat::default().name().to_owned(),
+        );
+    "watch" "" STATUS "show it again whenever it changes" Effect::Switch(|args| &mut args.watch);
+    "json" "" STATUS "show it as JSON" Effect::Switch(|args| &mut args.json);
 }
-
-const OTHER_FLAGS: &[Flag] = &[
-    Flag {
-        name: "exit-at-connections",
-        placeholder: "NUMBER",
-        commands: DRAINS,
-        help: "another name of --min-open-connections",
-        effect: Effect::Drain(DrainOption::MinOpenConnections),
-    },
-    value(
-        "admin-port",
-        "PORT",
-        DRAINS,
-        "ignored, as Contour does; use --admin-address",
-        |args, _| {
-            args.sidecar.ignored.push("admin-port");
-            Ok(())
-        },
-        |_| String::new(),
-    ),
-    value(
-        "serve-port",
-        "PORT",
-        DRAINS,
-        "the public port; 0 is any that is free; no effect on a hook",
-        |args, text| {
-            let port = text.parse().map_err(|_| "not a port, 0 to 65535");
-            port.map(|port| args.sidecar.serve.port = port)
-        },
-        |args| args.sidecar.serve.port.to_string(),
-    ),
-    value(
-        "serve-address",
-        "IP",
-        SIDECAR,
-        "the address of the public port; 127.0.0.1 for a pod on the host's network",
-        |args, text| {
-            ServeAt::parse(text).map(|_| args.sidecar.serve.address = Some(text.to_owned()))
-        },
-        |_| "all of IPv6 and IPv4".to_owned(),
-    ),
-    value(
-        "start-timeout",
-        "DURATION",
-        SIDECAR,
-        "answer a waiting /shutdown with 503 when no drain has started within this time",
-        |args, text| {
-            let time = at_least(MIN_START_TIMEOUT, text, "shorter than 1s");
-            time.map(|time| args.sidecar.start_timeout = time)
-        },
-        |args| duration::format(args.sidecar.start_timeout),
-    ),
-    value(
-        "ready-timeout",
-        "DURATION",
-        SIDECAR,
-        "answer a waiting /shutdown with 500 after this time, even while a drain is in progress",
-        |args, text| duration::parse(text).map(|time| args.sidecar.ready_timeout = Some(time)),
-        |args| args.sidecar.ready_timeout.map_or("none".to_owned(), duration::format),
-    ),
-    value(
-        "control-socket",
-        "PATH",
-        &Subcommand::ALL,
-        "the private socket between hook and sidecar",
-        |args, text| control_socket_path(text).map(|path| args.sidecar.control_socket = Some(path)),
-        |_| "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned(),
-    ),
-    switch(
-        "no-restore",
-        SIDECAR,
-        "do not restore an Envoy that is out of service when the sidecar starts",
-        |args| &mut args.sidecar.no_restore,
-    ),
-    value(
-        LOG_FORMAT,
-        "FORMAT",
-        DRAINS,
-        "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook",
-        |args, text| {
-            let format = match text {
-                "text" => LogFormat::Text,
-                "json" => LogFormat::Json,
-                _ => return Err("neither text nor json"),
-            };
-            args.sidecar.log_format = format;
-            Ok(())
-        },
-        |_| "text".to_owned(),
-    ),
-    switch("watch", STATUS, "show it again whenever it changes", |args| &mut args.watch),
-    switch("json", STATUS, "show it as JSON", |args| &mut args.json),
-];
 
 /// The one that Contour takes before the command, too.
 pub const LOG_FORMAT: &str = "log-format";

@@ -46,7 +46,7 @@ fn default(flag: &Flag, flavor: Flavor) -> String {
             Options::of(flavor).get(option).pop().unwrap_or_else(unset)
         }
         Effect::Drain(_) | Effect::Switch(_) => String::new(),
-        Effect::Value { default, .. } => default(&Args::of(flavor)),
+        Effect::Value(_, default) => default(&Args::of(flavor)),
     }
 }
 

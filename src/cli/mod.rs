@@ -21,6 +21,7 @@ use self::flags::{Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
 use self::help::{help, overview};
 use self::nearest::nearest;
 use self::options::{Flavor, ON, Overrides};
+use crate::labels;
 
 /// What the program calls itself.
 const PROGRAM: &str = "envoy-shutdown-manager";
@@ -70,14 +71,16 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// The format of the log's records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// logfmt: `time=… level=… msg="…" key=value …`
-    #[default]
-    Text,
-    /// One object a line.
-    Json,
+labels! {
+    /// The format of the log's records.
+    #[derive(Default)]
+    pub enum LogFormat {
+        /// logfmt: `time=… level=… msg="…" key=value …`
+        #[default]
+        Text = "text",
+        /// One object a line.
+        Json = "json",
+    }
 }
 
 /// Everything that any command can be given.
@@ -122,7 +125,7 @@ impl Args {
                 *switch(self) = true;
                 Ok(())
             }
-            Effect::Value { set, .. } => {
+            Effect::Value(set, _) => {
                 set(self, &value).map_err(|reason| format!("{value:?} is {reason}"))
             }
         };
@@ -208,8 +211,7 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
                     ));
                 }
                 name => {
-                    let known = Subcommand::ALL.into_iter().find(|known| known.name() == name);
-                    return known.map(Ok).ok_or_else(|| {
+                    return Subcommand::from_name(name).map(Ok).ok_or_else(|| {
                         let nearest = nearest(name, &Subcommand::ALL.map(Subcommand::name));
                         format!("there is no command {word:?}; {}", hint("", nearest, &page))
                     });

@@ -13,9 +13,8 @@ use loom::thread::{self, JoinHandle};
 use super::*;
 use crate::cli::options::{DrainOption, ON, Overrides};
 use crate::drain::Outcome;
-use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Health, Poll, Reply};
+use crate::envoy::{CallResult, Health, Poll, Reply};
 
 /// In the place of [`Shared::notify`]: one waiting thread is notified of the change that `$PLANTED`
 /// names, in the place of all. `tests/planted` demands that a test then fails.
@@ -32,7 +31,7 @@ pub(super) fn notify(changed: &Condvar, change: Change) {
 struct Idle;
 
 impl Admin for Idle {
-    fn call(&mut self, call: Call, _: &Options) -> Result<Reply, AdminError> {
+    fn call(&mut self, call: Call, _: &Options) -> CallResult {
         Ok(match call {
             Call::FailHealthChecks => Reply::HealthChecksFailed,
             Call::DrainListeners => Reply::ListenersDraining,

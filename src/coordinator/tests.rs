@@ -5,9 +5,8 @@ use std::thread;
 use super::*;
 use crate::cli::options::{DrainOption, Overrides};
 use crate::drain::Outcome;
-use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Health, Poll, Reply};
+use crate::envoy::{CallResult, Health, Poll, Reply};
 use crate::os::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
@@ -22,7 +21,7 @@ struct Script {
 }
 
 impl Admin for Script {
-    fn call(&mut self, call: Call, options: &Options) -> Result<Reply, AdminError> {
+    fn call(&mut self, call: Call, options: &Options) -> CallResult {
         // A test that does not look at the calls has dropped the other end.
         let _ = self.calls.send((call, options.clone()));
         if self.panics.first() == Some(&call) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::outcome::{Ended, Outcome};
 use crate::envoy::error::AdminError;
-use crate::envoy::{Call, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, Poll};
 use crate::os::clock::Timestamp;
 
 /// What goes into the machine.
@@ -13,7 +13,7 @@ pub enum Event {
     /// Time has passed, or something outside has changed.
     Tick,
     /// What came of a call that was asked for while the latest drain was number `drain`.
-    Reply { drain: u64, call: Call, result: Result<Reply, AdminError> },
+    Reply { drain: u64, call: Call, result: CallResult },
     /// What [`Action::Finish`] asked for is done.
     Finished,
 }
@@ -29,11 +29,13 @@ pub enum Action {
     Finish(Outcome),
 }
 
+pub type Events = Vec<DrainEvent>;
+
 /// One step of the machine: what to do next, and what happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     pub action: Action,
-    pub events: Vec<DrainEvent>,
+    pub events: Events,
 }
 
 /// What happened in a step, for the log, the counters and the status.

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::event::{Action, DrainEvent, Event, Step};
+use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
 use super::progress::Drain;
-use super::startup_check::StartupCheck;
+use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::options::Options;
-use crate::envoy::error::AdminError;
-use crate::envoy::{Call, Reply};
+use crate::envoy::{Call, CallResult};
 use crate::os::clock::Timestamp;
 
 /// An ended drain answers late waiters and repeated hooks for this long: a kubelet that restarts
@@ -62,8 +61,9 @@ impl Machine {
     /// A sidecar that has just started and will check Envoy once. `restore`: whether an Envoy that
     /// is then out of service is put back in service.
     pub fn new(now: Timestamp, restore: bool) -> Self {
+        let check = StartupCheck::new(CheckReason::Startup { restore }, now + RESTORE_DELAY);
         Self {
-            state: State::Idle(Some(StartupCheck::at_startup(now, restore))),
+            state: State::Idle(Some(check)),
             number: 0,
             last: None,
             last_options: None,
@@ -123,13 +123,7 @@ impl Machine {
         Step { action, events }
     }
 
-    fn replied(
-        &mut self,
-        call: Call,
-        result: &Result<Reply, AdminError>,
-        now: Timestamp,
-        events: &mut Vec<DrainEvent>,
-    ) {
+    fn replied(&mut self, call: Call, result: &CallResult, now: Timestamp, events: &mut Events) {
         events.push(match result {
             Ok(_) => DrainEvent::Responded,
             Err(error) => DrainEvent::CallFailed { call, error: error.clone() },
@@ -143,7 +137,7 @@ impl Machine {
         }
     }
 
-    fn finished(&mut self, now: Timestamp, events: &mut Vec<DrainEvent>) {
+    fn finished(&mut self, now: Timestamp, events: &mut Events) {
         let State::Draining(drain) = &self.state else { return };
         let Some(outcome) = drain.outcome() else { return };
         let ended = Ended {
@@ -165,13 +159,13 @@ impl Machine {
         };
     }
 
-    fn next(&mut self, now: Timestamp, events: &mut Vec<DrainEvent>) -> Action {
+    fn next(&mut self, now: Timestamp, events: &mut Events) -> Action {
         if let State::Ended { until } = self.state {
             if now < until {
                 return Action::SleepUntil(until);
             }
             events.push(DrainEvent::ReadyForNextDrain);
-            self.state = State::Idle(Some(StartupCheck::after_drain(now)));
+            self.state = State::Idle(Some(StartupCheck::new(CheckReason::AfterDrain, now)));
         }
         match &mut self.state {
             State::Draining(drain) => drain.next(self.awaited, now, events),
@@ -222,8 +216,10 @@ impl Machine {
     pub fn options(&self) -> Option<&Options> {
         match &self.state {
             State::Draining(drain) => Some(&drain.options),
-            State::Ended { .. } => self.last_options.as_ref(),
-            State::Idle(Some(check)) if check.is_after_drain() => self.last_options.as_ref(),
+            State::Ended { .. }
+            | State::Idle(Some(StartupCheck { reason: CheckReason::AfterDrain, .. })) => {
+                self.last_options.as_ref()
+            }
             State::Idle(_) => None,
         }
     }

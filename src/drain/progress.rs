@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::event::{Action, DrainEvent};
+use super::event::{Action, DrainEvent, Events};
 use super::machine::HOOK_PAIRING_WINDOW;
 use super::outcome::{Outcome, Phase};
 use crate::cli::options::Options;
 use crate::envoy::error::AdminError;
-use crate::envoy::{Call, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 /// Refused calls in a row that make Envoy gone, and the time between them.
@@ -102,12 +102,7 @@ impl Drain {
     }
 
     /// Does what is due first until that is a call, or nothing is due.
-    pub(super) fn next(
-        &mut self,
-        awaited: bool,
-        now: Timestamp,
-        events: &mut Vec<DrainEvent>,
-    ) -> Action {
+    pub(super) fn next(&mut self, awaited: bool, now: Timestamp, events: &mut Events) -> Action {
         loop {
             if let Stage::Ending(outcome) = self.stage {
                 return Action::Finish(outcome);
@@ -202,9 +197,9 @@ impl Drain {
     pub(super) fn replied(
         &mut self,
         call: Call,
-        result: &Result<Reply, AdminError>,
+        result: &CallResult,
         now: Timestamp,
-        events: &mut Vec<DrainEvent>,
+        events: &mut Events,
     ) {
         if matches!(self.stage, Stage::Failing { .. }) {
             self.arm_deadline();
@@ -270,7 +265,7 @@ impl Drain {
     }
 
     /// Fails health checks again if they no longer are. Returns whether that is so.
-    fn check(&mut self, health: Health, now: Timestamp, events: &mut Vec<DrainEvent>) -> bool {
+    fn check(&mut self, health: Health, now: Timestamp, events: &mut Events) -> bool {
         let was_starting = std::mem::replace(&mut self.envoy_starting, health == Health::Starting);
         // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
         // (measured), and until then /ready says that it is starting.

@@ -10,7 +10,7 @@ use super::*;
 use crate::cli::options::Options;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 /// SplitMix64: a few lines that give the same schedules everywhere.
@@ -223,7 +223,7 @@ impl World {
         );
     }
 
-    fn call(&mut self, call: Call) -> Result<Reply, AdminError> {
+    fn call(&mut self, call: Call) -> CallResult {
         let asked = self.now;
         let in_drain = self.machine.drain().is_some();
         match call {
@@ -320,7 +320,7 @@ impl World {
     }
 
     /// What the invariants need to know of a reply in a drain.
-    fn note(&mut self, asked: Timestamp, result: &Result<Reply, AdminError>) {
+    fn note(&mut self, asked: Timestamp, result: &CallResult) {
         if result.as_ref().is_err_and(AdminError::is_refusal) {
             self.refused.push(asked);
             self.listeners = false;

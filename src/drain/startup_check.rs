@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use super::event::DrainEvent;
-use crate::envoy::error::AdminError;
-use crate::envoy::{Call, Health, Reply};
+use super::event::{DrainEvent, Events};
+use crate::envoy::{Call, CallResult, Health, Reply};
 use crate::os::clock::Timestamp;
 
 /// Nothing is restored before this, since hooks begin up to 355 ms after a sidecar that was being
@@ -21,11 +20,11 @@ pub(super) struct StartupCheck {
     pub call: Call,
     pub due: Timestamp,
     tries_left: u32,
-    reason: CheckReason,
+    pub reason: CheckReason,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CheckReason {
+pub(super) enum CheckReason {
     /// The sidecar has just started: what can be counted, and, where this is allowed, an Envoy
     /// that is out of service is restored.
     Startup { restore: bool },
@@ -34,27 +33,14 @@ enum CheckReason {
 }
 
 impl StartupCheck {
-    pub fn at_startup(now: Timestamp, restore: bool) -> Self {
-        let reason = CheckReason::Startup { restore };
-        Self {
-            call: Call::CheckReady,
-            due: now + RESTORE_DELAY,
-            tries_left: STARTUP_CHECKS,
-            reason,
-        }
-    }
-
-    pub fn after_drain(now: Timestamp) -> Self {
-        Self { call: Call::CheckReady, due: now, tries_left: 1, reason: CheckReason::AfterDrain }
+    pub fn new(reason: CheckReason, due: Timestamp) -> Self {
+        let tries_left = if reason == CheckReason::AfterDrain { 1 } else { STARTUP_CHECKS };
+        Self { call: Call::CheckReady, due, tries_left, reason }
     }
 
     /// Whether an Envoy that is found out of service is restored.
     pub fn restores(&self) -> bool {
         self.reason == CheckReason::Startup { restore: true }
-    }
-
-    pub fn is_after_drain(&self) -> bool {
-        self.reason == CheckReason::AfterDrain
     }
 
     /// Begins again: hooks may be coming.
@@ -66,16 +52,17 @@ impl StartupCheck {
     /// What remains to be checked.
     pub fn replied(
         mut self,
-        result: &Result<Reply, AdminError>,
+        result: &CallResult,
         now: Timestamp,
-        events: &mut Vec<DrainEvent>,
+        events: &mut Events,
     ) -> Option<Self> {
+        let after_drain = self.reason == CheckReason::AfterDrain;
         self.due = now;
         match result {
             Ok(Reply::Ready(Health::Draining)) if self.restores() => {
                 self.call = Call::RestoreHealthChecks;
             }
-            Ok(Reply::Ready(Health::Draining)) if self.is_after_drain() => {
+            Ok(Reply::Ready(Health::Draining)) if after_drain => {
                 events.push(DrainEvent::StillOutOfService);
                 return None;
             }
@@ -87,7 +74,7 @@ impl StartupCheck {
                 events.push(DrainEvent::Restored);
                 self.call = Call::ReadStats;
             }
-            Ok(Reply::Ready(Health::Live)) if !self.is_after_drain() => {
+            Ok(Reply::Ready(Health::Live)) if !after_drain => {
                 self.call = Call::ReadStats;
             }
             Ok(Reply::Stats(poll)) => {
@@ -107,13 +94,10 @@ impl StartupCheck {
             Err(_) if self.call != Call::ReadStats => self.retry(now),
             _ => return None,
         }
-        if self.tries_left == 0 {
-            if !self.is_after_drain() {
-                events.push(DrainEvent::NeverReady);
-            }
-            return None;
+        if self.tries_left == 0 && !after_drain {
+            events.push(DrainEvent::NeverReady);
         }
-        Some(self)
+        Some(self).filter(|check| check.tries_left > 0)
     }
 
     fn retry(&mut self, now: Timestamp) {

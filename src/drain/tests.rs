@@ -6,7 +6,7 @@ use super::*;
 use crate::cli::options::Options;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
@@ -79,7 +79,7 @@ impl Scenario {
         self.machine.start(self.options.clone(), at(self.now))
     }
 
-    fn call(&mut self, call: Call) -> Result<Reply, AdminError> {
+    fn call(&mut self, call: Call) -> CallResult {
         while let Some((time, envoy)) = self.script.first().copied()
             && time <= self.now
         {

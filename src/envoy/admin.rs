@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::{AdminError, AdminErrorKind};
 use super::stats::{self, StatsParser};
 use super::transport::{Error, request};
-use super::{Call, Health, Poll, Reply};
+use super::{Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
 use crate::cli::duration;
 use crate::cli::options::Options;
@@ -18,7 +18,7 @@ pub trait Admin: Send {
     /// # Errors
     /// When there is no whole response in that time, or it is not one of success. An error never
     /// stands for "no connections".
-    fn call(&mut self, call: Call, options: &Options) -> Result<Reply, AdminError>;
+    fn call(&mut self, call: Call, options: &Options) -> CallResult;
 }
 
 /// The longest that a call takes: the check interval, but at least 2 s and at most 10 s.
@@ -31,7 +31,7 @@ pub fn call_timeout(options: &Options) -> Duration {
 pub struct AdminClient;
 
 impl Admin for AdminClient {
-    fn call(&mut self, call: Call, options: &Options) -> Result<Reply, AdminError> {
+    fn call(&mut self, call: Call, options: &Options) -> CallResult {
         let timeout = call_timeout(options);
         let deadline = Instant::now() + timeout;
         let exchange = Exchange { address: &options.admin_address, timeout, deadline };

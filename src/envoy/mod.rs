@@ -5,6 +5,7 @@ pub mod error;
 pub mod stats;
 pub mod transport;
 
+use self::error::AdminError;
 use self::stats::StatsCoverage;
 use crate::labels;
 
@@ -43,6 +44,9 @@ labels! {
         Starting = "INITIALIZING",
     }
 }
+
+/// What comes of a [`Call`].
+pub type CallResult = Result<Reply, AdminError>;
 
 /// A valid poll of Envoy's stats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

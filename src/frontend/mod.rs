@@ -47,8 +47,7 @@ use self::upstream::{UpstreamRequest, UpstreamResponse};
 use crate::coordinator::WaiterTracker;
 use crate::observe::log::{RateLimit, Record};
 use crate::observe::messages;
-use crate::os::clock;
-use crate::os::clock::Timestamp;
+use crate::os::clock::{self, Timestamp};
 use crate::route::{Hold, PublicRoute, Router, Status, UpstreamTarget};
 
 /// How long a client waits for a response that the backend does not hold. A kubelet waits 1 s by
@@ -370,7 +369,7 @@ impl Frontend {
     /// Responds in place of the backend; `body` is the status line if empty.
     fn reject_with(&mut self, id: ConnectionId, rejection: Rejection, body: &str, now: Timestamp) {
         let Rejection { route, status, head_only } = rejection;
-        let line = status.line().to_owned() + "\n";
+        let line = status.name().to_owned() + "\n";
         let body = if body.is_empty() { line.as_str() } else { body };
         self.count_responses(route, status, 1);
         let response = self.response(status, PLAIN_TEXT, body.as_bytes());

@@ -20,7 +20,7 @@ impl Response {
         let head = format!(
             "HTTP/1.1 {}\r\nDate: {date}\r\n{allow}Content-Type: {content_type}\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n",
-            status.line(),
+            status.name(),
             body.len()
         );
         let mut bytes = head.into_bytes();

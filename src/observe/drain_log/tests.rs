@@ -1,8 +1,8 @@
 use super::*;
 use crate::cli::options::{DrainOption, Options};
 use crate::drain::{Action, Event, Outcome, Step};
-use crate::envoy::Reply;
 use crate::envoy::error::AdminErrorKind;
+use crate::envoy::{CallResult, Reply};
 use crate::observe::log::{Level, Value};
 
 const fn at(time: Duration) -> Timestamp {
@@ -59,7 +59,7 @@ impl Logged {
         action
     }
 
-    fn replied(&mut self, result: Result<Reply, AdminError>) -> Action {
+    fn replied(&mut self, result: CallResult) -> Action {
         let drain = self.machine.number();
         self.step(&Event::Reply { drain, call: self.call.unwrap(), result })
     }
