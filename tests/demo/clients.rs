@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::clients::{Http2, KeptAlive, Plain};
+use crate::support::client::Connection;
 use crate::support::envoy::Envoy;
+use crate::support::envoy_clients::{Http2, KeptAlive};
 
 /// A connection, which its client closes when it wants to.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub enum Client {
     Busy(KeptAlive),
     Http2(Http2),
     /// Through the TCP proxy to a server that echoes.
-    Tcp(Plain),
+    Tcp(Connection),
 }
 
 pub const ALL: usize = 5;
@@ -23,8 +24,8 @@ pub const ALL: usize = 5;
 pub fn connect(envoy: &Envoy) -> [Client; ALL] {
     let (http, tcp) = (envoy.port("http"), envoy.port("tcp"));
     let busy = KeptAlive::open(http);
-    busy.begin("/hold");
-    let (first, second) = (Plain::open(tcp), Plain::open(tcp));
+    busy.start("/hold");
+    let (first, second) = (Connection::open(tcp), Connection::open(tcp));
     assert!(first.echoes() && second.echoes(), "the TCP proxy does not echo");
     [
         Client::Tcp(first),
@@ -37,9 +38,9 @@ pub fn connect(envoy: &Envoy) -> [Client; ALL] {
 
 /// Somebody who comes during the drain, and what is seen.
 pub fn newcomer(envoy: &Envoy) -> String {
-    let client = Plain::open(envoy.port("http"));
+    let client = Connection::open(envoy.port("http"));
     client.send(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n");
-    let answer = client.receive_response();
+    let answer = client.response();
     let asked = answer.header("connection").unwrap_or("none");
     format!("a new one is still served: {} with \"connection: {asked}\"", answer.status)
 }
@@ -47,7 +48,7 @@ pub fn newcomer(envoy: &Envoy) -> String {
 impl Client {
     /// Uses the connection once more and closes it. An error if it was cut before.
     pub fn leave(mut self) -> Result<String, String> {
-        let (kind, connection): (_, &Plain) = match &self {
+        let (kind, connection): (_, &Connection) = match &self {
             Self::Idle(client) => ("HTTP/1.1", client),
             Self::Busy(client) => ("HTTP/1.1, request in flight", client),
             Self::Http2(client) => ("HTTP/2", client),

@@ -17,10 +17,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clients::{ALL, Client};
+use envoy_shutdown_manager::observe::messages::ENVOY_RESPONDS;
 use interrupt::Interrupt;
 use pod::{Pod, Status};
 use screen::Screen;
 use support::envoy::Envoy;
+use support::log::logged;
 use support::sidecar::Sidecar;
 use support::{PATIENCE, envoy_binary};
 
@@ -135,15 +137,11 @@ impl<'a> Demo<'a> {
     /// The sidecar, once it has seen Envoy.
     fn sidecar(&mut self, envoy: &Envoy) -> Result<Sidecar, String> {
         self.begin("the sidecar starts, and after 2 s looks at Envoy");
-        let sidecar = Sidecar::start(&[
-            &format!("--admin-address={}", envoy.admin_address()),
-            "--serve-address=127.0.0.1",
-            "--check-delay=2s",
-            "--check-interval=500ms",
-        ]);
+        let options = ["--serve-address=127.0.0.1", "--check-delay=2s", "--check-interval=500ms"];
+        let sidecar = Sidecar::builder().beside(envoy).args(options).start();
         self.interrupt.until("the sidecar to see Envoy live", PATIENCE, || {
-            let seen = "msg=\"Envoy answers\" state=LIVE";
-            sidecar.log().iter().any(|line| line.contains(seen)).then_some(())
+            let seen = logged(ENVOY_RESPONDS).with("state", "LIVE");
+            (sidecar.times_logged(seen) > 0).then_some(())
         })?;
         let port = sidecar.port();
         self.set_up(&format!("the sidecar sees Envoy live, and serves port {port}"))?;
@@ -222,7 +220,7 @@ impl<'a> Demo<'a> {
 
     /// Both containers end, and what the run has measured is summed up.
     fn stop(&mut self, pod: &mut Pod, last_close: Instant) -> Result<(), String> {
-        let sidecar = pod.sidecar.wait_exit(PATIENCE);
+        let sidecar = pod.sidecar.wait();
         if sidecar.code != Some(0) {
             return Err(format!("the sidecar's exit code is {:?}", sidecar.code));
         }

@@ -10,9 +10,11 @@ use nix::sys::signal::Signal;
 use socket2::Socket;
 
 use crate::support::PATIENCE;
+use crate::support::client::read_response;
 use crate::support::envoy::Envoy;
-use crate::support::net::{self, Address};
-use crate::support::sidecar::{Exit, Hook, Sidecar};
+use crate::support::net::Address;
+use crate::support::process::{Exit, Hook};
+use crate::support::sidecar::Sidecar;
 
 /// How long Envoy's hook is listened to before there is a look at the rest.
 const LOOK: Duration = Duration::from_millis(10);
@@ -91,7 +93,7 @@ impl Pod {
             Err(error) if unanswered.contains(&error.kind()) => return Ok(None),
             _ => {}
         }
-        let answer = net::read_response(&self.envoys_hook, PATIENCE);
+        let answer = read_response(&self.envoys_hook, PATIENCE);
         let answer =
             answer.map_err(|error| format!("Envoy's hook got no answer: {}", error.kind()))?;
         Ok(Some(answer.status))
@@ -108,7 +110,7 @@ impl Pod {
 
     /// `None` if the sidecar does not say.
     pub fn status(&self) -> Option<Status> {
-        let json = self.sidecar.try_request("GET", "/status", PATIENCE).ok()?.body;
+        let json = self.sidecar.control().try_request("GET", "/status", PATIENCE).ok()?.body;
         let value = |name: &str| {
             let (_, rest) = json.split_once(&format!("\"{name}\":"))?;
             Some(rest.split([',', '}']).next()?.trim_matches('"'))

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::interrupt::Interrupt;
-use crate::support::sidecar::program;
+use crate::support::process::program;
 use crate::support::temp_dir;
 
 /// For a fat link on a slow machine.

@@ -1,20 +1,17 @@
-//! The command line of the built program: what it refuses before anything was done, what it
-//! prints, and that both lead nowhere else.
+//! The command line of the built program: what it rejects before anything is done, and what it
+//! prints.
 
 use std::fs;
 use std::path::Path;
 
-use crate::support::admin::FakeAdmin;
-use crate::support::scene::{assert_ends, before};
-use crate::support::sidecar::{Exit, Sidecar, run, run_under};
-use crate::support::{PATIENCE, shared, temp_dir, wait_for};
+use crate::support::prelude::*;
 
 const COMMANDS: [&str; 3] = ["shutdown-manager", "shutdown", "status"];
 
-/// What it writes on stdout and on stderr, and its exit code.
+/// Its stdout, its stderr, and its exit code.
 #[track_caller]
 fn both_outputs(args: &[&str]) -> (String, String, Option<i32>) {
-    let to = |script: &str| run_under(&["sh", "-c", script, "sh"], args).wait(PATIENCE);
+    let to = |script: &str| run_under(&["sh", "-c", script, "sh"], args).wait();
     let (out, err) = (to("exec \"$@\" 2>/dev/null"), to("exec \"$@\" >/dev/null"));
     assert_eq!(out.code, err.code, "{args:?}");
     (out.output, err.output, out.code)
@@ -33,16 +30,15 @@ fn flags(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
-    let _turn = shared();
+fn bad_input_is_rejected_in_one_sentence_before_anything_is_done() {
     let dir = temp_dir("command-line");
-    let place = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
-    let control = format!("--control-socket={}", place("control.sock"));
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let control = format!("--control-socket={}", path("control.sock"));
     // The backend's socket, whose path is 7 bytes longer, would still have no room.
-    let name = "a".repeat(101 - place("").len());
-    let too_long = format!("--control-socket={}", place(&name));
-    // Removed at a start that gets so far.
-    let stale = place("ready");
+    let name = "a".repeat(101 - path("").len());
+    let too_long = format!("--control-socket={}", path(&name));
+    // Removed at a start that gets this far.
+    let stale = path("ready");
     fs::write(&stale, "").expect("write");
     let ready = format!("--ready-file={stale}");
     let (manager, hook, status) = (COMMANDS[0], COMMANDS[1], COMMANDS[2]);
@@ -92,10 +88,10 @@ fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
             args.push(&control);
             args.extend((args[0] != status).then_some(ready.as_str()));
         }
-        assert_refused(&args, names);
+        assert_rejected(&args, names);
     }
     for args in [&[manager, "--check-delay=1s", too_long.as_str()][..], &[hook, &too_long]] {
-        assert_refused(args, "is a path longer than the 100 bytes");
+        assert_rejected(args, "is a path longer than the 100 bytes");
     }
     for (args, names) in [
         (&[][..], "a command is missing"),
@@ -110,14 +106,14 @@ fn bad_input_is_refused_in_one_sentence_before_anything_is_done() {
         (&["--check-delay=1s", manager], "--check-delay"),
         (&["-v", manager], "-v"),
     ] {
-        assert_refused(args, names);
+        assert_rejected(args, names);
     }
     let left: Vec<_> = fs::read_dir(dir.path()).expect("the directory").collect();
     assert!(left.len() == 1 && Path::new(&stale).exists(), "something was done: {left:?}");
 }
 
 #[track_caller]
-fn assert_refused(args: &[&str], names: &str) {
+fn assert_rejected(args: &[&str], names: &str) {
     let (out, err, code) = both_outputs(args);
     assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
     assert!(err.starts_with("envoy-shutdown-manager: ") && err.contains(names), "{args:?}: {err}");
@@ -125,33 +121,30 @@ fn assert_refused(args: &[&str], names: &str) {
 }
 
 #[test]
-fn what_is_not_utf_8_is_refused() {
-    let _turn = shared();
+fn a_value_that_is_not_utf_8_is_rejected() {
     let dir = temp_dir("command-line");
     let control = dir.path().join("control.sock");
     let script = "exec \"$@\" --control-socket=\"$0\" --ready-file=\"$(printf '/\\377')\"";
     let wrapper = ["sh", "-c", script, control.to_str().expect("a path")];
-    let exit = run_under(&wrapper, &["shutdown-manager"]).wait(PATIENCE);
+    let exit = run_under(&wrapper, &["shutdown-manager"]).wait();
     assert_eq!((exit.code, exit.output.lines().count()), (Some(2), 1), "{exit:?}");
     assert!(exit.output.contains("--ready-file: the value is not UTF-8"), "{exit:?}");
     assert!(!control.exists());
 }
 
 #[test]
-fn contours_init_container_is_refused() {
-    let _turn = shared();
+fn contours_init_container_is_rejected() {
     for args in [
         &["bootstrap"][..],
         &["bootstrap", "/config/envoy.json", "--xds-address=contour", "--xds-port=8001"],
         &["envoy", "bootstrap"],
     ] {
-        assert_refused(args, "this image is for the container shutdown-manager only");
+        assert_rejected(args, "this image is for the container shutdown-manager only");
     }
 }
 
 #[test]
 fn help_and_version_are_printed_on_stdout() {
-    let _turn = shared();
     let version = format!("envoy-shutdown-manager {}\n", env!("CARGO_PKG_VERSION"));
     for (args, starts) in [
         (&["--version"][..], version.trim_end()),
@@ -174,8 +167,7 @@ fn help_and_version_are_printed_on_stdout() {
 }
 
 #[test]
-fn help_tells_every_command_and_option() {
-    let _turn = shared();
+fn help_names_every_command_and_option() {
     let (overview, _, _) = both_outputs(&["--help"]);
     for command in COMMANDS {
         assert!(overview.contains(&format!(" {command} ")), "{command} is not in {overview}");
@@ -195,7 +187,6 @@ fn help_tells_every_command_and_option() {
 
 #[test]
 fn every_option_of_the_help_is_in_the_readme() {
-    let _turn = shared();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let Ok(readme) = fs::read_to_string(&path) else {
         println!("SKIPPED: there is no {}", path.display());
@@ -220,15 +211,14 @@ fn every_option_of_the_help_is_in_the_readme() {
     assert!(missing.is_empty(), "not in the README: {missing:?}");
 }
 
-/// Ends a run that serves, and gives what it wrote.
+/// Stops a sidecar, and returns its output.
 fn output_of(sidecar: &mut Sidecar) -> Exit {
     sidecar.finish();
-    sidecar.wait_exit(PATIENCE)
+    sidecar.wait()
 }
 
 #[test]
 fn the_log_has_the_format_that_is_asked_for() {
-    let _turn = shared();
     let dir = temp_dir("command-line");
     let admin = FakeAdmin::unix();
     for (n, (first, last, json)) in [
@@ -244,13 +234,13 @@ fn the_log_has_the_format_that_is_asked_for() {
     {
         let socket = dir.path().join(n.to_string());
         let control = format!("--control-socket={}", socket.display());
-        let address = format!("--admin-address={}", admin.address());
+        let address = format!("--admin-address={}", admin.admin_address());
         let args = [first, &[&control, &address, "--check-delay=0"], last].concat();
         let mut sidecar = run(&args);
-        sidecar.wait_log("started", PATIENCE);
-        assert_ends(&mut run(&["envoy", "shutdown", &control]), 0, "drained");
-        sidecar.wait_log("outcome", PATIENCE);
-        let log = sidecar.log();
+        sidecar.wait_log(STARTED);
+        assert_exits(&mut run(&["envoy", "shutdown", &control]), 0, "drained");
+        sidecar.wait_log(outcome("drained"));
+        let log = sidecar.lines();
         assert!(log.len() > 3, "{log:?}");
         for line in &log {
             let is_json = line.starts_with("{\"time\":\"") && line.ends_with('}');
@@ -262,39 +252,35 @@ fn the_log_has_the_format_that_is_asked_for() {
 }
 
 #[test]
-fn of_an_option_that_is_given_twice_the_last_one_holds() {
-    let _turn = shared();
+fn of_an_option_that_is_given_twice_the_last_one_applies() {
     let admin = FakeAdmin::unix();
-    let mut sidecar = before(&admin.address(), &["--check-interval=9s", "--check-interval=70ms"]);
+    let twice = ["--check-interval=9s", "--check-interval=70ms"];
+    let sidecar = Sidecar::builder().beside(&admin).args(twice).start();
+    sidecar.wait_log(logged(STARTED).with("check_interval", "70ms"));
     let mut hook =
         sidecar.hook(&["--check-delay=1h", "--exclude=a", "--check-delay=0", "--exclude=b"]);
-    assert_ends(&mut hook, 0, "drained");
-    let log = output_of(&mut sidecar).output;
-    for setting in ["check_interval=70ms", "check_delay=0s", "exclude=a exclude=b"] {
-        assert!(log.contains(setting), "{setting}: {log}");
-    }
+    assert_exits(&mut hook, 0, "drained");
+    let drain = logged(DRAIN_STARTED).with("check_delay", "0s");
+    sidecar.wait_log(drain.with("exclude", "a").with("exclude", "b"));
 }
 
 #[test]
 fn admin_port_is_ignored_with_a_warning() {
-    let _turn = shared();
     let admin = FakeAdmin::unix();
-    let mut sidecar = before(&admin.address(), &["--admin-port=9001"]);
+    let mut sidecar = Sidecar::builder().beside(&admin).arg("--admin-port=9001").start();
     let mut hook = sidecar.hook(&["--admin-port", "9001"]);
-    assert_ends(&mut hook, 0, "drained");
-    let warned = hook.wait(PATIENCE).output;
+    assert_exits(&mut hook, 0, "drained");
+    let warned = hook.wait().output;
     assert!(warned.contains("--admin-port is ignored"), "{warned}");
     let log = output_of(&mut sidecar).output;
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("admin-port")).collect();
-    assert_eq!(lines.len(), 1, "{log}");
-    assert!(lines[0].contains("level=warn") && lines[0].contains("ignored"), "{lines:?}");
+    let ignored = logged(OPTION_IGNORED).with("level", "warn").with("option", "--admin-port");
+    assert_eq!(sidecar.times_logged(ignored), 1, "{log}");
 }
 
 #[test]
-fn nobody_needs_to_read_the_output() {
-    let _turn = shared();
+fn the_output_need_not_be_read() {
     let admin = FakeAdmin::unix();
-    let sidecar = before(&admin.address(), &[]);
+    let sidecar = Sidecar::beside(&admin);
     let control = format!("--control-socket={}", sidecar.control_socket().display());
     // In the first, the reader's end is closed before the program writes.
     let scripts = [
@@ -306,47 +292,42 @@ fn nobody_needs_to_read_the_output() {
     let json = ["status", "--json", control.as_str()];
     for args in [&["--help"][..], &["--version"], &["shutdown", "--help"], &status, &json] {
         for script in scripts {
-            let exit = run_under(&["sh", "-c", script, "sh"], args).wait(PATIENCE);
+            let exit = run_under(&["sh", "-c", script, "sh"], args).wait();
             assert_eq!(exit.output, "code 0", "{args:?}, {script}");
         }
     }
 }
 
 #[test]
-fn a_hook_whose_output_nobody_reads_does_its_work() {
-    let _turn = shared();
+fn a_hook_whose_output_is_not_read_drains() {
     for script in [
         "\"$@\" 2>&- >&-; echo \"code $?\"",
         "\"$@\" 2>/dev/full; echo \"code $?\"",
         "{ { trap '' PIPE; while printf . 2>&-; do :; done; \"$@\" 2>&1; echo \"code $?\" >&3; } | :; } 3>&1",
     ] {
         let admin = FakeAdmin::unix();
-        let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
+        let sidecar = Sidecar::beside(&admin);
         let control = format!("--control-socket={}", sidecar.control_socket().display());
-        let exit = run_under(&["sh", "-c", script, "sh"], &["shutdown", &control]).wait(PATIENCE);
+        let exit = run_under(&["sh", "-c", script, "sh"], &["shutdown", &control]).wait();
         assert_eq!(exit.output, "code 0", "{script}");
-        wait_for("the drain's end", PATIENCE, || {
-            sidecar.status().contains("\"outcome\":\"drained\"").then_some(())
-        });
+        wait_until("the drain's end", || sidecar.status().outcome() == Some("drained"));
     }
 }
 
 #[test]
-fn a_hook_whose_ignored_options_cannot_be_told_does_its_work() {
-    let _turn = shared();
+fn a_hook_whose_warning_cannot_be_written_drains() {
     let admin = FakeAdmin::unix();
-    let sidecar = before(&admin.address(), &["--check-interval=50ms"]);
+    let sidecar = Sidecar::beside(&admin);
     let control = format!("--control-socket={}", sidecar.control_socket().display());
     let script = "\"$@\" 2>/dev/full; echo \"code $?\"";
     let args = ["shutdown", "--admin-port=9001", &control];
-    let exit = run_under(&["sh", "-c", script, "sh"], &args).wait(PATIENCE);
+    let exit = run_under(&["sh", "-c", script, "sh"], &args).wait();
     assert_eq!(exit.output, "code 0");
-    assert!(sidecar.status().contains("\"outcome\":\"drained\""));
+    assert!(sidecar.status().outcome() == Some("drained"));
 }
 
 #[test]
-fn an_exit_code_does_not_depend_on_who_reads_the_reason() {
-    let _turn = shared();
+fn an_exit_code_does_not_depend_on_whether_the_reason_is_read() {
     let script = "\"$@\" 2>/dev/full; echo \"code $?\"";
     for (args, code) in [
         (&["shutdown", "--check-delay=1"][..], 2),
@@ -354,7 +335,7 @@ fn an_exit_code_does_not_depend_on_who_reads_the_reason() {
         (&["status", "--control-socket=/nowhere/at/all.sock"], 3),
         (&["shutdown-manager", "--control-socket=/nowhere/at/all.sock"], 1),
     ] {
-        let exit = run_under(&["sh", "-c", script, "sh"], args).wait(PATIENCE);
+        let exit = run_under(&["sh", "-c", script, "sh"], args).wait();
         assert_eq!(exit.output, format!("code {code}"), "{args:?}");
     }
 }

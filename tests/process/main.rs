@@ -1,25 +1,26 @@
-//! Process-level tests: the built program against a real Envoy and against a scripted one.
+//! Tests of the built program, as a process, beside a real Envoy or a scripted admin interface.
+//!
+//! `example.rs` shows how a test is written. Tests that need the machine for themselves are in
+//! `tests/alone`.
 
-mod attacks;
+#![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
+
+mod admin_faults;
+mod backend;
 mod clock;
 mod command_line;
-#[cfg(all(target_env = "musl", not(debug_assertions)))]
-mod container;
+mod container_restarts;
+mod control_socket;
 mod disk;
-mod faults;
-mod gateway;
-mod hooks;
-mod lives;
+mod drains;
+mod envoy_gateway;
+mod envoy_restarts;
+mod example;
+mod log_and_status;
 mod manifests;
-mod port;
-mod real_envoy;
-mod restarts;
-mod server;
+mod prestop_hooks;
+mod public_port;
 mod signals;
-mod socket;
 mod supply_chain;
 mod support;
-mod support_works;
-#[cfg(all(target_env = "musl", not(debug_assertions)))]
-mod timing;
-mod told;
+mod support_tests;

@@ -2,8 +2,6 @@
 //! (`tests/manifests/read.py`), what it starts and requests fits this program, and a real Envoy
 //! takes the `envoy.yaml`.
 
-#![allow(clippy::expect_used, reason = "a manifest that cannot be read fails the test")]
-
 use std::env;
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,14 +11,13 @@ use std::time::Duration;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Command as Cli};
 
-use crate::support::{envoy_binary, shared, temp_dir};
+use crate::support::{envoy_binary, temp_dir};
 
 /// The one with the whole pod first, which the others patch.
 const PAGES: [&str; 2] = ["src/manual/kubernetes.md", "README.md"];
 
 #[test]
 fn the_manuals_manifests_are_valid_and_fit_this_program() {
-    let _turn = shared();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     // The same for every build, where `tests/manifests/install` puts it.
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());

@@ -7,123 +7,110 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::admin::{FakeAdmin, Fault, Route, State};
-use crate::support::clients::Plain;
-use crate::support::envoy::Envoy;
-use crate::support::rows::each;
-use crate::support::scene::{
-    Waiter, assert_ends, assert_held, assert_told, before, beside, wait_open, wait_status,
-};
-use crate::support::sidecar::run_under;
-use crate::support::tap::Tap;
-use crate::support::{PATIENCE, assert_took, shared, temp_dir, wait_for};
+use crate::support::prelude::*;
+
+/// Asserts that a signal ends it at once, with this code.
+#[track_caller]
+fn assert_ends_by(sidecar: &mut Sidecar, signal: Signal, code: i32) {
+    let sent = Instant::now();
+    sidecar.signal(signal);
+    let exit = sidecar.wait();
+    assert_eq!(exit.code, Some(code), "{exit:?}");
+    assert_took("its end", exit.at - sent, 0.0..0.5);
+}
 
 #[test]
 fn a_signal_ends_a_sidecar_at_rest() {
-    let _turn = shared();
     let envoy = Envoy::builder().start();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut sidecar = beside(&envoy, &[]);
-        let sent = Instant::now();
-        sidecar.signal(signal);
-        let exit = sidecar.wait_exit(PATIENCE);
-        assert_eq!(exit.code, Some(0), "{exit:?}");
-        assert_took("its end", exit.at - sent, 0.0..0.5);
-        let stopping = format!("when no drain goes on\" signal={signal} phase=serving");
-        assert_told(&sidecar, &[&stopping, "msg=\"stopped\""]);
+        let mut sidecar = Sidecar::beside(&envoy);
+        assert_ends_by(&mut sidecar, signal, 0);
+        assert_logged(&sidecar, &[stop_requested(signal, IDLE), logged(STOPPED)]);
         assert!(!sidecar.control_socket().exists());
         assert_eq!(envoy.ready(), "LIVE");
     }
 }
 
 #[test]
-fn a_signal_ends_a_sidecar_whose_look_at_envoy_hangs() {
-    let _turn = shared();
+fn a_signal_ends_a_sidecar_whose_startup_check_hangs() {
     let envoy = Envoy::builder().start();
-    let tap = Tap::unix(envoy.admin());
+    let proxy = AdminProxy::unix(envoy.admin());
     envoy.pause();
-    let mut sidecar = before(&tap.address(), &[]);
-    tap.wait_for(|line| line.starts_with("GET /ready "), PATIENCE);
-    let sent = Instant::now();
-    sidecar.signal(Signal::SIGTERM);
-    let exit = sidecar.wait_exit(PATIENCE);
-    assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert_took("its end", exit.at - sent, 0.0..0.5);
+    let mut sidecar = Sidecar::beside(&proxy);
+    proxy.wait_for("GET /ready ");
+    assert_ends_by(&mut sidecar, Signal::SIGTERM, 0);
 }
 
 #[test]
-fn a_signal_in_a_drain_waits_for_its_end() {
-    let _turn = shared();
+fn a_signal_in_a_drain_stops_the_sidecar_after_the_drain() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let envoy = Envoy::builder().tcp("tcp").start();
-        let mut sidecar = beside(&envoy, &[]);
-        let client = Plain::open(envoy.port("tcp"));
-        assert!(client.echoes());
-        let waiters = [(); 5].map(|()| Waiter::new(&sidecar));
+        let (envoy, mut sidecar, client) = pod();
+        let waiters = [(); 5].map(|()| sidecar.control().start_get("/shutdown"));
         let mut hook = sidecar.hook(&[]);
-        assert_held(&sidecar, &mut hook, &envoy, 1);
+        assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
         sidecar.signal(signal);
-        sidecar.wait_log(&format!("signal={signal} phase=draining"), PATIENCE);
+        sidecar.wait_log(stop_requested(signal, WAITING_FOR_CONNECTIONS));
         // A stopping sidecar still takes a hook that is run again, and waiters.
         let mut again = sidecar.hook(&[]);
-        sidecar.wait_log("a hook has joined the drain", PATIENCE);
-        again.wait_log("draining, 1 open, 0 may be", PATIENCE);
-        let late = Waiter::new(&sidecar);
-        wait_status(&sidecar, &["\"waiters\":6,"]);
-        assert_held(&sidecar, &mut hook, &envoy, 1);
-        assert!(!late.is_answered() && again.running());
+        sidecar.wait_log(DRAIN_JOINED);
+        again.wait_line(&format!("{WAITING_FOR_CONNECTIONS}, 1 open, threshold 0"));
+        let late = sidecar.control().start_get("/shutdown");
+        wait_envoy_hooks(&sidecar, 6);
+        assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+        assert!(late.is_waiting() && again.running());
         drop(client);
         for hook in [&mut hook, &mut again] {
-            assert_ends(hook, 0, "drained: no connection is open");
+            assert_exits(hook, 0, NONE_OPEN);
         }
         for waiter in waiters.iter().chain([&late]) {
-            assert_eq!(waiter.answer(), (200, "OK".to_owned()));
+            assert_eq!(waiter.response(), OK);
         }
-        assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0));
-        assert_told(&sidecar, &["phase=draining", "open=0", "outcome=drained", "msg=\"stopped\""]);
+        assert_eq!(sidecar.wait().code, Some(0));
+        let requested = stop_requested(signal, WAITING_FOR_CONNECTIONS);
+        let stopped = logged(STOPPED);
+        assert_logged(&sidecar, &[requested, counted(0), outcome("drained"), stopped]);
     }
 }
 
 #[test]
-fn a_signal_lets_a_drain_end_whatever_its_phase_and_a_second_one_does_not() {
-    let _turn = shared();
-    let alone = "Envoy is left alone";
+fn in_every_phase_a_drain_ends_after_one_signal_and_not_after_two() {
+    let alone = LEFT_IN_SERVICE;
     let rows = [
-        ("delaying", "--drain-delay=2s", "drained"),
-        ("delaying", "--require-envoy-hook", alone),
-        ("failing", "--check-delay=0s", "drained"),
-        ("settling", "--check-delay=2s", "drained"),
-        ("draining", "--check-delay=0s", "drained"),
+        (DRAIN_DELAY, "--drain-delay=2s", "drained"),
+        (AWAITING_ENVOY_HOOK, "--require-envoy-hook", alone),
+        (FAILING_HEALTH_CHECKS, "--check-delay=0s", "drained"),
+        (CHECK_DELAY, "--check-delay=2s", "drained"),
+        (WAITING_FOR_CONNECTIONS, "--check-delay=0s", "drained"),
     ];
     let rows = rows.into_iter().flat_map(|row| {
         [false, true].map(|twice| (format!("{}, {}, twice: {twice}", row.0, row.1), (row, twice)))
     });
-    each(rows.collect(), |name, ((phase, option, outcome), twice)| {
+    for_each_case(rows.collect(), |name, ((phase, option, outcome), twice)| {
         let admin = FakeAdmin::unix();
         admin.set_open(1);
-        if phase == "failing" {
+        if phase == FAILING_HEALTH_CHECKS {
             admin.fault(Route::Fail, Fault::Status(500));
         }
-        let mut sidecar = before(&admin.address(), &[option]);
-        let waiter = (outcome != alone).then(|| Waiter::new(&sidecar));
+        let mut sidecar = Sidecar::builder().beside(&admin).arg(option).start();
+        let waiter = (outcome != alone).then(|| sidecar.control().start_get("/shutdown"));
         let mut hook = sidecar.hook(&[]);
-        wait_status(&sidecar, &[&format!("\"phase\":\"{phase}\"")]);
+        wait_phase(&sidecar, phase);
         sidecar.signal(Signal::SIGTERM);
-        sidecar.wait_log(&format!("signal=SIGTERM phase={phase}"), PATIENCE);
-        assert!(hook.running(), "{name}: {:?}", hook.try_wait());
-        assert!(!waiter.as_ref().is_some_and(Waiter::is_answered), "{name}");
+        sidecar.wait_log(stop_requested(Signal::SIGTERM, phase));
+        hook.assert_running();
+        assert!(waiter.as_ref().is_none_or(Connection::is_waiting), "{name}");
         if twice {
             sidecar.signal(Signal::SIGTERM);
-            assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(143), "{name}");
+            assert_eq!(sidecar.wait().code, Some(143), "{name}");
             hook.kill();
         } else {
             admin.clear(Route::Fail);
             admin.set_open(0);
-            assert_ends(&mut hook, 0, outcome);
+            assert_exits(&mut hook, 0, outcome);
             if let Some(waiter) = waiter {
-                assert_eq!(waiter.answer(), (200, "OK".to_owned()), "{name}");
+                assert_eq!(waiter.response(), OK, "{name}");
             }
-            assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0), "{name}");
+            assert_eq!(sidecar.wait().code, Some(0), "{name}");
             let state = if outcome == alone { State::Live } else { State::Draining };
             assert_eq!(admin.state(), state, "{name}");
         }
@@ -132,77 +119,59 @@ fn a_signal_lets_a_drain_end_whatever_its_phase_and_a_second_one_does_not() {
 }
 
 #[test]
-fn a_signal_behind_the_end_of_a_drain_ends_the_sidecar() {
-    let _turn = shared();
+fn a_signal_after_the_end_of_a_drain_ends_the_sidecar() {
     let admin = FakeAdmin::unix();
-    let mut sidecar = before(&admin.address(), &[]);
-    assert_ends(&mut sidecar.hook(&[]), 0, "drained");
-    let sent = Instant::now();
-    sidecar.signal(Signal::SIGTERM);
-    let exit = sidecar.wait_exit(PATIENCE);
-    assert_eq!(exit.code, Some(0), "{exit:?}");
-    assert_took("its end", exit.at - sent, 0.0..0.5);
-    assert_told(&sidecar, &["outcome=drained", "signal=SIGTERM phase=ended", "msg=\"stopped\""]);
+    let mut sidecar = Sidecar::beside(&admin);
+    assert_exits(&mut sidecar.hook(&[]), 0, "drained");
+    assert_ends_by(&mut sidecar, Signal::SIGTERM, 0);
+    let requested = stop_requested(Signal::SIGTERM, ENDED);
+    assert_logged(&sidecar, &[outcome("drained"), requested, logged(STOPPED)]);
 }
 
 #[test]
-fn a_hook_that_has_joined_a_stopping_sidecar_is_told_the_end() {
-    let _turn = shared();
-    let envoy = Envoy::builder().tcp("tcp").start();
-    let mut sidecar = beside(&envoy, &[]);
-    let client = Plain::open(envoy.port("tcp"));
-    assert!(client.echoes());
-    assert_eq!(sidecar.request("POST", "/drain"), (200, "started 1\n".to_owned()));
-    wait_open(&sidecar, 1);
-    let waiter = Waiter::new(&sidecar);
-    wait_status(&sidecar, &["\"waiters\":1,"]);
+fn a_hook_that_has_joined_a_stopping_sidecar_learns_the_outcome() {
+    let (_envoy, mut sidecar, client) = pod();
+    assert_eq!(sidecar.control().request("POST", "/drain"), (200, "started 1\n"));
+    wait_open_connections(&sidecar, 1);
+    let waiter = sidecar.control().start_get("/shutdown");
+    wait_envoy_hooks(&sidecar, 1);
     sidecar.signal(Signal::SIGTERM);
-    sidecar.wait_log("signal=SIGTERM phase=draining", PATIENCE);
+    sidecar.wait_log(stop_requested(Signal::SIGTERM, WAITING_FOR_CONNECTIONS));
     // The hook's two requests, with the end of the drain between them.
-    assert_eq!(sidecar.request("POST", "/drain"), (200, "joined 1\n".to_owned()));
+    assert_eq!(sidecar.control().request("POST", "/drain"), (200, "joined 1\n"));
     drop(client);
-    assert_eq!(waiter.answer(), (200, "OK".to_owned()));
-    let answer = sidecar.try_request("GET", "/shutdown?drain=1", PATIENCE);
-    let answer = answer.map(|answer| (answer.status, answer.body)).map_err(|e| e.to_string());
-    assert_eq!(answer, Ok((200, "drained\ndrained: no connection is open\n".to_owned())));
-    assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0));
+    assert_eq!(waiter.response(), OK);
+    let response = sidecar.control().get("/shutdown?drain=1");
+    assert_eq!(response, (200, format!("drained\n{NONE_OPEN}\n")));
+    assert_eq!(sidecar.wait().code, Some(0));
 }
 
 #[test]
 fn a_second_signal_ends_the_sidecar_at_once() {
-    let _turn = shared();
-    let envoy = Envoy::builder().tcp("tcp").start();
-    let mut sidecar = beside(&envoy, &[]);
-    let client = Plain::open(envoy.port("tcp"));
-    assert!(client.echoes());
+    let (envoy, mut sidecar, _client) = pod();
     let mut hook = sidecar.hook(&[]);
-    assert_held(&sidecar, &mut hook, &envoy, 1);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     sidecar.signal(Signal::SIGTERM);
-    sidecar.wait_log("signal=SIGTERM phase=draining", PATIENCE);
-    wait_open(&sidecar, 1);
+    sidecar.wait_log(stop_requested(Signal::SIGTERM, WAITING_FOR_CONNECTIONS));
+    wait_open_connections(&sidecar, 1);
     assert!(sidecar.control_socket().exists() && hook.running());
-    let sent = Instant::now();
-    sidecar.signal(Signal::SIGTERM);
-    let exit = sidecar.wait_exit(PATIENCE);
-    assert_eq!(exit.code, Some(143), "{exit:?}");
-    assert_took("its end", exit.at - sent, 0.0..0.5);
+    assert_ends_by(&mut sidecar, Signal::SIGTERM, 143);
     assert!(!sidecar.control_socket().exists());
-    assert_told(&sidecar, &["stopped at once, by a second signal\" signal=SIGTERM"]);
-    assert_ends(&mut hook, 3, "no sidecar could be reached");
+    sidecar.wait_log(logged(STOPPED_BY_SECOND_SIGNAL).with("signal", Signal::SIGTERM));
+    assert_exits(&mut hook, 3, "no sidecar could be reached");
 }
 
 #[test]
-fn who_waits_for_a_drain_is_let_go_by_a_signal_when_there_is_none() {
-    let _turn = shared();
+fn a_signal_answers_requests_that_wait_when_no_drain_is_in_progress() {
     let envoy = Envoy::builder().start();
-    let mut sidecar = beside(&envoy, &[]);
-    let waiters = [(); 3].map(|()| Waiter::new(&sidecar));
-    wait_status(&sidecar, &["\"phase\":\"serving\"", "\"waiters\":3,"]);
-    assert!(!waiters.iter().any(Waiter::is_answered));
+    let mut sidecar = Sidecar::beside(&envoy);
+    let waiters = [(); 3].map(|()| sidecar.control().start_get("/shutdown"));
+    wait_status(&sidecar, |status| status.phase() == IDLE && status.envoy_hooks() == 3);
+    assert!(waiters.iter().all(Connection::is_waiting));
     sidecar.signal(Signal::SIGTERM);
-    assert_eq!(sidecar.wait_exit(PATIENCE).code, Some(0));
+    assert_eq!(sidecar.wait().code, Some(0));
     for waiter in &waiters {
-        assert_eq!(waiter.answer(), (503, "the sidecar stops\n".to_owned()));
+        assert_eq!(waiter.response(), (503, STOPPING_BODY));
     }
     assert_eq!(envoy.ready(), "LIVE");
 }
@@ -215,7 +184,6 @@ fn child_of(pid: u32) -> Option<i32> {
 
 #[test]
 fn a_signal_ends_a_sidecar_that_is_process_1() {
-    let _turn = shared();
     let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let tried = Command::new(namespace[0]).args(&namespace[1..]).arg("true").output();
     if !tried.is_ok_and(|output| output.status.success()) {
@@ -228,15 +196,15 @@ fn a_signal_ends_a_sidecar_that_is_process_1() {
     let args = ["shutdown-manager", "--admin-address=/nonexistent/admin.sock", &control_socket];
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut unshare = run_under(&namespace, &args);
-        unshare.wait_log("msg=\"started\"", PATIENCE);
-        let pid = wait_for("process 1", PATIENCE, || child_of(unshare.pid()));
+        unshare.wait_log(STARTED);
+        let pid = wait_for("process 1", || child_of(unshare.pid()));
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:")).expect("NSpid");
         assert_eq!(inside.split_whitespace().last(), Some("1"), "{inside}");
         kill(Pid::from_raw(pid), signal).expect("signal process 1");
-        let exit = unshare.wait(PATIENCE);
+        let exit = unshare.wait();
         assert_eq!(exit.code, Some(0), "{exit:?}");
-        assert!(exit.output.contains(&format!("signal={signal} phase=serving")), "{exit:?}");
+        assert_eq!(unshare.times_logged(stop_requested(signal, IDLE)), 1, "{exit:?}");
         assert!(!control.exists());
     }
 }

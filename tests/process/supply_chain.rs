@@ -1,4 +1,4 @@
-//! What the program says is in it, and what others say is its version.
+//! The bill of materials in the program, and the versions that the pages name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,8 +6,7 @@ use std::path::Path;
 
 use miniz_oxide::inflate::decompress_to_vec_zlib;
 
-use crate::support::elf::Elf;
-use crate::support::{SHIPS, shared};
+use crate::support::prelude::*;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -27,17 +26,16 @@ fn packages<'a>(text: &'a str, [before, amid, after]: [&str; 3]) -> BTreeSet<(&'
 
 #[test]
 fn the_program_names_what_it_is_made_of() {
-    let _turn = shared();
     if !SHIPS {
         return;
     }
     let elf = Elf::of_the_program();
     let packed = elf.section(".dep-v0").expect("a section that `.build/auditable` puts there");
-    let said = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
-    println!("{} bytes for {said}", packed.len());
-    assert!(said.starts_with("{\"packages\":[{") && said.ends_with('}'), "{said}");
-    let named = packages(&said, ["{\"name\":\"", "\",\"version\":\"", "\",\"source\":\""]);
-    assert_eq!(named.len(), said.matches("\"name\"").count(), "{said}");
+    let bom = String::from_utf8(decompress_to_vec_zlib(packed).expect("zlib")).expect("text");
+    println!("{} bytes for {bom}", packed.len());
+    assert!(bom.starts_with("{\"packages\":[{") && bom.ends_with('}'), "{bom}");
+    let named = packages(&bom, ["{\"name\":\"", "\",\"version\":\"", "\",\"source\":\""]);
+    assert_eq!(named.len(), bom.matches("\"name\"").count(), "{bom}");
 
     let lock = file("Cargo.lock");
     let locked = packages(&lock, ["\nname = \"", "\"\nversion = \"", "\"\n"]);
@@ -46,15 +44,14 @@ fn the_program_names_what_it_is_made_of() {
     for name in ["envoy-shutdown-manager", "lexopt", "tiny_http", "ureq"] {
         assert!(names.contains(name), "{name} is not in {names:?}");
     }
-    for name in ["loom", "miniz_oxide", "socket2", "tempfile"] {
-        assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is nobody's dependency");
+    for name in ["loom", "miniz_oxide", "serde_json", "socket2", "tempfile"] {
+        assert!(lock.contains(&format!("\nname = \"{name}\"\n")), "{name} is no dependency");
         assert!(!names.contains(name), "{name} is of the tests alone");
     }
 }
 
 #[test]
-fn whoever_names_a_version_names_the_manifests() {
-    let _turn = shared();
+fn every_version_that_is_named_is_the_manifests() {
     let changelog = file(".github/CHANGELOG.md");
     let (_, changes) = changelog.split_once("\n## ").expect("a version in the changelog");
     assert_eq!(changes.split([',', '\n']).next(), Some(VERSION), "the newest one");
@@ -68,5 +65,5 @@ fn whoever_names_a_version_names_the_manifests() {
             tags += 1;
         }
     }
-    assert!(tags > 0, "nobody names an image");
+    assert!(tags > 0, "no page names an image");
 }

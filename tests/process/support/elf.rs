@@ -1,8 +1,8 @@
-//! What the file of the program says of itself: 64-bit little-endian ELF.
+//! The headers of the program's file: 64-bit little-endian ELF.
 
 use std::fs;
 
-use super::sidecar::program;
+use super::process::program;
 
 pub struct Elf(Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! A real Envoy, with the listeners that a scenario names.
+//! A real Envoy, with the listeners that a test names.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -12,10 +12,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::net::{self, Address, Response, Server};
-use super::{PATIENCE, envoy_binary, temp_dir, wait_for};
+use super::client::Client;
+use super::http::Response;
+use super::net::{Address, Server};
+use super::{PATIENCE, envoy_binary, temp_dir, wait_for, wait_until};
 
-/// What an Envoy is to be, before it is started.
+/// Configures an Envoy.
 #[derive(Debug)]
 pub struct Builder {
     dir: TempDir,
@@ -23,11 +25,11 @@ pub struct Builder {
     listeners: String,
     stats_config: String,
     flags: Vec<String>,
-    /// The one that is fetched, if no other is named.
+    /// The fetched one, if no other is given.
     program: Option<PathBuf>,
 }
 
-/// A running Envoy; dropping it kills it and removes all that it has left.
+/// A running Envoy; killed when it is dropped, with all files that it has left.
 #[derive(Debug)]
 pub struct Envoy {
     setup: Builder,
@@ -94,7 +96,7 @@ static_resources:
 "#;
 
 impl Builder {
-    /// The admin interface on a Unix socket, as it is if nothing else is said.
+    /// The admin interface on a Unix socket, the default.
     pub fn admin_unix(mut self) -> Self {
         self.admin = Address::Unix(self.dir.path().join("admin.sock"));
         self
@@ -135,17 +137,17 @@ impl Builder {
         self
     }
 
-    /// The same; it closes connections that have been idle for so long.
+    /// The same; it closes connections that have been idle for this long.
     pub fn http_idle(self, name: &str, idle: Duration) -> Self {
         self.listener(name, HTTP, "", "DEFAULT", idle)
     }
 
-    /// The same; it takes no notice of failed health checks, as Envoy Gateway has it for QUIC.
+    /// The same; it ignores failed health checks, as Envoy Gateway has it for QUIC.
     pub fn http_modify_only(self, name: &str) -> Self {
         self.listener(name, HTTP, "", "MODIFY_ONLY", Duration::from_secs(3600))
     }
 
-    /// The same behind a TLS inspector: a client that says nothing stays in `pre_cx`.
+    /// The same behind a TLS inspector: a client that sends nothing stays in `pre_cx`.
     pub fn tls_inspector(self, name: &str) -> Self {
         self.listener(name, HTTP, INSPECTOR, "DEFAULT", Duration::from_secs(3600))
     }
@@ -172,7 +174,7 @@ impl Builder {
         self
     }
 
-    /// Another Envoy's program.
+    /// The program of another version.
     pub fn program(mut self, program: &Path) -> Self {
         self.program = Some(program.to_owned());
         self
@@ -257,8 +259,14 @@ fn yaml(address: &Address) -> String {
     }
 }
 
+impl AsRef<Address> for Envoy {
+    fn as_ref(&self) -> &Address {
+        self.admin()
+    }
+}
+
 impl Envoy {
-    /// An Envoy that is yet without listeners.
+    /// An Envoy without listeners so far.
     pub fn builder() -> Builder {
         Builder {
             dir: temp_dir("envoy"),
@@ -272,7 +280,7 @@ impl Envoy {
     }
 
     fn wait_until_live(&mut self) {
-        wait_for("Envoy to be live", PATIENCE, || {
+        wait_for("Envoy to be live", || {
             if let Some(status) = self.try_wait() {
                 panic!("Envoy ended with {status}");
             }
@@ -285,8 +293,8 @@ impl Envoy {
                     .parse()
                     .ok()?;
             }
-            let answer = self.request("GET", "/ready").ok()?;
-            (answer.body == "LIVE\n").then_some(())
+            let response = self.request("GET", "/ready").ok()?;
+            (response.body == "LIVE\n").then_some(())
         });
     }
 
@@ -302,33 +310,29 @@ impl Envoy {
 
     /// One request to the admin interface.
     pub fn request(&self, method: &str, path: &str) -> io::Result<Response> {
-        net::request(&self.setup.admin, method, path, PATIENCE)
+        Client::from(self.setup.admin.clone()).try_request(method, path, PATIENCE)
     }
 
-    /// The status and body of a GET.
     #[track_caller]
-    pub fn get(&self, path: &str) -> (u16, String) {
-        let answer = self.request("GET", path).expect(path);
-        (answer.status, answer.body)
+    pub fn get(&self, path: &str) -> Response {
+        self.request("GET", path).expect(path)
     }
 
-    /// The status and body of a POST.
     #[track_caller]
-    pub fn post(&self, path: &str) -> (u16, String) {
-        let answer = self.request("POST", path).expect(path);
-        (answer.status, answer.body)
+    pub fn post(&self, path: &str) -> Response {
+        self.request("POST", path).expect(path)
     }
 
     /// `LIVE`, `DRAINING`, …
     #[track_caller]
     pub fn ready(&self) -> String {
-        self.get("/ready").1.trim_end().to_owned()
+        self.get("/ready").body.trim_end().to_owned()
     }
 
     /// A counter or gauge; `None` if it has none of that name.
     #[track_caller]
     pub fn stat(&self, name: &str) -> Option<u64> {
-        let (_, body) = self.get(&format!("/stats?filter={name}"));
+        let body = self.get(&format!("/stats?filter={name}")).body;
         let mut lines = body.lines().filter_map(|line| line.split_once(": "));
         let (_, value) = lines.find(|(key, _)| *key == name)?;
         Some(value.parse().expect("a number"))
@@ -337,15 +341,13 @@ impl Envoy {
     /// Waits until a gauge has this value.
     #[track_caller]
     pub fn wait_stat(&self, name: &str, value: u64) {
-        wait_for(&format!("{name} to be {value}"), PATIENCE, || {
-            (self.stat(name) == Some(value)).then_some(())
-        });
+        wait_until(&format!("{name} to be {value}"), || self.stat(name) == Some(value));
     }
 
     /// The port of a listener.
     #[track_caller]
     pub fn port(&self, name: &str) -> u16 {
-        let (_, listeners) = self.get("/listeners");
+        let listeners = self.get("/listeners").body;
         let start = format!("{name}::{}:", Ipv4Addr::LOCALHOST);
         let port = listeners.lines().find_map(|line| line.strip_prefix(&start));
         port.and_then(|port| port.parse().ok())
@@ -391,7 +393,7 @@ impl Envoy {
         self.wait_until_live();
     }
 
-    /// The same with another program, or the one that is fetched.
+    /// The same with another program, or the fetched one.
     pub fn restart_as(&mut self, program: Option<&Path>) {
         self.setup.program = program.map(Path::to_owned);
         self.restart();

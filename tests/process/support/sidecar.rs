@@ -1,284 +1,77 @@
-//! The built program: a sidecar with its hooks, or any other run of it.
+//! A sidecar, and the one builder for it.
 
-use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, BufRead as _, BufReader};
 use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-use std::{env, iter};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use envoy_shutdown_manager::observe::messages::STARTED;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::net::{self, Address, Response};
-use super::{PATIENCE, Record, temp_dir, try_wait_for, wait_for};
+use super::client::Client;
+use super::net::Address;
+use super::process::{Exit, Hook, Process, command, program, run, under};
+use super::status::{Status, metric};
+use super::words::{ENDED, IDLE};
+use super::{PATIENCE, temp_dir, try_wait_for, wait_for};
 
-/// The program: `$CROSS_PROGRAM` if that is set, one that `$CROSS_RUNNER` can run. Cargo tells a test
-/// where its own is; an example's place is `examples` beside it.
-pub fn program() -> PathBuf {
-    if let Some(path) = env::var_os("CROSS_PROGRAM") {
-        return Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    }
-    if let Some(path) = option_env!("CARGO_BIN_EXE_envoy-shutdown-manager") {
-        return path.into();
-    }
-    let own = env::current_exe().expect("the place of this program");
-    let beside = own.parent().and_then(Path::parent).expect("a directory above");
-    beside.join("envoy-shutdown-manager")
-}
+/// What keeps a test short. Each is left out where the test gives that option itself.
+const QUICK: [&str; 3] = ["--check-interval=50ms", "--check-delay=0s", "--min-drain-duration=0s"];
 
-/// Whether something else runs the program, and has memory and libraries of its own.
-pub fn is_emulated() -> bool {
-    env::var_os("CROSS_RUNNER").is_some()
-}
-
-/// The program, run by `$CROSS_RUNNER` if that is set, such as `qemu-aarch64 -L …`.
-fn command(program: &Path) -> Command {
-    let runner = env::var("CROSS_RUNNER").unwrap_or_default();
-    let mut words = runner.split_whitespace();
-    let Some(runner) = words.next() else {
-        return Command::new(program);
-    };
-    let mut command = Command::new(runner);
-    command.args(words).arg(program);
-    command
-}
-
-/// Starts the program with no more than these arguments; a sidecar, if nothing is said of its
-/// port, on any that is free.
-pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Process {
-    let mut command = command(&program());
-    command.args(on_a_free_port(args));
-    Process::spawn(command)
-}
-
-fn on_a_free_port<S: AsRef<OsStr>>(args: &[S]) -> Vec<OsString> {
-    let mut args: Vec<_> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
-    let told = args.iter().any(|arg| arg.to_string_lossy().starts_with("--serve-port"));
-    if let Some(at) = args.iter().position(|arg| arg == "shutdown-manager")
-        && !told
-    {
-        args.insert(at + 1, "--serve-port=0".into());
-    }
-    args
-}
-
-/// Starts `wrapper` with the program and these arguments behind it: `unshare …`, say, or
-/// `sh -c 'exec "$@"' sh`.
-pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
-    let mut program = command(&program());
-    program.args(on_a_free_port(args));
-    Process::spawn(under(wrapper, &program))
-}
-
-fn under<S: AsRef<OsStr>>(wrapper: &[S], program: &Command) -> Command {
-    let mut command = Command::new(&wrapper[0]);
-    command.args(&wrapper[1..]).arg(program.get_program()).args(program.get_args());
-    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command
-}
-
-/// How a process ended.
-#[derive(Clone, Debug)]
-pub struct Exit {
-    /// Its code; `None` if a signal has ended it.
-    pub code: Option<i32>,
-    /// How long it ran.
-    pub took: Duration,
-    /// What it wrote on stdout and stderr.
-    pub output: String,
-    /// When its output ended, which is when it did.
-    pub at: Instant,
-}
-
-/// A run of the program. Dropping it kills it.
+/// Configures a sidecar: with a control socket of its own, at a free port, and quick.
 #[derive(Debug)]
-pub struct Process {
-    child: Child,
-    started: Instant,
-    lines: Record<String>,
-    reader: Option<JoinHandle<Instant>>,
-    exit: Option<Exit>,
-}
-
-/// A run of `envoy shutdown`.
-pub type Hook = Process;
-
-impl Process {
-    /// Starts this, which is the program or runs it.
-    pub fn spawn(mut command: Command) -> Self {
-        let (reader, writer) = io::pipe().expect("make a pipe");
-        command.stdin(Stdio::null());
-        command.stdout(writer.try_clone().expect("share the pipe"));
-        command.stderr(writer);
-        let started = Instant::now();
-        let child = command.spawn().expect("start the program");
-        // The pipe's end is the program's only when nobody else can write to it.
-        drop(command);
-        let lines = Record::default();
-        let record = lines.clone();
-        let reader = thread::spawn(move || {
-            let lines = BufReader::new(reader).split(b'\n').map_while(Result::ok);
-            for line in lines {
-                record.push(String::from_utf8_lossy(&line).into_owned());
-            }
-            Instant::now()
-        });
-        Self { child, started, lines, reader: Some(reader), exit: None }
-    }
-
-    fn set_exit(&mut self, status: ExitStatus) -> &Exit {
-        let reader = self.reader.take();
-        let at = reader.map_or_else(Instant::now, |reader| reader.join().expect("read output"));
-        self.exit.insert(Exit {
-            code: status.code(),
-            took: at - self.started,
-            output: self.log().join("\n"),
-            at,
-        })
-    }
-
-    /// How it ended, if it has.
-    pub fn try_wait(&mut self) -> Option<Exit> {
-        if self.exit.is_none() {
-            let status = self.child.try_wait().expect("wait for the program")?;
-            self.set_exit(status);
-        }
-        self.exit.clone()
-    }
-
-    /// How it ended, once it has.
-    #[track_caller]
-    pub fn wait(&mut self, timeout: Duration) -> Exit {
-        match try_wait_for(timeout, || self.try_wait()) {
-            Some(exit) => exit,
-            None => panic!("still running after {timeout:?}; {}", self.report()),
-        }
-    }
-
-    /// Whether it is still there.
-    pub fn running(&mut self) -> bool {
-        self.try_wait().is_none()
-    }
-
-    /// Ends it at once.
-    pub fn kill(&mut self) {
-        if self.running() {
-            self.child.kill().expect("kill the program");
-            let status = self.child.wait().expect("wait for the program");
-            self.set_exit(status);
-        }
-    }
-
-    /// Sends a signal.
-    pub fn signal(&self, signal: Signal) {
-        assert!(self.exit.is_none(), "it has ended; {}", self.report());
-        let pid = Pid::from_raw(self.pid().try_into().expect("a process id"));
-        kill(pid, signal).expect("signal the program");
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The lines that it has written so far.
-    pub fn log(&self) -> Vec<String> {
-        self.lines.all().into_iter().map(|(_, line)| line).collect()
-    }
-
-    /// When it first wrote a line with this in it, once it has.
-    #[track_caller]
-    pub fn wait_log(&self, part: &str, timeout: Duration) -> Instant {
-        match self.lines.nth(1, timeout, |line| line.contains(part)) {
-            Some(at) => at,
-            None => panic!("no {part:?}; {}", self.report()),
-        }
-    }
-
-    fn report(&self) -> String {
-        let lines = self.lines.all().into_iter();
-        let lines = lines.map(|(at, line)| {
-            let at = at.duration_since(self.started).as_secs_f64();
-            format!("{at:8.3} {line}\n")
-        });
-        iter::once("its output:\n".to_owned()).chain(lines).collect()
-    }
-
-    fn proc(&self, name: &str) -> PathBuf {
-        Path::new("/proc").join(self.pid().to_string()).join(name)
-    }
-
-    fn entries(&self, dir: &str) -> Vec<PathBuf> {
-        let dir = fs::read_dir(self.proc(dir)).expect("look into /proc");
-        dir.map(|entry| entry.expect("look into /proc").path()).collect()
-    }
-
-    /// How many threads it has.
-    pub fn threads(&self) -> usize {
-        self.entries("task").len()
-    }
-
-    /// How many descriptors it has open.
-    pub fn fds(&self) -> usize {
-        self.entries("fd").len()
-    }
-
-    /// How often its threads have been switched, of their own accord or not.
-    pub fn context_switches(&self) -> u64 {
-        let threads = self.entries("task").into_iter();
-        // A thread may end between the two looks.
-        let status = threads.filter_map(|task| fs::read_to_string(task.join("status")).ok());
-        status.map(|status| sum_lines(&status, "ctxt_switches:")).sum()
-    }
-
-    /// Its resident memory.
-    pub fn rss_bytes(&self) -> u64 {
-        let rollup = fs::read_to_string(self.proc("smaps_rollup")).expect("read smaps_rollup");
-        sum_lines(&rollup, "Rss:") * 1024
-    }
-}
-
-/// The sum of the numbers on the lines that have this word before them.
-fn sum_lines(text: &str, name: &str) -> u64 {
-    let values = text.lines().filter_map(|line| line.split_once(name)).map(|(_, value)| {
-        let number = value.split_whitespace().next().expect("a value");
-        number.parse::<u64>().expect("a number")
-    });
-    values.sum()
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// What a sidecar is to be, before it is started.
-#[derive(Debug)]
-pub struct Launch {
+pub struct Builder {
     dir: TempDir,
     program: PathBuf,
     control: PathBuf,
-    tell_control: bool,
+    finds_control: bool,
+    admin: Option<String>,
+    quick: &'static [&'static str],
     args: Vec<String>,
     env: Vec<(String, String)>,
     wrapper: Vec<String>,
 }
 
-impl Launch {
-    /// Options of `shutdown-manager`.
-    pub fn args(mut self, args: &[&str]) -> Self {
-        self.args.extend(args.iter().map(|&arg| arg.to_owned()));
+impl Builder {
+    /// Its `--admin-address` is that of an Envoy, of a scripted admin interface or of a proxy.
+    #[must_use]
+    pub fn beside(self, envoy: &impl AsRef<Address>) -> Self {
+        self.admin(envoy.as_ref())
+    }
+
+    /// Its `--admin-address`.
+    #[must_use]
+    pub fn admin(mut self, address: impl ToString) -> Self {
+        self.admin = Some(address.to_string());
         self
     }
 
-    /// Starts it by another name, as for `envoy-gateway`.
+    /// Options of `shutdown-manager`.
+    #[must_use]
+    pub fn args<S: AsRef<str>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// One option of `shutdown-manager`.
+    #[must_use]
+    pub fn arg(self, arg: impl AsRef<str>) -> Self {
+        self.args([arg])
+    }
+
+    /// The program's own defaults, instead of quick ones.
+    #[must_use]
+    pub fn with_own_defaults(mut self) -> Self {
+        self.quick = &[];
+        self
+    }
+
+    /// Starts it by another name, such as `envoy-gateway`.
+    #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         let bin = self.dir.path().join("bin");
         fs::create_dir(&bin).expect("make a directory");
@@ -287,81 +80,105 @@ impl Launch {
         self
     }
 
-    /// A variable of its environment.
+    /// A variable of its environment, and of its hooks'.
+    #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Starts it behind this, as [`run_under`] does; not its hooks. It must run in the place of the
-    /// wrapper, as by `exec`.
-    pub fn under(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+    /// Starts it, but not its hooks, behind a wrapper, which must become it, as by `exec`.
+    #[must_use]
+    pub fn under<S: AsRef<str>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
+        self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
-    /// Another `--control-socket`, as of a sidecar that came before.
+    /// Another `--control-socket`.
+    #[must_use]
     pub fn control_socket(mut self, path: &Path) -> Self {
         self.control = path.to_owned();
         self
     }
 
-    /// No `--control-socket`, for it and its hooks; it is expected to choose this one.
-    pub fn control_socket_found_at(mut self, path: &Path) -> Self {
-        self.tell_control = false;
+    /// No `--control-socket` for it and its hooks, which are expected to choose this one.
+    #[must_use]
+    pub fn finds_control_socket_at(mut self, path: &Path) -> Self {
+        self.finds_control = true;
         self.control_socket(path)
     }
 
+    /// After this sidecar in the same container: at its control socket and its port.
+    #[must_use]
+    pub fn replacing(self, previous: &Sidecar) -> Self {
+        let port = format!("--serve-port={}", previous.port());
+        self.control_socket(previous.control_socket()).arg(port)
+    }
+
     fn command(&self, name: &str, args: &[String]) -> Command {
-        let mut all: Vec<OsString> = vec!["envoy".into(), name.into()];
-        if self.tell_control {
-            all.extend(["--control-socket".into(), self.control.clone().into()]);
-        }
-        all.extend(args.iter().map(OsString::from));
         let mut command = command(&self.program);
-        command.args(on_a_free_port(&all)).envs(self.env.iter().map(|(k, v)| (k, v)));
+        command.args(["envoy", name]);
+        if !self.finds_control {
+            command.arg("--control-socket").arg(&self.control);
+        }
+        command.args(args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// Starts it, and waits until it answers on the control socket.
+    fn sidecar_command(&self) -> Command {
+        let name = |arg: &str| arg.split('=').next().map(str::to_owned);
+        let given = |default: &str| self.args.iter().any(|arg| name(arg) == name(default));
+        let defaults = ["--serve-port=0"].iter().chain(self.quick).copied();
+        let mut args: Vec<_> = defaults.filter(|arg| !given(arg)).map(str::to_owned).collect();
+        args.extend(self.args.iter().cloned());
+        args.extend(self.admin.iter().map(|address| format!("--admin-address={address}")));
+        let command = self.command("shutdown-manager", &args);
+        if self.wrapper.is_empty() { command } else { under(&self.wrapper, &command) }
+    }
+
+    /// Runs one that cannot start.
+    #[track_caller]
+    pub fn run_to_end(self) -> Exit {
+        Process::spawn(self.sidecar_command()).wait()
+    }
+
+    /// Starts it, and waits until it responds at the control socket.
     #[track_caller]
     pub fn start(self) -> Sidecar {
-        let mut command = self.command("shutdown-manager", &self.args);
-        if !self.wrapper.is_empty() {
-            command = under(&self.wrapper, &command);
-        }
-        let process = Process::spawn(command);
+        let process = Process::spawn(self.sidecar_command());
         let mut sidecar =
-            Sidecar { launch: self, process, killed: false, panics: false, over: false };
-        wait_for("the control socket to answer", PATIENCE, || {
+            Sidecar { setup: self, process, killed: false, panics: false, finished: false };
+        wait_for("the control socket to respond", || {
             if let Some(exit) = sidecar.process.try_wait() {
-                panic!("the sidecar ended with {:?}", exit.code);
+                panic!("the sidecar ended with {:?}; {}", exit.code, exit.output);
             }
-            let answer = sidecar.try_request("GET", "/healthz", PATIENCE).ok()?;
-            (answer.status == 200).then_some(())
+            let response = sidecar.control().try_request("GET", "/healthz", PATIENCE).ok()?;
+            (response.status == 200).then_some(())
         });
         sidecar
     }
 }
 
-/// A running sidecar. Dropping it ends it and looks whether it leaves well, see [`Self::finish`].
+/// A running sidecar. Dropping it stops it and asserts that it stops well, see [`Self::finish`].
 #[derive(Debug)]
 pub struct Sidecar {
-    launch: Launch,
+    setup: Builder,
     process: Process,
     killed: bool,
     panics: bool,
-    over: bool,
+    finished: bool,
 }
 
 impl Sidecar {
-    /// A sidecar with a control socket in a directory of its own.
-    pub fn launch() -> Launch {
+    /// A quick sidecar, which needs an admin address.
+    pub fn builder() -> Builder {
         let dir = temp_dir("sidecar");
-        Launch {
+        Builder {
             program: program(),
             control: dir.path().join("control.sock"),
-            tell_control: true,
+            finds_control: false,
+            admin: None,
+            quick: &QUICK,
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
@@ -369,63 +186,77 @@ impl Sidecar {
         }
     }
 
-    /// Starts one with these options.
+    /// A quick sidecar beside this.
     #[track_caller]
-    pub fn start(args: &[&str]) -> Self {
-        Self::launch().args(args).start()
+    pub fn beside(envoy: &impl AsRef<Address>) -> Self {
+        Self::builder().beside(envoy).start()
     }
 
-    /// Where the control socket is.
     pub fn control_socket(&self) -> &Path {
-        &self.launch.control
+        &self.setup.control
     }
 
-    /// The public port, on the loopback address of IPv4.
+    /// A client of the control socket.
+    pub fn control(&self) -> Client {
+        Address::Unix(self.setup.control.clone()).into()
+    }
+
+    /// A client of the public port.
+    #[track_caller]
+    pub fn public(&self) -> Client {
+        Client::of_port(self.port())
+    }
+
+    /// The public port.
     #[track_caller]
     pub fn port(&self) -> u16 {
-        self.process.wait_log("msg=\"started\"", PATIENCE);
+        self.process.wait_log(STARTED);
         let log = self.process.log();
-        let serving = log.iter().find_map(|line| line.split_once(" serving=")?.1.split(' ').next());
+        let serving = log.iter().find_map(|record| record.get("serving"));
         let port = serving.and_then(|serving| serving.rsplit(':').next()?.parse().ok());
         port.unwrap_or_else(|| panic!("no public port; {}", self.process.report()))
     }
 
-    /// A request on the control socket.
-    pub fn try_request(&self, method: &str, path: &str, timeout: Duration) -> io::Result<Response> {
-        let control = Address::Unix(self.launch.control.clone());
-        net::request(&control, method, path, timeout)
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        let response = self.control().get("/status");
+        assert_eq!(response.status, 200, "{response:?}");
+        Status::parse(&response.body)
     }
 
-    /// The status and body of a request on the control socket.
+    /// All metrics, as text.
     #[track_caller]
-    pub fn request(&self, method: &str, path: &str) -> (u16, String) {
-        match self.try_request(method, path, PATIENCE) {
-            Ok(answer) => (answer.status, answer.body),
-            Err(error) => panic!("{method} {path}: {error}; {}", self.process.report()),
-        }
+    pub fn metrics(&self) -> String {
+        let response = self.control().get("/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        response.body
     }
 
-    /// The JSON of `/status`.
+    /// The value of a series, named without its prefix, with its labels.
     #[track_caller]
-    pub fn status(&self) -> String {
-        let (status, body) = self.request("GET", "/status");
-        assert_eq!(status, 200, "{body}");
-        body
+    pub fn metric(&self, series: &str) -> u64 {
+        metric(&self.metrics(), series)
     }
 
     /// Starts `envoy shutdown` with these options.
     pub fn hook(&self, args: &[&str]) -> Hook {
         let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
-        Process::spawn(self.launch.command("shutdown", &args))
+        Process::spawn(self.setup.command("shutdown", &args))
     }
 
-    /// Waits for its end.
+    /// Runs any command of the program with this sidecar's control socket.
+    pub fn run(&self, args: &[&str]) -> Process {
+        let control = format!("--control-socket={}", self.setup.control.display());
+        run(&[args, &[control.as_str()]].concat())
+    }
+
+    /// How it ended, once it has.
     #[track_caller]
-    pub fn wait_exit(&mut self, timeout: Duration) -> Exit {
-        self.process.wait(timeout)
+    pub fn wait(&mut self) -> Exit {
+        self.process.wait()
     }
 
-    /// Kills it, as the kernel would; what it leaves behind is then no fault of its own.
+    /// Kills it, as the kernel would; it is then no defect if it leaves files behind.
     pub fn kill(&mut self) {
         self.killed |= self.process.running();
         self.process.kill();
@@ -436,11 +267,11 @@ impl Sidecar {
         self.panics = true;
     }
 
-    /// Ends it by SIGTERM, and a second one if a drain is on. It must end by itself, not have
-    /// panicked, and leave nothing.
+    /// Stops it by SIGTERM, and a second one if a drain is in progress. It must end by itself, not
+    /// have panicked, and leave no file.
     #[track_caller]
     pub fn finish(&mut self) {
-        self.over = true;
+        self.finished = true;
         let end = self.process.try_wait().unwrap_or_else(|| self.terminate());
         let log = self.process.report();
         assert!(self.panics || !log.contains("panicked"), "a thread panicked; {log}");
@@ -448,10 +279,10 @@ impl Sidecar {
             return;
         }
         assert!(end.code.is_some(), "ended by a signal; {log}");
-        let control = &self.launch.control;
+        let control = &self.setup.control;
         assert!(!control.exists(), "{} is left; {log}", control.display());
-        let left = fs::read_dir(&self.launch.dir).expect("look into the directory");
-        let left = left.map(|entry| entry.expect("look into the directory").file_name());
+        let left = fs::read_dir(&self.setup.dir).expect("read the directory");
+        let left = left.map(|entry| entry.expect("read the directory").file_name());
         let left: Vec<_> = left.filter(|name| name != "bin").collect();
         assert!(left.is_empty(), "{left:?} is left; {log}");
     }
@@ -459,11 +290,10 @@ impl Sidecar {
     fn terminate(&mut self) -> Exit {
         // The test may have frozen it.
         self.process.signal(Signal::SIGCONT);
-        let status = self.try_request("GET", "/status", PATIENCE);
-        let drains = status.is_ok_and(|status| {
-            let phase =
-                status.body.split("\"phase\"").nth(1).and_then(|rest| rest.split('"').nth(1));
-            !matches!(phase, Some("serving" | "ended"))
+        let status = self.control().try_request("GET", "/status", PATIENCE);
+        let drains = status.is_ok_and(|response| {
+            let status = Status::parse(&response.body);
+            ![IDLE, ENDED].contains(&status.phase())
         });
         self.process.signal(Signal::SIGTERM);
         if drains {
@@ -479,7 +309,7 @@ impl Sidecar {
             };
             let _ = try_wait_for(PATIENCE, again);
         }
-        self.process.wait(PATIENCE)
+        self.process.wait()
     }
 }
 
@@ -494,7 +324,7 @@ impl Drop for Sidecar {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("sidecar: {}", self.process.report());
-        } else if !self.over {
+        } else if !self.finished {
             self.finish();
         }
     }

@@ -1,0 +1,223 @@
+//! Times, memory and size of the static build that ships.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::prelude::*;
+use crate::take_turn;
+
+#[test]
+fn the_hook_ends_within_a_check_interval_of_the_last_connection() {
+    let _turn = take_turn();
+    const INTERVAL: Duration = Duration::from_millis(200);
+    let mut times = Vec::new();
+    for round in 0..10 {
+        let envoy = Envoy::builder().http("http").tcp("tcp").start();
+        let sidecar = Sidecar::builder().beside(&envoy).arg("--check-interval=200ms").start();
+        let port = |name| envoy.port(name);
+        let (http, tcp) = (KeptAlive::open(port("http")), Connection::open(port("tcp")));
+        assert!(tcp.echoes());
+        let mut hook = sidecar.hook(&[]);
+        assert_drain_waits(&sidecar, &mut hook, &envoy, 2);
+        drop(http);
+        wait_open_connections(&sidecar, 1);
+        // Another moment between two polls each time.
+        thread::sleep(INTERVAL / 10 * round);
+        hook.assert_running();
+        let closed = Instant::now();
+        drop(tcp);
+        let exit = hook.wait();
+        assert_eq!(exit.code, Some(0), "{exit:?}");
+        times.push(exit.at - closed);
+    }
+    println!("from the last close to the hook's exit: {times:?}");
+    let limit = INTERVAL + Duration::from_millis(50);
+    assert!(times.iter().all(|time| *time <= limit), "{times:?}");
+}
+
+#[test]
+fn envoy_gets_the_first_request_within_five_milliseconds_of_the_hook() {
+    let _turn = take_turn();
+    let times = (0..15)
+        .map(|_| {
+            let envoy = Envoy::builder().start();
+            let proxy = AdminProxy::unix(envoy.admin());
+            let sidecar = Sidecar::beside(&proxy);
+            let spawned = Instant::now();
+            let mut hook = sidecar.hook(&[]);
+            let failed = proxy.wait_for("POST /healthcheck/fail ");
+            assert_eq!(hook.wait().code, Some(0));
+            assert_eq!(envoy.ready(), "DRAINING");
+            failed - spawned
+        })
+        .collect();
+    let median = median("from the hook's start to /healthcheck/fail", times);
+    assert!(median <= Duration::from_millis(5), "{median:?}");
+}
+
+/// A loopback address and a port of it that no other process uses.
+fn unused_address() -> SocketAddr {
+    let address = Ipv4Addr::new(127, 83, 71, 9);
+    TcpListener::bind((address, 0)).and_then(|taken| taken.local_addr()).expect("a port")
+}
+
+fn is_healthy(client: &Client) -> bool {
+    let response = client.try_request("GET", "/healthz", PATIENCE);
+    response.is_ok_and(|response| response.status == 200)
+}
+
+#[track_caller]
+fn median(what: &str, mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    let (min, median, max) = (times[0], times[times.len() / 2], times[times.len() - 1]);
+    println!("{what}: {median:?}, of {} from {min:?} to {max:?}", times.len());
+    median
+}
+
+#[test]
+fn the_public_port_responds_within_three_milliseconds_of_the_start() {
+    let _turn = take_turn();
+    let admin = FakeAdmin::unix();
+    let dir = temp_dir("start");
+    let control = format!("--control-socket={}", dir.path().join("s").display());
+    let times = (0..15).map(|_| {
+        let address = unused_address();
+        let args = [
+            "shutdown-manager",
+            &control,
+            &format!("--admin-address={}", admin.admin_address()),
+            &format!("--serve-address={}", address.ip()),
+            &format!("--serve-port={}", address.port()),
+        ];
+        let start = Instant::now();
+        let mut sidecar = run(&args);
+        let public = Client::from(Address::Tcp(address));
+        while !is_healthy(&public) {
+            assert!(sidecar.running() && start.elapsed() < PATIENCE, "{}", sidecar.report());
+            thread::yield_now();
+        }
+        let took = start.elapsed();
+        sidecar.signal(Signal::SIGTERM);
+        assert_eq!(sidecar.wait().code, Some(0));
+        took
+    });
+    let median = median("from the start to the first 200", times.collect());
+    assert!(median <= Duration::from_millis(3), "{median:?}");
+}
+
+#[test]
+fn a_probe_of_a_sidecar_at_rest_costs_a_millisecond_and_a_half() {
+    let _turn = take_turn();
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let public = sidecar.public();
+    sidecar.wait_log(ENVOY_RESPONDS);
+    let times = (0..101).map(|_| {
+        let start = Instant::now();
+        assert!(is_healthy(&public));
+        start.elapsed()
+    });
+    let median = median("a probe", times.collect());
+    assert!(median <= Duration::from_micros(1500), "{median:?}");
+}
+
+#[test]
+fn envoys_hook_is_answered_within_ten_milliseconds_of_the_last_poll() {
+    let _turn = take_turn();
+    let times = (0..10).map(|_| {
+        let envoy = Envoy::builder().tcp("tcp").start();
+        let proxy = AdminProxy::unix(envoy.admin());
+        let sidecar = Sidecar::builder().beside(&proxy).arg("--check-interval=200ms").start();
+        let client = connect(&envoy);
+        let envoys_hook = sidecar.public().start_get("/shutdown");
+        wait_envoy_hooks(&sidecar, 1);
+        let mut hook = sidecar.hook(&[]);
+        assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+        drop(client);
+        assert_eq!(envoys_hook.response().status, 200);
+        let answered = Instant::now();
+        assert_eq!(hook.wait().code, Some(0));
+        let polls = proxy.requests().into_iter().rev();
+        let last =
+            polls.map(|(at, line)| (at, line.starts_with("GET /stats?"))).find(|poll| poll.1);
+        answered - last.expect("a poll").0
+    });
+    let times: Vec<_> = times.collect();
+    println!("from the last poll to the response to Envoy's hook: {times:?}");
+    assert!(times.iter().all(|time| *time <= Duration::from_millis(10)), "{times:?}");
+}
+
+#[test]
+fn four_thousand_idle_connections_cost_little_and_delay_no_probe() {
+    let _turn = take_turn();
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let public = sidecar.public();
+    let at_rest = (sidecar.rss_bytes(), sidecar.fds());
+    let (mut max, mut slowest) = ((0, 0), Duration::ZERO);
+    let mut probe = || {
+        let start = Instant::now();
+        assert!(is_healthy(&public));
+        slowest = slowest.max(start.elapsed());
+        max = (max.0.max(sidecar.rss_bytes()), max.1.max(sidecar.fds()));
+    };
+    let mut idle = Vec::new();
+    for number in 0..4000 {
+        idle.push(public.connect());
+        if number % 40 == 0 {
+            probe();
+        }
+    }
+    for _ in 0..100 {
+        probe();
+    }
+    println!(
+        "at rest {at_rest:?} bytes and descriptors, at most {max:?}; slowest probe {slowest:?}"
+    );
+    assert!(max.0 <= 3 << 19, "{} bytes resident", max.0);
+    assert!(max.1 > at_rest.1 + 1000, "{} descriptors: what holds these connections?", max.1);
+    assert!(slowest <= Duration::from_millis(500), "{slowest:?}");
+    drop(idle);
+    wait_until("the descriptors to be released", || sidecar.fds() <= at_rest.1);
+    assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
+}
+
+#[test]
+fn a_sidecar_at_rest_is_small_and_never_wakes() {
+    let _turn = take_turn();
+    let envoy = Envoy::builder().http("http").start();
+    let sidecar = Sidecar::beside(&envoy);
+    sidecar.wait_log(ENVOY_RESPONDS);
+    // tiny_http ends the threads that it no longer needs.
+    let second = Duration::from_secs(1);
+    let settled = wait_for("a second without a context switch", || {
+        let before = (sidecar.context_switches(), sidecar.threads());
+        thread::sleep(second);
+        let after = (sidecar.context_switches(), sidecar.threads());
+        (before == after).then_some(after)
+    });
+    // The time itself is what is measured here.
+    thread::sleep(10 * second);
+    assert_eq!((sidecar.context_switches(), sidecar.threads()), settled, "it woke");
+    let rss = sidecar.rss_bytes();
+    println!("at rest: {rss} bytes resident, {} threads, {} descriptors", settled.1, sidecar.fds());
+    assert!(rss > 0 && rss <= 1 << 20, "{rss} bytes resident");
+    // And it is alive.
+    assert!(is_healthy(&sidecar.public()));
+    assert!(sidecar.context_switches() > settled.0, "switches are not seen");
+}
+
+#[test]
+fn the_program_is_static_and_small() {
+    const PT_LOAD: usize = 1;
+    const PT_INTERP: usize = 3;
+    let elf = Elf::of_the_program();
+    let kinds = elf.segments();
+    assert!(kinds.contains(&PT_LOAD), "{kinds:?}");
+    assert!(!kinds.contains(&PT_INTERP), "it wants a dynamic linker");
+    println!("{} bytes", elf.bytes());
+    assert!(elf.bytes() <= 970_000, "{} bytes", elf.bytes());
+}

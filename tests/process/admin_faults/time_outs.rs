@@ -1,0 +1,123 @@
+//! Calls that take too long, and when they are retried.
+
+use std::time::Duration;
+
+use super::{chunks_without_end, draining, each_over_both, poll_errors};
+use crate::support::prelude::*;
+
+#[test]
+fn a_call_times_out_and_the_next_one_comes_after_as_long() {
+    let faults = [
+        ("silence", Some(Fault::Silent)),
+        ("a byte now and then", Some(Fault::Slow { every: Duration::from_millis(50) })),
+        ("a slow byte", Some(Fault::Slow { every: Duration::from_millis(1500) })),
+    ];
+    let rows = named(faults).into_iter().flat_map(|(name, fault)| {
+        [("50ms", 2.0), ("3s", 3.0)]
+            .map(|interval| (format!("{name}, {}", interval.0), (fault.clone(), interval)))
+    });
+    each_over_both(rows.collect(), |name, admin, (fault, (interval, time))| {
+        let interval = format!("--check-interval={interval}");
+        let sidecar = Sidecar::builder().beside(&admin).arg(&interval).start();
+        admin.set_open(1);
+        admin.fault(Route::Stats, fault.expect("a fault"));
+        let mut hook = sidecar.hook(&[]);
+        // On a busy machine what is seen late looks shorter, or longer, but not every time.
+        let (mut sent, mut took) = (Vec::new(), Vec::new());
+        for n in 1..=3 {
+            sent.push(admin.wait_for(Route::Stats, n));
+            wait_until("its end", || poll_errors(&sidecar, "timeout") >= n as u64);
+            took.push(sent[n - 1].elapsed().as_secs_f32());
+        }
+        let bounds = |seen: &[f32], least: f32, most: f32| {
+            let most = if SHIPS { most } else { 4.0 * most };
+            seen.iter().any(|time| *time >= least) && seen.iter().any(|time| *time < most)
+        };
+        assert!(bounds(&took, time - 0.1, time + 1.5), "{name}: {took:?} s");
+        // A slow Envoy is not called again for as long as the call took.
+        let gaps: Vec<_> = sent.windows(2).map(|two| (two[1] - two[0]).as_secs_f32()).collect();
+        assert!(bounds(&gaps, 2.0 * time - 0.2, 2.0 * time + 2.0), "{name}: {gaps:?} s");
+        hook.assert_running();
+        admin.set_open(0);
+        admin.clear(Route::Stats);
+        assert_exits(&mut hook, 0, "drained");
+    });
+}
+
+#[test]
+fn failing_health_checks_is_retried_after_a_fifth_of_a_second_one_five_and_each_interval() {
+    let admin = FakeAdmin::unix();
+    admin.fault(Route::Fail, Fault::Status(500));
+    let sidecar = Sidecar::builder().beside(&admin).arg("--check-interval=700ms").start();
+    let mut hook = sidecar.hook(&[]);
+    let times: Vec<_> = (1..=6).map(|n| admin.wait_for(Route::Fail, n)).collect();
+    for (n, pause) in [0.2, 1.0, 5.0, 0.7, 0.7].into_iter().enumerate() {
+        // A request that is seen late makes the pause after it shorter.
+        assert_took("the pause", times[n + 1] - times[n], 0.5 * pause..pause + 0.5);
+    }
+    hook.assert_running();
+    wait_phase(&sidecar, FAILING_HEALTH_CHECKS);
+    admin.clear(Route::Fail);
+    assert_exits(&mut hook, 0, "drained");
+    // A later reversal starts with the shortest pause again: see the unit tests of the machine.
+    assert_eq!(admin.state(), State::Draining);
+}
+
+#[test]
+fn a_drain_timeout_ends_a_drain_whose_envoy_does_not_respond() {
+    let rows = named([
+        ("failing health checks", (Some(Route::Fail), FAILING_HEALTH_CHECKS, "--check-delay=0s")),
+        ("check delay", (Some(Route::Ready), CHECK_DELAY, "--check-delay=60s")),
+        ("drain delay", (Some(Route::Ready), DRAIN_DELAY, "--drain-delay=60s")),
+        ("polling", (Some(Route::Stats), WAITING_FOR_CONNECTIONS, "--check-delay=0s")),
+        ("a full backlog", (None, FAILING_HEALTH_CHECKS, "--check-delay=0s")),
+    ]);
+    each_over_both(rows, |name, mut admin, (route, phase, option)| {
+        match route {
+            Some(route) => admin.fault(route, Fault::Silent),
+            None => admin.full_backlog(),
+        }
+        let options = ["--drain-timeout=1s", option];
+        let sidecar = Sidecar::builder().beside(&admin).args(options).start();
+        let mut hook = sidecar.hook(&[]);
+        wait_phase(&sidecar, phase);
+        hook.assert_running();
+        let exit = hook.wait();
+        assert_eq!(exit.code, Some(1), "{name}: {exit:?}");
+        assert!(exit.output.contains("gave up at the drain timeout"), "{name}: {exit:?}");
+        assert_took(name, exit.took, 1.0..4.0);
+        sidecar.wait_log(outcome("timed_out"));
+        assert_eq!(sidecar.metric("drains_total{outcome=\"timed_out\"}"), 1, "{name}");
+    });
+}
+
+#[test]
+fn responses_without_end_take_no_memory() {
+    if is_emulated() {
+        return println!("SKIPPED: the memory is the emulator's");
+    }
+    let rows = named([
+        ("a body", Fault::Endless),
+        ("a head", Fault::EndlessHead),
+        ("gauges", chunks_without_end("http.x.downstream_cx_active: 0\n")),
+        ("a line", chunks_without_end("listener.")),
+    ]);
+    each_over_both(rows, |name, admin, fault| {
+        let (sidecar, mut hook) = draining(&admin, &[]);
+        let rss = sidecar.rss_bytes();
+        admin.fault(Route::Stats, fault);
+        let errors = || poll_errors(&sidecar, "too_long") + poll_errors(&sidecar, "protocol");
+        let max = wait_for("twenty endless responses", || {
+            let now = sidecar.rss_bytes();
+            (errors() >= 20).then_some(now)
+        });
+        let max = max.max(sidecar.rss_bytes());
+        hook.assert_running();
+        let (kib, before) = (max >> 10, rss >> 10);
+        println!("{name}: {before} KiB before, {kib} KiB after");
+        assert!(max < rss + (3 << 20), "{name}: from {before} KiB to {kib} KiB");
+        assert!(max < 8 << 20, "{name}: {kib} KiB");
+        admin.clear(Route::Stats);
+        finish_drain(&admin, &mut hook);
+    });
+}

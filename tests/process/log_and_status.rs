@@ -1,0 +1,149 @@
+//! What the sidecar shows of a drain of a real Envoy: status, metrics and log, also where Envoy's
+//! stats hide something.
+
+use std::time::Duration;
+
+use crate::support::prelude::*;
+
+fn traffic() -> Builder {
+    Envoy::builder().http("http").tcp("tcp")
+}
+
+#[test]
+fn the_status_is_shown_to_people_and_programs() {
+    let envoy = traffic().start();
+    let sidecar = Sidecar::beside(&envoy);
+    let shows = |args: &[&str], parts: &[&str]| {
+        let exit = sidecar.run(&[&["status"], args].concat()).wait();
+        assert_eq!(exit.code, Some(0), "{exit:?}");
+        for part in parts {
+            assert!(exit.output.contains(part), "no {part:?} in {exit:?}");
+        }
+        exit.output
+    };
+    let shows_json = || Status::parse(&shows(&["--json"], &[]));
+    let phase = format!("phase:       {IDLE} (no drain)\n");
+    shows(&[], &[&phase, "envoy hooks: 0\n"]);
+    let client = connect(&envoy);
+    let mut hook = sidecar.hook(&[]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    let phase = format!("phase:       {WAITING_FOR_CONNECTIONS} (drain 1, for ");
+    shows(&[], &[&phase, "connections: 1 open, threshold 0\n"]);
+    let json = shows_json();
+    assert_eq!((json.phase(), json.open_connections()), (WAITING_FOR_CONNECTIONS, Some(1)));
+    drop(client);
+    assert_exits(&mut hook, 0, "drained");
+    shows(&[], &["phase:       ended (drain 1)\n", "last drain:  drain 1, ", NONE_OPEN]);
+    let json = shows_json();
+    assert_eq!((json.phase(), json.drain_of_outcome()), (ENDED, Some(1)));
+}
+
+#[test]
+fn the_status_without_a_sidecar_is_one_sentence() {
+    for args in [&["status"][..], &["status", "--json"]] {
+        let path = "/nonexistent/control.sock";
+        let exit = run(&[args, &["--control-socket", path]].concat()).wait();
+        assert_eq!(exit.code, Some(3), "{exit:?}");
+        let sentence = format!("no sidecar could be reached: {path}: no such socket");
+        assert_eq!(exit.output, sentence);
+    }
+}
+
+#[test]
+fn the_metrics_show_the_drain() {
+    let envoy = traffic().start();
+    let sidecar = Sidecar::beside(&envoy);
+    let expect = |values: &[(&str, u64)]| {
+        let metrics = sidecar.metrics();
+        for (series, value) in values {
+            assert_eq!(metric::<u64>(&metrics, series), *value, "{series} in {metrics}");
+        }
+        metrics
+    };
+    let [idle, waiting, ended] =
+        [IDLE, WAITING_FOR_CONNECTIONS, ENDED].map(|phase| format!("phase{{phase=\"{phase}\"}}"));
+    expect(&[(&idle, 1), ("drains_total{outcome=\"drained\"}", 0)]);
+    let client = connect(&envoy);
+    let mut hook = sidecar.hook(&["--min-open-connections=0"]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    expect(&[(&waiting, 1), (&idle, 0), ("open_connections", 1)]);
+    drop(client);
+    assert_exits(&mut hook, 0, "drained");
+    let metrics = expect(&[
+        (&waiting, 0),
+        (&ended, 1),
+        ("open_connections", 0),
+        ("threshold_connections", 0),
+        ("drains_total{outcome=\"drained\"}", 1),
+        ("drains_total{outcome=\"timed_out\"}", 0),
+        ("drains_total{outcome=\"envoy_gone\"}", 0),
+        ("poll_errors_total{kind=\"timeout\"}", 0),
+        ("envoy_hooks", 0),
+    ]);
+    assert!(metric::<u64>(&metrics, "polls_total") >= 2, "{metrics}");
+}
+
+#[test]
+fn the_log_is_json_where_that_is_set() {
+    let envoy = traffic().start();
+    let sidecar = Sidecar::builder().beside(&envoy).arg("--log-format=json").start();
+    let client = connect(&envoy);
+    let mut hook = sidecar.hook(&[]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    drop(client);
+    assert_exits(&mut hook, 0, "drained");
+    let open = logged(OPEN_CONNECTIONS).with("drain", 1).with("open_connections", 1);
+    let expected = [logged(STARTED), logged(DRAIN_STARTED), open, outcome("drained")];
+    assert_logged(&sidecar, &expected);
+    for line in sidecar.lines() {
+        assert!(line.starts_with("{\"time\":\"20"), "{line}");
+        assert!(line.contains(",\"level\":\"info\",\"msg\":\""), "{line}");
+        assert!(serde_json::from_str::<serde_json::Value>(&line).is_ok(), "{line}");
+    }
+}
+
+fn only_shows(prefixes: &[&str]) -> Envoy {
+    let patterns = prefixes.iter().map(|prefix| format!("{{ prefix: {prefix} }}"));
+    let list = patterns.collect::<Vec<_>>().join(", ");
+    let config = format!("stats_matcher: {{ inclusion_list: {{ patterns: [{list}] }} }}");
+    traffic().stats_config(&config).start()
+}
+
+#[test]
+fn hidden_listener_gauges_are_logged_and_http_is_counted() {
+    let envoy = only_shows(&["http.", "server."]);
+    let sidecar = Sidecar::beside(&envoy);
+    let hidden = || logged(LISTENERS_HIDDEN).with("level", "warn");
+    assert_logged(&sidecar, &[logged(ENVOY_RESPONDS), hidden()]);
+    assert_eq!(sidecar.times_logged(hidden()), 1);
+    let (client, _tcp) = (KeptAlive::open(envoy.port("http")), connect(&envoy));
+    let mut hook = sidecar.hook(&[]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    wait_status(&sidecar, |status| status.not_counted() == Some(LISTENERS_HIDDEN));
+    drop(client);
+    assert_exits(&mut hook, 0, "drained");
+    let outcome = outcome("drained").with("not_counted", "connections that are not HTTP");
+    assert_logged(&sidecar, &[logged(DRAIN_STARTED), hidden(), outcome]);
+    assert_eq!(sidecar.times_logged(hidden()), 2, "once at the start and once in the drain");
+}
+
+#[test]
+fn an_envoy_whose_stats_hide_everything_never_counts_as_drained() {
+    let envoy = only_shows(&["server."]);
+    let sidecar = Sidecar::beside(&envoy);
+    sidecar.wait_log(logged(ENVOY_NOT_COUNTABLE).with("level", "warn"));
+    let mut hook = sidecar.hook(&["--drain-timeout=2s"]);
+    let error = "neither listener.admin nor http.admin gauges are in the response";
+    wait_status(&sidecar, |status| {
+        let uncounted = status.open_connections().is_none();
+        status.phase() == WAITING_FOR_CONNECTIONS && uncounted && status.error_contains(error)
+    });
+    hook.assert_running();
+    let sentence = "gave up at the drain timeout, before the open connections could be counted";
+    assert_exits(&mut hook, 1, sentence);
+    let took = hook.wait().took;
+    assert!(took >= Duration::from_secs(2), "{took:?}");
+    let failed = Expected::default().containing("error", error);
+    assert_logged(&sidecar, &[failed, outcome("timed_out")]);
+    assert!(sidecar.metric("poll_errors_total{kind=\"content\"}") > 1);
+}
