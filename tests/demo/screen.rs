@@ -1,11 +1,11 @@
-//! What is seen: lines that stay and, on a terminal, one below them that is drawn in its place.
+//! The output: lines that stay and, on a terminal, one line below them that is redrawn in place.
 
 use std::env;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::mem;
 use std::time::Instant;
 
-/// Taken by when and by whom; with what, no line is to be wider than 79 columns.
+/// The width of the first two columns. No line should be wider than 79 columns.
 const MARGIN: usize = 20;
 
 const GREEN: &str = "32";
@@ -16,9 +16,9 @@ const BOLD: &str = "1";
 pub struct Screen {
     terminal: bool,
     colours: bool,
-    /// From when on times are counted.
+    /// Times are counted from this moment.
     zero: Option<Instant>,
-    /// What is shown live.
+    /// The text of the line that is redrawn.
     live: String,
     timeline: String,
 }
@@ -36,28 +36,28 @@ impl Screen {
         self.zero = Some(zero);
     }
 
-    /// Text as it is.
-    pub fn say(&self, text: &str) {
+    /// Prints text as it is.
+    pub fn print(&self, text: &str) {
         self.put(&format!("{text}\n"));
     }
 
-    /// What somebody did, and when.
-    pub fn tell(&self, at: Instant, who: &str, what: &str) {
+    /// Prints a line: when, who and what.
+    pub fn line(&self, at: Instant, who: &str, what: &str) {
         self.put(&self.entry(at, who, what));
     }
 
-    /// A row of the timeline.
+    /// Adds a row to the timeline that is printed at the end.
     pub fn note(&mut self, at: Instant, who: &str, what: &str) {
         self.timeline += &self.entry(at, who, what);
     }
 
-    /// Both.
-    pub fn happened(&mut self, at: Instant, who: &str, what: &str) {
-        self.tell(at, who, what);
+    /// Prints a line that also belongs to the timeline.
+    pub fn event(&mut self, at: Instant, who: &str, what: &str) {
+        self.line(at, who, what);
         self.note(at, who, what);
     }
 
-    /// What goes on: in place on a terminal, else a line when it has changed.
+    /// Shows the current state: in place on a terminal, else as a line when it has changed.
     pub fn live(&mut self, at: Instant, who: &str, what: &str) {
         let changed = mem::replace(&mut self.live, what.to_owned()) != what;
         let entry = self.entry(at, who, what);
@@ -68,11 +68,11 @@ impl Screen {
         }
     }
 
-    /// What has been noted, and what it comes to.
-    pub fn end(&self, sum: &str) {
+    /// Prints the timeline, and a summary below it.
+    pub fn end(&self, summary: &str) {
         self.put(&self.paint(BOLD, &format!("\n{:>9}  {:<8} what\n", "when", "who")));
         self.put(&self.timeline);
-        self.put(&self.paint(GREEN, &format!("\n{sum}\n")));
+        self.put(&self.paint(GREEN, &format!("\n{summary}\n")));
     }
 
     fn entry(&self, at: Instant, who: &str, what: &str) -> String {
@@ -88,7 +88,7 @@ impl Screen {
         if self.colours { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// In the place of the live line. If nobody reads any more, the run goes on unseen.
+    /// Writes in place of the redrawn line. If the output is no longer read, the demo continues.
     fn put(&self, text: &str) {
         let start = if self.terminal { "\r\x1b[K" } else { "" };
         let mut out = io::stdout();
