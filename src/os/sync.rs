@@ -1,5 +1,5 @@
-//! The locks that the manager's state is behind: the standard library's, or those of the model
-//! that tries them in every order (`src/manager/model.rs`).
+//! The locks of the coordinator's state: the standard library's, or those of the model that tries
+//! them in every order (`src/coordinator/model.rs`).
 
 #[cfg(loom)]
 pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};

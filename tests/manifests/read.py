@@ -1,11 +1,11 @@
-"""Reads the manifests in the pages of the manual and the README, validates each, alone or as the patch
-that it is, against Kubernetes' schemas, and prints for every pod with a sidecar how that is started and
-requested:
+"""Reads the manifests in the manual and the README, and validates each against Kubernetes' schemas: whole
+ones as they are, patches applied to what they patch. Prints for every pod with a sidecar how that is
+started, and what hooks and probes request from it:
 
     read.py VERSION FOLDER PAGE...
 
-One line for each fact, its words separated by tabs; a pod begins with the line `pod`. The `envoy.yaml` of
-the pages' ConfigMap is written into FOLDER. Ends with 1 and a sentence when a manifest is wrong.
+Each fact is a line of words separated by tabs; a pod begins with the line `pod`. The `envoy.yaml` of the
+ConfigMap is written into FOLDER. Exits with 1 and a sentence when a manifest is wrong.
 """
 
 import copy
@@ -23,11 +23,11 @@ ADMIN_SOCKET = "/admin/admin.sock"
 
 
 class Loader(yaml.SafeLoader):
-    """Rejects a key that is there twice, of which YAML would take the last."""
+    """Rejects duplicate keys, of which YAML takes the last."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key) for key, _ in node.value]
-        assert len(keys) == len(set(keys)), f"a key is there twice: {keys}"
+        assert len(keys) == len(set(keys)), f"duplicate keys: {keys}"
         return super().construct_mapping(node, deep)
 
 
@@ -36,13 +36,13 @@ def load(text):
 
 
 def patched(base, patch):
-    """A strategic merge: of lists whose items have names, those of one name are merged."""
+    """A strategic merge: items of a list that have the same name are merged."""
     if isinstance(base, dict) and isinstance(patch, dict):
         return {key: patched(base.get(key), patch[key]) if key in patch else base[key] for key in base | patch}
     if isinstance(base, list) and all(isinstance(item, dict) and "name" in item for item in base + patch):
         merged = {item["name"]: item for item in base}
         for item in patch:
-            assert item["name"] in merged, f"there is nothing called {item['name']} to patch"
+            assert item["name"] in merged, f"nothing to patch has the name {item['name']}"
             merged[item["name"]] = patched(merged[item["name"]], item)
         return list(merged.values())
     return patch
@@ -67,7 +67,7 @@ def named(items, name):
 
 
 def describe(manifest, image, *source):
-    """What Rust is to check: command lines, hooks, probes and times."""
+    """Prints what the Rust test checks: command lines, hooks, probes and times."""
     validate(manifest)
     pod = manifest["spec"].get("template", manifest)["spec"]
     containers = pod.get("initContainers", []) + pod["containers"]
@@ -89,7 +89,7 @@ def describe(manifest, image, *source):
 
 
 def hardened(pod):
-    """What the Pod Security level `restricted` requires, and a root that is not written."""
+    """Checks what the Pod Security level `restricted` requires, and for a read-only root."""
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"] and spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -102,7 +102,7 @@ def hardened(pod):
 
 
 def ordinary(pod):
-    """The pod with its native sidecar as an ordinary container."""
+    """Returns the pod with its native sidecar as an ordinary container."""
     pod = copy.deepcopy(pod)
     (sidecar,) = pod["spec"].pop("initContainers")
     assert sidecar.pop("restartPolicy") == "Always"
@@ -111,7 +111,7 @@ def ordinary(pod):
 
 
 def with_config(pod, config):
-    """Checks that the pod's Envoy starts with this ConfigMap, and gives the `envoy.yaml` in it."""
+    """Checks that the pod's Envoy starts with this ConfigMap, and returns the `envoy.yaml` in it."""
     spec = pod["spec"]
     volume = only(spec["volumes"], lambda volume: volume.get("configMap") == {"name": config["metadata"]["name"]})
     envoy, manager = named(spec["containers"], "envoy"), named(spec["initContainers"], "shutdown-manager")
@@ -136,7 +136,7 @@ def seconds(duration):
 
 
 def gateway_pod(base, shutdown):
-    """What Envoy Gateway makes of an EnvoyProxy's `shutdown`."""
+    """Returns the pod that Envoy Gateway makes of an EnvoyProxy's `shutdown`."""
     pod = base["spec"]["template"]["spec"]
     manager = pod["containers"][0]
     hook = manager["lifecycle"]["preStop"]["exec"]["command"]
@@ -154,7 +154,7 @@ def gateway_pod(base, shutdown):
 
 
 class Pages:
-    """The manifests that were read so far, and what is around them."""
+    """The manifests that were read so far, and the originals that patches apply to."""
 
     def __init__(self, image):
         self.image = image
@@ -183,7 +183,7 @@ class Pages:
             label, value = entry["target"].pop("labelSelector").split("=")
             assert entry["target"] == {"kind": self.chart["kind"]} and self.chart["metadata"]["labels"][label] == value
             (patch,) = load(entry["patch"])
-            # Kustomize goes by the target, and ignores the name.
+            # Kustomize selects by the target, and ignores the name.
             describe(patched(self.chart, {"spec": patch["spec"]}), self.image, "chart")
         elif kind == "EnvoyGateway":
             assert manifest == {
@@ -203,7 +203,7 @@ class Pages:
 
 
 def blocks(page):
-    """The language and text of each code block."""
+    """Returns the language and text of each code block."""
     return re.findall(r"^```(\w*)\n(.*?)^```", page, re.S | re.M)
 
 
@@ -220,7 +220,7 @@ def main(version, folder, *paths):
             where = f"{path}: code block {number}"
             assert not re.search(r"check-delay[ =]0", block), f"{where}: it loses requests"
             for manifest in load(block) if language == "yaml" else []:
-                # A part of Envoy's configuration has none.
+                # A fragment of Envoy's configuration has no kind.
                 if isinstance(manifest, dict) and "kind" in manifest:
                     try:
                         pages.read(manifest)

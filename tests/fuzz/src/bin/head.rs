@@ -47,7 +47,7 @@ fn assert_agrees(cut: usize, start: ParsedHead, whole: &ParsedHead) {
         (ParsedHead::Complete(start), ParsedHead::Complete(whole)) => {
             assert_eq!(Request { has_excess: true, ..start }, *whole, "after {cut} bytes");
         }
-        // Which of its faults is reported depends on how much of it was read.
+        // Which of its errors is reported depends on how much of it was read.
         (ParsedHead::Rejected(_), ParsedHead::Rejected(_)) if cut >= MAX_HEAD => {}
         (start, whole) => assert_eq!(start, *whole, "after {cut} bytes"),
     }
