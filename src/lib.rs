@@ -29,9 +29,9 @@
 //!                     observe            log, status, metrics
 //! ```
 //!
-//! Each room imports from those behind it in this list alone:
+//! Each module imports only from those behind it in this list:
 //!
-//! | room | what it is for |
+//! | module | what it is for |
 //! |---|---|
 //! | `main` | the life of the process |
 //! | [`hook`] | the commands `shutdown` and `status`: clients of the control socket |
