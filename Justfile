@@ -97,15 +97,15 @@ test-static: _target
 test-aarch64: (static "aarch64-unknown-linux-musl")
     RUST_TEST_THREADS=4 CROSS_RUNNER=qemu-aarch64-static \
         CROSS_PROGRAM={{ built }}/aarch64-unknown-linux-musl/release/envoy-shutdown-manager \
-        cargo test --locked --test process -- --skip attacks::
+        cargo test --locked --test process
 
 # The binary that ships under attack, at full size
 attack: _target
-    ATTACK=full .build/auditable test --release --locked --target {{ target }} --test process attacks:: -- --nocapture
+    ATTACK=full .build/auditable test --release --locked --target {{ target }} --test alone attacks:: -- --nocapture
 
 # Probes, hooks, drains and hostile clients together, for ten minutes
 soak seconds="600": _target
-    SOAK={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test process soak -- --ignored --nocapture
+    SOAK={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone soak -- --ignored --nocapture
 
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")
