@@ -27,7 +27,11 @@ fuzz_target!(|input: &[u8]| {
     let lines: Vec<_> = input.split(|byte| *byte == b'\n').rev().collect();
     match (whole, count(&lines.join(&b'\n'), usize::MAX)) {
         (Ok(Observation { open, coverage, .. }), Ok(turned)) => {
-            assert_eq!((turned.open, turned.coverage), (open, coverage), "it comes in another order");
+            assert_eq!(
+                (turned.open, turned.coverage),
+                (open, coverage),
+                "it comes in another order"
+            );
             let (least, most) = bounds(&lossy, &excluded);
             assert!((least..=most).contains(&open), "{open} is not within {least} and {most}");
             assert!(lossy.contains(match coverage {
