@@ -105,7 +105,7 @@ attack: _target
 
 # Probes, hooks, drains and hostile clients together, for ten minutes
 soak seconds="600": _target
-    SOAK={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone attacks::soak -- --ignored --nocapture
+    SOAK={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone soak -- --ignored --nocapture
 
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")

@@ -6,8 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::observe::log::Record;
-use crate::observe::messages;
+use crate::observe::{log::Record, messages};
 use crate::os::supervisor::bounded;
 
 const TIMEOUT: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
-use super::progress::{Drain, Stage};
+use super::progress::{Drain, HOOK_PAIRING_WINDOW, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::options::Options;
 use crate::envoy::{Call, CallResult};
@@ -13,9 +13,6 @@ use crate::os::clock::Timestamp;
 /// An ended drain answers late waiters and repeated hooks for this long: a kubelet that restarts
 /// in the middle runs both hooks again.
 pub const OUTCOME_RETENTION: Duration = Duration::from_secs(30);
-
-/// The kubelet starts both hooks within 80 ms (measured); on a busy node they may be further apart.
-pub const HOOK_PAIRING_WINDOW: Duration = Duration::from_secs(3);
 
 /// Whether a request to drain started one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,9 +27,9 @@ mod progress;
 mod startup_check;
 
 pub use self::event::{Action, DrainEvent, Event, Step};
-pub use self::machine::{DrainStart, HOOK_PAIRING_WINDOW, Machine, OUTCOME_RETENTION};
+pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION};
 pub use self::outcome::{Ended, Outcome, OutcomeKind, Phase};
-pub use self::progress::Drain;
+pub use self::progress::{Drain, HOOK_PAIRING_WINDOW};
 pub use self::startup_check::RESTORE_DELAY;
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::event::{Action, DrainEvent, Events};
-use super::machine::HOOK_PAIRING_WINDOW;
 use super::outcome::{Outcome, Phase};
 use crate::cli::options::Options;
 use crate::envoy::error::AdminError;
 use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
+
+/// The kubelet starts both hooks within 80 ms (measured); on a busy node they may be further apart.
+pub const HOOK_PAIRING_WINDOW: Duration = Duration::from_secs(3);
 
 /// Refused calls in a row that make Envoy gone, and the time between them.
 const MAX_REFUSALS: u32 = 3;

@@ -5,8 +5,7 @@ use std::io;
 use super::admission::{self, ConnectionId, Entry};
 use super::connection::{Connection, ConnectionState};
 use super::{Frontend, RETRY_DELAY, find};
-use crate::observe::log::Record;
-use crate::observe::messages;
+use crate::observe::{log::Record, messages};
 use crate::os::clock::Timestamp;
 use crate::route::Hold;
 

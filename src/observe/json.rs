@@ -3,56 +3,76 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// An object under construction.
-pub struct Object(String);
+/// The value of a field.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Value {
+    /// There is none: null, and no field in the log.
+    None,
+    Text(String),
+    Number(u64),
+    /// In seconds, with three decimals.
+    Time(Duration),
+    /// JSON already.
+    Json(String),
+}
 
-impl Object {
-    /// An object without fields.
-    pub fn new() -> Self {
-        Self("{".to_owned())
-    }
-
-    /// Adds a field whose value is JSON already.
-    pub fn raw(mut self, name: &str, value: &str) -> Self {
-        if self.0.len() > 1 {
-            self.0.push(',');
+impl Value {
+    pub fn json(&self) -> String {
+        let mut out = String::new();
+        match self {
+            Self::None => out.push_str("null"),
+            Self::Text(text) => quote(&mut out, text),
+            Self::Number(number) => out = number.to_string(),
+            Self::Time(time) => out = seconds(*time),
+            Self::Json(json) => out.clone_from(json),
         }
-        quote(&mut self.0, name);
-        self.0.push(':');
-        self.0.push_str(value);
-        self
-    }
-
-    /// Adds a string.
-    pub fn text(self, name: &str, value: &str) -> Self {
-        let mut quoted = String::new();
-        quote(&mut quoted, value);
-        self.raw(name, &quoted)
-    }
-
-    /// Adds a number, or null.
-    pub fn number(self, name: &str, value: Option<u64>) -> Self {
-        self.raw(name, &value.map_or_else(|| "null".to_owned(), |value| value.to_string()))
-    }
-
-    /// Adds a string, or null.
-    pub fn optional(self, name: &str, value: Option<&str>) -> Self {
-        match value {
-            Some(value) => self.text(name, value),
-            None => self.raw(name, "null"),
-        }
-    }
-
-    /// The object.
-    pub fn end(mut self) -> String {
-        self.0.push('}');
-        self.0
+        out
     }
 }
 
-impl Default for Object {
-    fn default() -> Self {
-        Self::new()
+impl<T: Into<Self>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::None, T::into)
+    }
+}
+
+macro_rules! values {
+    ($($From:ty => $to:expr,)+) => {
+        $(impl From<$From> for Value {
+            fn from(value: $From) -> Self {
+                $to(value)
+            }
+        })+
+    };
+}
+
+values! {
+    &str => |text: &str| Self::Text(text.to_owned()),
+    String => Self::Text,
+    u64 => Self::Number,
+    Duration => Self::Time,
+}
+
+/// An object under construction.
+#[derive(Default)]
+pub struct Object(String);
+
+impl Object {
+    /// The object with one more field.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.push(name, &value.into());
+        self
+    }
+
+    pub fn push(&mut self, name: &str, value: &Value) {
+        self.0.push(if self.0.is_empty() { '{' } else { ',' });
+        quote(&mut self.0, name);
+        self.0.push(':');
+        self.0.push_str(&value.json());
+    }
+
+    pub fn end(self) -> String {
+        if self.0.is_empty() { "{}".to_owned() } else { self.0 + "}" }
     }
 }
 
@@ -87,15 +107,19 @@ mod tests {
 
     #[test]
     fn objects_are_written_with_their_fields_in_order() {
-        assert_eq!(Object::new().end(), "{}");
-        let object = Object::new()
-            .text("a", "b")
-            .number("n", Some(3))
-            .number("none", None)
-            .optional("o", None)
-            .optional("p", Some("q"))
-            .raw("r", "[1]");
-        assert_eq!(object.end(), r#"{"a":"b","n":3,"none":null,"o":null,"p":"q","r":[1]}"#);
+        assert_eq!(Object::default().end(), "{}");
+        let object = Object::default()
+            .with("a", "b")
+            .with("n", 3)
+            .with("none", None::<u64>)
+            .with("o", None::<&str>)
+            .with("p", Some("q"))
+            .with("r", Value::Json("[1]".to_owned()))
+            .with("t", Duration::from_millis(61_007));
+        assert_eq!(
+            object.end(),
+            r#"{"a":"b","n":3,"none":null,"o":null,"p":"q","r":[1],"t":61.007}"#
+        );
     }
 
     #[test]

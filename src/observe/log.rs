@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::json::{Object, quote, seconds};
+pub use super::json::Value;
+use super::json::{Object, quote};
 use super::messages;
 use crate::cli::LogFormat;
 use crate::labels;
@@ -26,40 +27,6 @@ labels! {
         /// Something could not be done.
         Error = "error",
     }
-}
-
-/// The value of a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// There is none, and so no field.
-    None,
-    Text(String),
-    Number(u64),
-    /// In seconds, with three decimals.
-    Time(Duration),
-}
-
-macro_rules! values {
-    ($($From:ty => $to:expr,)+) => {
-        $(impl From<$From> for Value {
-            fn from(value: $From) -> Self {
-                $to(value)
-            }
-        })+
-    };
-}
-
-impl<T: Into<Self>> From<Option<T>> for Value {
-    fn from(value: Option<T>) -> Self {
-        value.map_or(Self::None, T::into)
-    }
-}
-
-values! {
-    &str => |text: &str| Self::Text(text.to_owned()),
-    String => Self::Text,
-    u64 => Self::Number,
-    Duration => Self::Time,
 }
 
 /// One line of the log. Boxed, since it is handed on field by field.
@@ -149,30 +116,19 @@ impl Record {
                     // Writing to a String does not fail.
                     let _ = write!(line, " {}=", key(name));
                     match value {
-                        Value::Number(number) => {
-                            let _ = write!(line, "{number}");
-                        }
-                        Value::Time(time) => line.push_str(&seconds(*time)),
-                        Value::None => {}
                         Value::Text(text) if is_plain(text) => line.push_str(text),
-                        Value::Text(text) => quote(&mut line, text),
+                        value => line.push_str(&value.json()),
                     }
                 }
                 line
             }
             LogFormat::Json => {
-                let mut object = Object::new()
-                    .text("time", &time)
-                    .text("level", self.level.name())
-                    .text("msg", self.message);
+                let mut object = Object::default()
+                    .with("time", time)
+                    .with("level", self.level.name())
+                    .with("msg", self.message);
                 for (name, value) in &self.fields {
-                    let name = &key(name);
-                    object = match value {
-                        Value::Number(number) => object.number(name, Some(*number)),
-                        Value::Time(time) => object.raw(name, &seconds(*time)),
-                        Value::None => object,
-                        Value::Text(text) => object.text(name, text),
-                    };
+                    object.push(&key(name), value);
                 }
                 object.end()
             }

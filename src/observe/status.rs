@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::counters::Counters;
-use super::json::{Object, seconds};
+use super::json::{Object, Value};
 use super::messages;
 use crate::cli::duration;
 use crate::drain::{Ended, Phase};
@@ -45,27 +45,26 @@ impl Snapshot {
     /// The status as one JSON object.
     pub fn json(&self) -> String {
         let last = self.last.as_ref().map(|ended| {
-            Object::new()
-                .number("drain", Some(ended.number))
-                .text("outcome", ended.outcome.kind.name())
-                .text("explanation", &ended.outcome.explain())
-                .raw("took_seconds", &seconds(ended.took))
-                .end()
+            let object = Object::default()
+                .with("drain", ended.number)
+                .with("outcome", ended.outcome.kind.name())
+                .with("explanation", ended.outcome.explain())
+                .with("took_seconds", ended.took);
+            Value::Json(object.end())
         });
-        let elapsed = self.elapsed.map(seconds);
-        let object = Object::new()
-            .text("version", VERSION)
-            .text("phase", self.phase.name())
-            .number("drain", Some(self.drain))
-            .number("open_connections", self.open_connections())
-            .number("threshold_connections", Some(self.threshold))
-            .raw("elapsed_seconds", elapsed.as_deref().unwrap_or("null"))
-            .number("envoy_hooks", Some(self.envoy_hooks as u64))
-            .optional("last_error", self.counters.last_error.as_deref())
-            .optional("not_counted", messages::hidden_stats(self.counters.coverage))
-            .raw("outcome", last.as_deref().unwrap_or("null"))
-            .text("admin_address", &self.admin_address)
-            .raw("worker_running", if self.worker_running { "true" } else { "false" });
+        let object = Object::default()
+            .with("version", VERSION)
+            .with("phase", self.phase.name())
+            .with("drain", self.drain)
+            .with("open_connections", self.open_connections())
+            .with("threshold_connections", self.threshold)
+            .with("elapsed_seconds", self.elapsed)
+            .with("envoy_hooks", self.envoy_hooks as u64)
+            .with("last_error", self.counters.last_error.as_deref())
+            .with("not_counted", messages::hidden_stats(self.counters.coverage))
+            .with("outcome", last)
+            .with("admin_address", self.admin_address.as_str())
+            .with("worker_running", Value::Json(self.worker_running.to_string()));
         object.end() + "\n"
     }
 
