@@ -103,7 +103,7 @@ impl Drop for SocketFile {
 pub struct Sockets {
     pub control: UnixListener,
     pub backend: UnixListener,
-    /// In this order.
+    /// The control socket's, then the backend's.
     pub files: [SocketFile; 2],
 }
 
@@ -142,7 +142,7 @@ pub fn bind(paths: &[PathBuf]) -> Result<Sockets, String> {
 
 /// Sidecars that start together bind one after the other, so that none removes what another has
 /// just bound. The folder is locked: no file is left behind, and the kernel unlocks it when a
-/// process dies.
+/// process dies. A folder that cannot be opened is not locked: `listen` reports it.
 fn lock_folder(path: &Path) -> Option<File> {
     let folder = File::open(path.parent()?).ok()?;
     for _ in 0..LOCK_ATTEMPTS {

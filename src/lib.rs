@@ -2,31 +2,26 @@
 //! hook that tells it to start.
 //!
 //! ```text
-//!   the network                            the pod                           Envoy's container
+//!   the network                          the pod
 //!
-//!   kubelet: probe,                  exec hook, `status`
-//!   Envoy's hook                            | hook
-//!        |                                  |
-//!        | public port                      | control_socket
-//!        v                                  v
-//!   +---------------- frontend ----------------+    untrusted input ends here
-//!   |  admission, request -> route             |
-//!   +--------------------+---------------------+
-//!                        | a request in the frontend's own words
-//!                        v
-//!                     backend            tiny_http; alone holds the right to start a drain
-//!                        |
-//!                        v
-//!   signals -->     coordinator          the shared state (Mutex, Condvar)
-//!                     ^     |
-//!              event  |     v  action
-//!                     drain              the state machine: no I/O, no clock
-//!                     ^     |
-//!                     |     v
-//!                     worker ----------> envoy  ------------------------>  admin interface
-//!                        |
-//!                        v
-//!                     observe            log, status, metrics
+//!   kubelet: probes,              exec hook, `status`
+//!   Envoy's hook                        | hook
+//!        | public port                  | control_socket
+//!        v                              v
+//!   +---------------- frontend ----------------+   untrusted input ends here:
+//!   |  request -> route -> admission           |   requests in its own words go on
+//!   +---------------------+--------------------+
+//!                         v
+//!                      backend                     tiny_http; alone can start a drain
+//!                         v
+//!   signals -------> coordinator <-----> drain     the state machine: no I/O, no clock
+//!                     |       |     event, action
+//!              worker |       | records, counters
+//!                     v       v
+//!                  envoy    observe -------------> log on stderr; status and metrics,
+//!                     |                            which the backend serves
+//!                     v
+//!          Envoy's admin interface
 //! ```
 //!
 //! Each module imports only from those behind it in this list:
@@ -36,14 +31,14 @@
 //! | `main` | the life of the process |
 //! | [`hook`] | the commands `shutdown` and `status`: clients of the control socket |
 //! | [`frontend`] | holds every connection to the public port and to the control socket |
-//! | [`backend`] | answers every route, by tiny_http |
-//! | [`control_socket`] | where the private socket is, and how hook and sidecar find it |
+//! | [`backend`] | responds to every route, by tiny_http |
+//! | [`control_socket`] | the socket between hook and sidecar: where it is, how each finds it |
 //! | [`coordinator`] | shares the machine between worker, listeners and signals |
 //! | [`observe`] | what is shown: log, status, metrics |
 //! | [`route`] | every route and status code, once; none of the public ones can start a drain |
 //! | [`drain`] | the drain as a pure state machine |
 //! | [`envoy`] | Envoy's admin interface: the calls, the counting, the transport |
-//! | [`cli`] | what is said on the command line, and the options of a drain |
+//! | [`cli`] | the command line, and the options of a drain |
 //! | [`os`] | the clock, descriptors, threads, locks |
 //!
 //! `cli`, `drain`, `route`, `envoy::stats`, `frontend::admission`, `frontend::request` and what

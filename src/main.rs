@@ -7,6 +7,7 @@ use std::sync::Arc;
 use envoy_shutdown_manager::backend::Backend;
 use envoy_shutdown_manager::cli::address::ServeAt;
 use envoy_shutdown_manager::cli::duration;
+use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Args, Command};
 use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
@@ -16,7 +17,7 @@ use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, lis
 use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
-use envoy_shutdown_manager::os::limits;
+use envoy_shutdown_manager::os::descriptors;
 use envoy_shutdown_manager::os::supervisor::{self, Work};
 use envoy_shutdown_manager::route;
 use nix::sys::signal::{SigSet, Signal};
@@ -25,15 +26,15 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let flavor = Flavor::of(&args.next().unwrap_or_default());
     match cli::parse(flavor, args) {
-        Ok(Command::Sidecar(args)) => match run_sidecar(&args) {
+        Ok(Command::Run(Subcommand::Sidecar, args)) => match run_sidecar(&args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => {
                 Record::error(messages::CANNOT_START).with("error", sentence).emit();
                 ExitCode::FAILURE
             }
         },
-        Ok(Command::Shutdown(args)) => ExitCode::from(hook::shutdown(args) as u8),
-        Ok(Command::Status(args)) => ExitCode::from(hook::status(&args) as u8),
+        Ok(Command::Run(Subcommand::Shutdown, args)) => ExitCode::from(hook::shutdown(args) as u8),
+        Ok(Command::Run(Subcommand::Status, args)) => ExitCode::from(hook::status(&args) as u8),
         Ok(Command::Print(text)) => {
             // The reader may have gone: a pager was left, say.
             let _ = io::stdout().write_all(text.as_bytes());
@@ -51,7 +52,7 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
     log::install(args.log_format);
     // Before any thread or socket: every thread inherits that they are blocked, and a thread of
     // their own takes them one by one. So they interrupt no system call, and PID 1, for which the
-    // kernel drops a signal that has neither a handler nor is blocked, gets them too.
+    // kernel drops a signal that is neither handled nor blocked, gets them too.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     let blocked = signals.thread_block().map_err(io::Error::from);
     blocked.map_err(failed("signals cannot be waited for"))?;
@@ -64,7 +65,7 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
         control_socket::sidecar_paths(args.control_socket.as_deref(), &options.admin_address);
     let Sockets { control, backend, files } = control_socket::bind(&paths)?;
     control.set_nonblocking(true).map_err(failed("the control socket cannot be used"))?;
-    let descriptors = limits::raise_descriptor_limit()
+    let descriptors = descriptors::raise_descriptor_limit()
         .map_err(failed("the limit of file descriptors cannot be read"))?;
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
@@ -87,14 +88,14 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
     };
     let timeouts = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
     let control_limits = Limits::control(descriptors, timeouts);
-    let mut control = frontend(Listener::Control(control), route::private_target, control_limits);
+    let mut control = frontend(Listener::Control(control), route::control_target, control_limits);
     start("control", Box::new(move || control.serve()))?;
     let public_limits = Limits::public(descriptors, timeouts);
     let mut public = frontend(Listener::Public(public), route::public_target, public_limits);
     start("public", Box::new(move || public.serve()))?;
 
     let (stopping, leaving) = (coordinator.clone(), Arc::clone(&files));
-    start("signals", Box::new(move || obey(&signals, &stopping, leaving.as_slice())))?;
+    start("signals", Box::new(move || handle_signals(&signals, &stopping, leaving.as_slice())))?;
 
     // Past this point the process ends by a signal alone; what goes wrong is logged.
     log_start(args, &options, &serving, &files[0]);
@@ -134,10 +135,10 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> String {
 }
 
 /// Stops at the first signal once no drain is in progress, and at the second immediately.
-fn obey(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFile]) {
+fn handle_signals(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFile]) {
     let mut stopping = false;
     loop {
-        // It fails on a signal that does not exist alone.
+        // It fails for an invalid signal alone.
         let Ok(signal) = signals.wait() else { return };
         let name = if signal == Signal::SIGTERM { "SIGTERM" } else { "SIGINT" };
         if stopping {

@@ -132,7 +132,7 @@ pub fn public_target(method: &str, target: &str) -> Routed {
 ///
 /// # Errors
 /// For a method that no route there has, and for what the backend could not respond to.
-pub fn private_target(method: &str, target: &str) -> Routed {
+pub fn control_target(method: &str, target: &str) -> Routed {
     let post = match method {
         "GET" | "HEAD" => false,
         "POST" => true,
@@ -174,7 +174,7 @@ impl Status {
     /// The status with this code; one that no response here has is taken for 503.
     pub fn from_code(code: u16) -> Self {
         let has_code = |status: &Self| status.code().parse() == Ok(code);
-        Self::ALL.into_iter().find(has_code).unwrap_or(Self::Unavailable)
+        Self::ALL.iter().copied().find(has_code).unwrap_or(Self::Unavailable)
     }
 
     /// The value of the label `code`.
@@ -214,12 +214,12 @@ mod tests {
         ] {
             let expected =
                 UpstreamTarget { route: None, post, path_and_query: passed.into(), hold };
-            assert_eq!(private_target(method, target), Ok(expected), "{method} {target}");
+            assert_eq!(control_target(method, target), Ok(expected), "{method} {target}");
         }
-        assert_eq!(private_target("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
+        assert_eq!(control_target("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
         for (method, target) in [("PUT", "/drain"), ("POST", "/shutdown?drain=1")] {
             let rejected = Err((None, Status::MethodNotAllowed));
-            assert_eq!(private_target(method, target), rejected, "{method} {target}");
+            assert_eq!(control_target(method, target), rejected, "{method} {target}");
         }
     }
 

@@ -15,7 +15,7 @@ use tiny_http::{Header, Server, StatusCode};
 use crate::cli::drain_request::DrainRequest;
 use crate::control_socket::SocketFile;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
-use crate::drain::{DrainStart, OutcomeKind};
+use crate::drain::{DrainStart, Outcome, OutcomeKind};
 use crate::envoy::transport::connect_unix;
 use crate::observe::{log::Record, messages};
 use crate::os::clock::{self, Timestamp};
@@ -164,7 +164,8 @@ impl Backend {
 
     fn handle(&self, request: tiny_http::Request) {
         match self.handling(&request) {
-            Handling::Respond(response) => respond(request, response),
+            // It fails if the client has disconnected, which is no concern of the backend.
+            Handling::Respond(response) => drop(respond(request, response)),
             Handling::Wait(wait) => {
                 let waiter = move || respond(request, wait());
                 if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
@@ -182,12 +183,13 @@ impl Backend {
         Handling::Respond(match Route::parse(request.method().as_str(), request.url()) {
             Ok(Route::EnvoyHooks) => {
                 let observer = observer.clone();
-                let wait = move || envoy_hook_response(&observer.wait_for_envoy_hooks());
+                let wait = move || hook_response(&observer.wait_for_envoy_hooks(), envoy_hook_text);
                 return Handling::Wait(Box::new(wait));
             }
             Ok(Route::ExecHooks(drain)) => {
                 let observer = observer.clone();
-                let wait = move || exec_hook_response(&observer.wait_for_exec_hooks(drain));
+                let wait =
+                    move || hook_response(&observer.wait_for_exec_hooks(drain), exec_hook_text);
                 return Handling::Wait(Box::new(wait));
             }
             Ok(Route::Healthz) if observer.is_worker_running() => plain(200, "OK"),
@@ -226,36 +228,33 @@ impl Backend {
     }
 }
 
-/// The response to Envoy's own hook. The kubelet takes any for success; people read this one.
-fn envoy_hook_response(result: &WaitResult) -> TextResponse {
+/// The response to a hook; `text` is what it reads of an outcome.
+fn hook_response(result: &WaitResult, text: fn(Outcome) -> String) -> TextResponse {
     match result {
-        WaitResult::Ended(ended) if ended.outcome.kind == OutcomeKind::Drained => plain(200, "OK"),
-        WaitResult::Ended(ended) => plain(200, ended.outcome.explain() + "\n"),
-        WaitResult::NoWaiter | WaitResult::UnknownDrain => plain(410, "no client waits any more\n"),
+        WaitResult::Ended(ended) => plain(200, text(ended.outcome)),
+        WaitResult::NoWaiter => plain(410, "no client waits any more\n"),
+        WaitResult::UnknownDrain => plain(410, "there is no such drain\n"),
         WaitResult::Stopping => stopping(),
     }
 }
 
-/// The response to the exec hook: the outcome's name on a line, and its explanation on the next.
-fn exec_hook_response(result: &WaitResult) -> TextResponse {
-    match result {
-        WaitResult::Ended(ended) => {
-            let outcome = ended.outcome;
-            plain(200, format!("{}\n{}\n", outcome.kind.name(), outcome.explain()))
-        }
-        WaitResult::UnknownDrain | WaitResult::NoWaiter => plain(410, "there is no such drain\n"),
-        WaitResult::Stopping => stopping(),
-    }
+/// For Envoy's own hook. The kubelet takes any response for success; people read this one.
+fn envoy_hook_text(outcome: Outcome) -> String {
+    if outcome.kind == OutcomeKind::Drained { "OK".to_owned() } else { outcome.explain() + "\n" }
 }
 
-fn respond(request: tiny_http::Request, response: TextResponse) {
+/// For the exec hook: the outcome's name on a line, and its explanation on the next.
+fn exec_hook_text(outcome: Outcome) -> String {
+    format!("{}\n{}\n", outcome.kind.name(), outcome.explain())
+}
+
+fn respond(request: tiny_http::Request, response: TextResponse) -> io::Result<()> {
     // The names and values are constants of this file, so they are always headers.
     let headers = Header::from_bytes("Content-Type", response.content_type).into_iter().collect();
     let (length, body) = (response.body.len(), Cursor::new(response.body.into_bytes()));
     let status = StatusCode(response.status);
     let response = tiny_http::Response::new(status, headers, body, Some(length), None);
-    // It fails if the client has disconnected, which is no concern of the backend.
-    let _ = request.respond(response);
+    request.respond(response)
 }
 
 #[cfg(test)]

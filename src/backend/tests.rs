@@ -157,12 +157,15 @@ fn envoys_hook_gets_ok_or_the_explanation_and_the_exec_hook_the_outcome_and_the_
     ] {
         let ended = Ended { number: 1, outcome, threshold: 0, took: Duration::ZERO };
         let result = WaitResult::Ended(ended);
-        let (envoy_hook, exec_hook) = (envoy_hook_response(&result), exec_hook_response(&result));
+        let (envoy_hook, exec_hook) =
+            (hook_response(&result, envoy_hook_text), hook_response(&result, exec_hook_text));
         assert_eq!((envoy_hook.status, envoy_hook.body), (200, to_envoy_hook));
         assert_eq!((exec_hook.status, exec_hook.body), (200, to_exec_hook));
     }
     let stopping = WaitResult::Stopping;
-    for response in [envoy_hook_response(&stopping), exec_hook_response(&stopping)] {
+    for response in
+        [hook_response(&stopping, envoy_hook_text), hook_response(&stopping, exec_hook_text)]
+    {
         assert_eq!((response.status, response.body.as_str()), (503, "the sidecar is stopping\n"));
     }
 }

@@ -28,7 +28,7 @@ impl DrainRequest {
         let options = self.overrides.pairs().iter();
         let mut pairs: Vec<String> =
             options.map(|(option, value)| pair(option.name(), value)).collect();
-        let expires = self.expires.map(|at| at.since_start().as_nanos().to_string());
+        let expires = self.expires.map(|at| at.since_boot().as_nanos().to_string());
         pairs.extend(expires.map(|nanos| pair(EXPIRES, &nanos)));
         pairs.join("&")
     }
@@ -46,13 +46,11 @@ impl DrainRequest {
                 .decode_utf8()
                 .map_err(|_| format!("the value of {name} is not UTF-8"))?;
             if name == EXPIRES {
-                let nanos = value.parse().map_err(|_| format!("expires={value} is no time"))?;
-                request.expires = Some(Timestamp::from_start(Duration::from_nanos(nanos)));
+                let nanos = value.parse().map_err(|_| format!("expires={value} is not a time"))?;
+                request.expires = Some(Timestamp::from_boot(Duration::from_nanos(nanos)));
                 continue;
             }
-            let option = DrainOption::ALL
-                .into_iter()
-                .find(|option| option.name() == name)
+            let option = DrainOption::from_name(name)
                 .ok_or_else(|| format!("a drain has no option {name:?}"))?;
             request.overrides.set(option, &value).map_err(|reason| format!("{name}: {reason}"))?;
         }

@@ -40,102 +40,73 @@ const DRAINS: &[Subcommand] = &[Subcommand::Sidecar, Subcommand::Shutdown];
 const SIDECAR: &[Subcommand] = &[Subcommand::Sidecar];
 const STATUS: &[Subcommand] = &[Subcommand::Status];
 
-/// One row for each option of a drain: its variant, name, placeholder and help.
-macro_rules! drain_options {
-    ($($option:ident $name:literal $placeholder:literal $help:literal)*) => {
-        /// The options of a drain, which the sidecar and the hook both take.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum DrainOption {
-            $(#[doc = concat!("`--", $name, "`")] $option,)*
+/// One row for each option: its variant, name, placeholder, commands and help.
+macro_rules! options {
+    ($(#[$attr:meta])* $Enum:ident $FLAGS:ident $Effect:ident
+        $($option:ident $name:literal $placeholder:literal $commands:ident $help:literal)*) => {
+        labels! {
+            $(#[$attr])*
+            pub enum $Enum { $(#[doc = concat!("`--", $name, "`")] $option = $name,)* }
         }
 
-        impl DrainOption {
-            /// All of them, in the order in which help and log show them.
-            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$option),*];
-        }
-
-        const DRAIN_FLAGS: &[Flag] = &[$(Flag {
+        const $FLAGS: &[Flag] = &[$(Flag {
             name: $name,
             placeholder: $placeholder,
-            commands: DRAINS,
+            commands: $commands,
             help: $help,
-            effect: Effect::Drain(DrainOption::$option),
+            effect: Effect::$Effect($Enum::$option),
         }),*];
     };
 }
 
-drain_options! {
-    CheckInterval "check-interval" "DURATION"
+options! {
+    /// The options of a drain, which the sidecar and the hook both take.
+    DrainOption DRAIN_FLAGS Drain
+    CheckInterval "check-interval" "DURATION" DRAINS
         "time between two polls of Envoy for open connections"
-    CheckDelay "check-delay" "DURATION"
+    CheckDelay "check-delay" "DURATION" DRAINS
         "time to wait, after failing health checks, before the first poll for open connections"
-    MinDrainDuration "min-drain-duration" "DURATION"
+    MinDrainDuration "min-drain-duration" "DURATION" DRAINS
         "time from the start of the drain before which nothing is polled either"
-    MinOpenConnections "min-open-connections" "NUMBER"
+    MinOpenConnections "min-open-connections" "NUMBER" DRAINS
         "the drain is done at this many open connections or fewer"
-    DrainDelay "drain-delay" "DURATION"
+    DrainDelay "drain-delay" "DURATION" DRAINS
         "time to wait before failing health checks"
-    HealthCheckFailureDelay "health-check-failure-delay" "DURATION"
-        "tell Envoy's listeners to drain, and wait this long before failing health checks; see \
+    HealthCheckFailureDelay "health-check-failure-delay" "DURATION" DRAINS
+        "drain Envoy's listeners, and wait this long before failing health checks; see \
          --drain-listeners"
-    DrainTimeout "drain-timeout" "DURATION"
+    DrainTimeout "drain-timeout" "DURATION" DRAINS
         "give up this long after the start of the drain"
-    DrainListeners "drain-listeners" ""
-        "after failing health checks also tell Envoy's listeners to drain, which reaches HTTP/3 and \
+    DrainListeners "drain-listeners" "" DRAINS
+        "after failing health checks also drain Envoy's listeners, which reaches HTTP/3 and \
          other listeners that ignore health checks. Only while Envoy's own hook waits on /shutdown, \
          because only a restart of Envoy undoes it: until then Envoy closes its clients' connections"
-    RequireEnvoyHook "require-envoy-hook" ""
+    RequireEnvoyHook "require-envoy-hook" "" DRAINS
         "drain only if Envoy's own hook comes to /shutdown within 3s of this one; else end with 0 \
          and leave Envoy in service"
-    Exclude "exclude" "NAME"
+    Exclude "exclude" "NAME" DRAINS
         "do not count this listener or HTTP stat prefix: its exact name in Envoy's stats; may be \
          repeated"
-    AdminAddress "admin-address" "ADDRESS"
+    AdminAddress "admin-address" "ADDRESS" DRAINS
         "Envoy's admin interface: a path, unix:PATH, HOST:PORT or [IPV6]:PORT"
-    ReadyFile "ready-file" "PATH"
+    ReadyFile "ready-file" "PATH" DRAINS
         "also create this file when drained; one that is left from before is removed at the start"
 }
 
 impl DrainOption {
-    const fn flag(self) -> &'static Flag {
-        &DRAIN_FLAGS[self as usize]
-    }
-
-    /// The name on the command line (behind `--`) and in the query.
-    pub const fn name(self) -> &'static str {
-        self.flag().name
-    }
-
     /// What help and log show where the option has no value; nothing for one that repeats.
     pub const fn unset(self) -> Option<&'static str> {
         match self {
             Self::Exclude => None,
-            _ if self.flag().placeholder.is_empty() => Some("off"),
+            _ if DRAIN_FLAGS[self as usize].placeholder.is_empty() => Some("off"),
             _ => Some("none"),
         }
     }
 }
 
-/// One row for each other option: its variant, name, placeholder, commands and help.
-macro_rules! args_options {
-    ($($option:ident $name:tt $placeholder:literal $commands:ident $help:literal)*) => {
-        /// The options that are not a drain's.
-        #[derive(Clone, Copy)]
-        pub enum ArgsOption {
-            $(#[doc = concat!("`--", $name, "`")] $option,)*
-        }
-
-        const ARGS_FLAGS: &[Flag] = &[$(Flag {
-            name: $name,
-            placeholder: $placeholder,
-            commands: $commands,
-            help: $help,
-            effect: Effect::Args(ArgsOption::$option),
-        }),*];
-    };
-}
-
-args_options! {
+options! {
+    /// The options that are not a drain's.
+    ArgsOption ARGS_FLAGS Args
     AdminPort "admin-port" "PORT" DRAINS "ignored, as Contour does; use --admin-address"
     ServePort "serve-port" "PORT" DRAINS
         "the public port; 0 is any that is free; no effect on a hook"
@@ -145,7 +116,7 @@ args_options! {
         "answer a waiting /shutdown with 503 when no drain has started within this time"
     ReadyTimeout "ready-timeout" "DURATION" SIDECAR
         "answer a waiting /shutdown with 500 after this time, even while a drain is in progress"
-    ControlSocket "control-socket" "PATH" EVERYWHERE "the private socket between hook and sidecar"
+    ControlSocket "control-socket" "PATH" EVERYWHERE "the socket between hook and sidecar"
     NoRestore "no-restore" "" SIDECAR
         "do not restore an Envoy that is out of service when the sidecar starts"
     LogFormat "log-format" "FORMAT" DRAINS

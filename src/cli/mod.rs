@@ -5,7 +5,7 @@
 pub mod address;
 pub mod drain_request;
 pub mod duration;
-mod flags;
+pub mod flags;
 mod help;
 mod nearest;
 pub mod options;
@@ -34,12 +34,7 @@ const MIN_START_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum Command {
     /// Print this and exit with 0.
     Print(String),
-    /// Be the sidecar.
-    Sidecar(Args),
-    /// Be the preStop hook.
-    Shutdown(Args),
-    /// Show the state of the drain.
-    Status(Args),
+    Run(Subcommand, Args),
 }
 
 labels! {
@@ -198,11 +193,7 @@ pub fn parse(flavor: Flavor, args: impl IntoIterator<Item = OsString>) -> Result
             Some(other) => return Err(format!("{}; see {page}", other.unexpected())),
         }
     }
-    Ok(match command {
-        Subcommand::Sidecar => Command::Sidecar(args),
-        Subcommand::Shutdown => Command::Shutdown(args),
-        Subcommand::Status => Command::Status(args),
-    })
+    Ok(Command::Run(command, args))
 }
 
 /// Reads up to the command: that, or a text to print.

@@ -53,7 +53,7 @@ pub struct Options {
     pub min_open_connections: u64,
     /// Time from the start of the drain to failing health checks.
     pub drain_delay: Duration,
-    /// Time from the end of that delay, when Envoy's listeners are told to drain, to failing health
+    /// Time from the end of that delay, when Envoy's listeners are drained, to failing health
     /// checks; zero: they are failed at once.
     pub health_check_failure_delay: Duration,
     /// Time from the start of the drain to giving up.
@@ -199,7 +199,7 @@ impl Options {
         self.drain_delay.saturating_add(self.health_check_failure_delay)
     }
 
-    /// Whether Envoy's listeners are to be told to drain.
+    /// Whether Envoy's listeners are to be drained, too.
     pub fn drains_listeners(&self) -> bool {
         self.drain_listeners || !self.health_check_failure_delay.is_zero()
     }
@@ -328,7 +328,7 @@ mod tests {
     fn a_request_survives_its_query() {
         let request = DrainRequest {
             overrides: everything(),
-            expires: Some(Timestamp::from_start(Duration::from_nanos(123_456_789_012))),
+            expires: Some(Timestamp::from_boot(Duration::from_nanos(123_456_789_012))),
         };
         let query = request.to_query();
         assert!(query.is_ascii() && !query.contains([' ', '#', '?']), "{query}");
@@ -344,7 +344,7 @@ mod tests {
             ("speed=1", "a drain has no option \"speed\""),
             ("check-delay=1", "check-delay: \"1\" is without a unit"),
             ("exclude=%ff", "the value of exclude is not UTF-8"),
-            ("expires=soon", "expires=soon is no time"),
+            ("expires=soon", "expires=soon is not a time"),
         ] {
             let error = DrainRequest::from_query(query).unwrap_err();
             assert!(error.starts_with(reason), "{query}: {error}");

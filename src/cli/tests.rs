@@ -13,14 +13,14 @@ fn parse_as(flavor: Flavor, line: &str) -> Result<Command, String> {
 
 fn sidecar(line: &str) -> Args {
     match parse_line(line) {
-        Ok(Command::Sidecar(args)) => args,
+        Ok(Command::Run(Subcommand::Sidecar, args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
 
 fn hook(line: &str) -> Args {
     match parse_line(line) {
-        Ok(Command::Shutdown(args)) => args,
+        Ok(Command::Run(Subcommand::Shutdown, args)) => args,
         other => panic!("{line}: {other:?}"),
     }
 }
@@ -82,12 +82,13 @@ fn contours_own_lines_are_taken() {
 #[test]
 fn envoy_gateways_own_lines_are_taken() {
     let args = match parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager --ready-timeout=70s") {
-        Ok(Command::Sidecar(args)) => args,
+        Ok(Command::Run(Subcommand::Sidecar, args)) => args,
         other => panic!("{other:?}"),
     };
     assert_eq!((args.flavor, args.overrides), (Flavor::EnvoyGateway, Overrides::default()));
     assert_eq!((args.serve.port, args.ready_timeout), (19002, Some(Duration::from_secs(70))));
-    let Ok(Command::Sidecar(args)) = parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager")
+    let Ok(Command::Run(Subcommand::Sidecar, args)) =
+        parse_as(Flavor::EnvoyGateway, "envoy shutdown-manager")
     else {
         panic!("no manager");
     };
@@ -95,7 +96,9 @@ fn envoy_gateways_own_lines_are_taken() {
     let line = "envoy shutdown --drain-timeout=60s --min-drain-duration=15s \
                 --exit-at-connections=2 --health-check-failure-delay=5s";
     for flavor in [Flavor::Contour, Flavor::EnvoyGateway] {
-        let Ok(Command::Shutdown(args)) = parse_as(flavor, line) else { panic!("no hook") };
+        let Ok(Command::Run(Subcommand::Shutdown, args)) = parse_as(flavor, line) else {
+            panic!("no hook")
+        };
         assert_eq!(
             given(&args.overrides),
             [
@@ -105,7 +108,8 @@ fn envoy_gateways_own_lines_are_taken() {
                 ("health-check-failure-delay", "5s"),
             ]
         );
-        let Ok(Command::Shutdown(args)) = parse_as(flavor, "envoy shutdown") else {
+        let Ok(Command::Run(Subcommand::Shutdown, args)) = parse_as(flavor, "envoy shutdown")
+        else {
             panic!("no hook")
         };
         assert_eq!(args, Args::of(flavor), "the sidecar's options hold for its hook");
@@ -143,12 +147,10 @@ fn our_own_options_are_taken() {
     assert_eq!(args.control_socket, Some("/x".into()));
     assert_eq!(
         parse_line("status --watch --json --control-socket /x"),
-        Ok(Command::Status(Args {
-            control_socket: Some("/x".into()),
-            watch: true,
-            json: true,
-            ..defaults()
-        }))
+        Ok(Command::Run(
+            Subcommand::Status,
+            Args { control_socket: Some("/x".into()), watch: true, json: true, ..defaults() }
+        ))
     );
 }
 
@@ -329,7 +331,9 @@ fn help_shows_the_defaults_that_hold() {
                 default => line += &format!(" --{}={default}", flag.name),
             }
         }
-        let Ok(Command::Sidecar(args)) = parse_as(flavor, &line) else { panic!("{line}") };
+        let Ok(Command::Run(Subcommand::Sidecar, args)) = parse_as(flavor, &line) else {
+            panic!("{line}")
+        };
         let options = options::Options::of(flavor);
         assert_eq!(options.with(&args.overrides), options);
         assert_eq!(Args { overrides: Overrides::default(), ..args }, Args::of(flavor));
@@ -355,7 +359,8 @@ fn help_shows_the_defaults_that_hold() {
             .flatten()
             .collect::<Vec<_>>()
         );
-        let Ok(Command::Sidecar(args)) = parse_as(flavor, "shutdown-manager") else {
+        let Ok(Command::Run(Subcommand::Sidecar, args)) = parse_as(flavor, "shutdown-manager")
+        else {
             panic!("no sidecar")
         };
         assert_eq!(shown("serve-port"), args.serve.port.to_string());

@@ -1,6 +1,6 @@
 //! Shares the drain's state between the worker, the listeners and the signals. One worker performs
 //! what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can only
-//! look and wait, a [`WaiterTracker`] only says who waits and what was answered.
+//! observe and wait, a [`WaiterTracker`] only says who waits, and counts responses.
 
 mod ready_file;
 
@@ -22,7 +22,7 @@ use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::route::{PublicRoute, Status};
 
-/// An exec hook is answered when no other client waits any more, but not later than this.
+/// An exec hook is answered once no Envoy hook waits, and at the latest after this.
 const HOOK_ANSWER_DELAY: Duration = Duration::from_secs(1);
 
 /// An exec hook that has started a drain comes to wait within milliseconds, or was no hook.
@@ -39,11 +39,11 @@ pub struct Coordinator(Arc<Shared>);
 #[derive(Clone, Debug)]
 pub struct DrainTrigger(Arc<Shared>);
 
-/// The right to look and to wait.
+/// The right to observe and to wait.
 #[derive(Clone, Debug)]
 pub struct DrainObserver(Arc<Shared>);
 
-/// The right to say who waits and what was answered, at the public port and the control socket.
+/// The right to say who waits, and to count responses, at the public port and the control socket.
 #[derive(Clone, Debug)]
 pub struct WaiterTracker(Arc<Shared>);
 
@@ -65,7 +65,7 @@ enum Waiter {
 /// waiting for ever, which the model tries (`coordinator::model`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
-    Replied,
+    WorkerStepped,
     Stopping,
     DrainStarted,
     EnvoyHookArrived,
@@ -104,7 +104,7 @@ struct State {
     logging: bool,
 }
 
-/// What a client that waited hears.
+/// What a wait returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult {
     Ended(Ended),
@@ -166,10 +166,10 @@ impl Coordinator {
             let (records, task) = self.0.advance(&event);
             let was_logging = !records.is_empty();
             records.into_iter().for_each(Record::emit);
-            // A waiter that hears the end finds it in the log.
+            // The end is logged before a waiter learns it.
             if event != Event::Tick || was_logging {
                 self.0.lock().logging = false;
-                self.0.notify(Change::Replied);
+                self.0.notify(Change::WorkerStepped);
             }
             event = match task {
                 Task::Wait(until) => self.0.wait_for_step(until),
@@ -354,8 +354,8 @@ impl WaiterTracker {
     }
 
     /// Counts `times` responses of the public port; `route`: to what, where that could be known.
-    pub fn count_response(&self, route: Option<PublicRoute>, status: Status, times: u64) {
-        self.0.lock().counters.record_responses(route, status, times);
+    pub fn count_responses(&self, route: Option<PublicRoute>, status: Status, times: u64) {
+        self.0.lock().counters.count_responses(route, status, times);
     }
 
     /// Counts a connection to the public port that was evicted or not served, for want of a slot.
@@ -391,17 +391,15 @@ enum Task {
     Stop,
 }
 
+type Locked<'a> = MutexGuard<'a, State>;
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> Locked<'_> {
         // A panic elsewhere is no reason to stop: every change leaves the state whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        until: Option<Timestamp>,
-    ) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: Locked<'a>, until: Option<Timestamp>) -> Locked<'a> {
         match until {
             None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(time) => {
@@ -427,6 +425,8 @@ impl Shared {
         let state = &mut *guard;
         state.step_due = false;
         if let Some(path) = state.stale_ready_file.take() {
+            // The event may be dropped: a drain has just started, so a reply still on its way
+            // belongs to an earlier one.
             return (Vec::new(), Task::RemoveReadyFile(path));
         }
         let now = clock::now();
@@ -464,8 +464,8 @@ impl State {
                 return Task::Call { call, drain, options: options.clone() };
             }
             Action::Finish(outcome) => {
-                let is_drained = outcome.kind.is_drained();
-                return Task::Finish(options.ready_file.clone().filter(|_| is_drained));
+                let nothing_left = outcome.kind.nothing_left();
+                return Task::Finish(options.ready_file.clone().filter(|_| nothing_left));
             }
             Action::Sleep => None,
             Action::SleepUntil(time) => Some(time),

@@ -226,7 +226,7 @@ fn die_at(coordinator: &Coordinator, task: u32) {
         }
         if event != Event::Tick || !records.is_empty() {
             shared.lock().logging = false;
-            shared.notify(Change::Replied);
+            shared.notify(Change::WorkerStepped);
         }
         event = match task {
             Task::Wait(until) => shared.wait_for_step(until),

@@ -1,5 +1,6 @@
 //! The file of `--ready-file`. A volume that hangs must not hold a drain up, so each operation has
-//! a thread of its own, which is waited for no longer than a second.
+//! a thread of its own, which is waited for no longer than a second. A removal that was given up
+//! may still be done later, when the volume works again.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};

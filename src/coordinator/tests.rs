@@ -162,7 +162,7 @@ fn a_request_that_has_expired_or_comes_to_a_stopping_sidecar_starts_nothing() {
     let coordinator = coordinator();
     let control = coordinator.trigger();
     let expired = DrainRequest {
-        expires: Some(Timestamp::from_start(Duration::from_nanos(1))),
+        expires: Some(Timestamp::from_boot(Duration::from_nanos(1))),
         ..DrainRequest::default()
     };
     assert_eq!(control.start(&expired), Err(StartError::Expired));
@@ -182,7 +182,7 @@ fn a_wait_for_no_drain_ends_at_once() {
 }
 
 #[test]
-fn a_stopped_manager_is_over_when_its_drain_has_ended_and_its_worker_has_told_it() {
+fn a_stopped_coordinator_is_over_when_its_drain_has_ended_and_is_logged() {
     let (coordinator, _calls) = at_work(7);
     let timeout = request(&[(DrainOption::DrainTimeout, "300ms")]);
     coordinator.trigger().start(&timeout).unwrap();
@@ -258,5 +258,5 @@ fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
     }
     assert!(coordinator.observer().is_worker_running());
     coordinator.stop();
-    thread.join().unwrap();
+    thread.join().unwrap().unwrap();
 }

@@ -12,7 +12,7 @@ use crate::os::clock::Timestamp;
 pub enum Event {
     /// Time has passed, or something outside has changed.
     Tick,
-    /// What came of a call that was asked for while the latest drain was number `drain`.
+    /// The result of a call that was made while the latest drain was number `drain`.
     Reply { drain: u64, call: Call, result: CallResult },
     /// What [`Action::Finish`] asked for is done.
     Finished,
@@ -25,7 +25,7 @@ pub enum Action {
     Sleep,
     SleepUntil(Timestamp),
     Call(Call),
-    /// Do what belongs to the end of a drain, before any waiter hears of it.
+    /// Create the ready file if drained, before any waiter is answered.
     Finish(Outcome),
 }
 
@@ -42,7 +42,7 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrainEvent {
     /// A call succeeded. What it brought is an event of its own.
-    Responded,
+    CallSucceeded,
     CallFailed {
         call: Call,
         error: AdminError,
@@ -51,13 +51,14 @@ pub enum DrainEvent {
         first_poll_in: Duration,
     },
     ListenersDraining,
-    /// Envoy is no longer out of service, or its state cannot be known since it has restarted; its
-    /// health checks are failed again.
+    /// Envoy is back in service, or has restarted, so that its state is unknown; its health checks
+    /// are failed again.
     Reverted(Health),
     Polled(Poll),
     /// Envoy's own hook has come, as seen when the hooks can no longer be a pair.
     EnvoyHookWaits,
-    /// It has not. `listeners_not_drained`: so Envoy's listeners, which should be, are not drained.
+    /// It has not come. `listeners_not_drained`: so the listeners, which the options would drain,
+    /// are left alone.
     EnvoyHookMissing {
         listeners_not_drained: bool,
     },
@@ -65,7 +66,7 @@ pub enum DrainEvent {
     /// The outcome of the drain is kept no longer.
     ReadyForNextDrain,
     /// The startup check is done: Envoy is in service and can be counted.
-    EnvoyResponds(Poll),
+    StartupCheckPassed(Poll),
     /// The startup check has put Envoy back in service.
     Restored,
     /// The startup check leaves Envoy out of service.

@@ -44,7 +44,7 @@ pub struct Machine {
     awaited: bool,
     arrived: Option<Timestamp>,
     /// The startup check that was still to be done when the drain started.
-    postponed: Option<StartupCheck>,
+    suspended_check: Option<StartupCheck>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ enum State {
 
 impl Machine {
     /// A sidecar that has just started and will check Envoy once. `restore`: whether an Envoy that
-    /// is then out of service is put back in service.
+    /// is then out of service is restored.
     pub fn new(now: Timestamp, restore: bool) -> Self {
         let check = StartupCheck::new(CheckReason::Startup { restore }, now + RESTORE_DELAY);
         Self {
@@ -66,7 +66,7 @@ impl Machine {
             last_options: None,
             awaited: false,
             arrived: None,
-            postponed: None,
+            suspended_check: None,
         }
     }
 
@@ -75,7 +75,7 @@ impl Machine {
     pub fn start(&mut self, options: Options, now: Timestamp) -> DrainStart {
         if let State::Idle(check) = &mut self.state {
             self.number += 1;
-            self.postponed = check.take();
+            self.suspended_check = check.take();
             let paired = self.arrived.is_some_and(|arrived| now < arrived + HOOK_PAIRING_WINDOW);
             self.state = State::Draining(Box::new(Drain::new(options, paired, now)));
             DrainStart::Started(self.number)
@@ -95,7 +95,7 @@ impl Machine {
         }
     }
 
-    /// No client waits for a drain any more.
+    /// No client waits as Envoy's own hook does any more.
     pub fn last_waiter_left(&mut self, now: Timestamp) {
         if let State::Idle(Some(check)) = &mut self.state
             && self.awaited
@@ -105,7 +105,7 @@ impl Machine {
         self.awaited = false;
     }
 
-    /// Takes what happened outside, and says what to do next and what has happened by that.
+    /// Feeds in an event; returns what to do next and what happened.
     pub fn step(&mut self, event: &Event, now: Timestamp) -> Step {
         let mut events = Vec::new();
         match event {
@@ -122,7 +122,7 @@ impl Machine {
 
     fn replied(&mut self, call: Call, result: &CallResult, now: Timestamp, events: &mut Events) {
         events.push(match result {
-            Ok(_) => DrainEvent::Responded,
+            Ok(_) => DrainEvent::CallSucceeded,
             Err(error) => DrainEvent::CallFailed { call, error: error.clone() },
         });
         match &mut self.state {
@@ -148,10 +148,12 @@ impl Machine {
         self.last_options = Some(drain.options.clone());
         self.state = match outcome.kind {
             // Nothing has been done that a later hook could join.
-            OutcomeKind::NoEnvoyHook => State::Idle(self.postponed.take().map(|mut check| {
-                check.postpone(now);
-                check
-            })),
+            OutcomeKind::NoEnvoyHook => {
+                State::Idle(self.suspended_check.take().map(|mut check| {
+                    check.postpone(now);
+                    check
+                }))
+            }
             _ => State::Ended { until: now + OUTCOME_RETENTION },
         };
     }
@@ -166,6 +168,7 @@ impl Machine {
         }
         match &mut self.state {
             State::Draining(drain) => drain.next(self.awaited, now, events),
+            // A deletion may be under way.
             State::Idle(Some(check)) if check.restores() && self.awaited => Action::Sleep,
             State::Idle(Some(check)) if now < check.due => Action::SleepUntil(check.due),
             State::Idle(Some(check)) => Action::Call(check.call),

@@ -12,9 +12,10 @@
 //! Where Envoy's listeners are drained too, that is one more call: in the drain delay, or behind
 //! Failing, and only while Envoy's own hook waits, for it cannot be undone.
 //!
-//! From the start on, three refused calls in a row end the drain (Envoy is gone), and so does its
-//! timeout. Where Envoy's own hook is required, the drain first waits for it, and ends when it has
-//! not come within 3 s. The worker performs what [`Machine::step`] asks for, one call at a time,
+//! Three refused calls in a row end the drain at any time (Envoy is gone). Its timeout ends it too,
+//! but not while Envoy's own hook is awaited, nor before the first try to fail health checks. Where
+//! Envoy's own hook is required, the drain first waits for it, and is over when it has not come
+//! within 3 s. The worker performs what [`Machine::step`] asks for, one call at a time,
 //! and feeds back what came of it; a reply that belongs to an earlier drain is dropped.
 //!
 //! While idle the machine asks for nothing, but for one check of Envoy after the start, which

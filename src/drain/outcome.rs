@@ -19,13 +19,13 @@ labels! {
 }
 
 impl OutcomeKind {
-    /// Whether connections may have been open at the end.
+    /// Whether the drain timeout ended it.
     pub const fn gave_up(self) -> bool {
         matches!(self, Self::TimedOut)
     }
 
     /// Whether nothing is left that the drain would have waited for.
-    pub const fn is_drained(self) -> bool {
+    pub const fn nothing_left(self) -> bool {
         matches!(self, Self::Drained | Self::EnvoyGone)
     }
 }

@@ -29,15 +29,15 @@ pub struct Drain {
     pub options: Options,
     pub started: Timestamp,
     pub(super) stage: Stage,
-    /// When the stage's call is due, and when the latest call was asked for.
+    /// When the stage's call is due, and when the latest call was made.
     call_due: Timestamp,
-    asked: Timestamp,
-    /// When the drain gives up. Not while Envoy's own hook is awaited, nor before health checks
-    /// were tried to be failed once.
+    called_at: Timestamp,
+    /// When the drain gives up. Not set while Envoy's own hook is awaited, nor before the first try
+    /// to fail health checks.
     deadline: Option<Timestamp>,
     /// When Envoy's listeners are to be drained, at the earliest.
     listeners_due: Option<Timestamp>,
-    /// When it is known whether Envoy's own hook came with the exec hook, and whether it did.
+    /// When the hooks can no longer be a pair, `None` once reported; and whether they are one.
     pairing_known: Option<Timestamp>,
     envoy_hook: bool,
     /// Refused calls in a row.
@@ -58,15 +58,11 @@ pub(super) enum Stage {
     Ending(Outcome),
 }
 
-/// What can be due. Of those due at the same time, the first of this list is done first.
+/// What can be due.
 #[derive(Clone, Copy)]
 enum Due {
-    PairingKnown,
-    /// Before the deadline: a timeout that ends with a delay does not keep health checks from being
-    /// failed.
     EndOfStage,
     Deadline,
-    ListenersCall,
     Call(Call),
 }
 
@@ -76,7 +72,7 @@ impl Drain {
             call_due: now + ready_interval(&options),
             started: now,
             stage: Stage::AwaitingEnvoyHook { until: now + HOOK_PAIRING_WINDOW },
-            asked: now,
+            called_at: now,
             deadline: None,
             listeners_due: None,
             pairing_known: Some(now + HOOK_PAIRING_WINDOW),
@@ -88,7 +84,7 @@ impl Drain {
         };
         drain.drain_listeners_at(now);
         if envoy_hook || !drain.options.require_envoy_hook {
-            drain.delay();
+            drain.enter_drain_delay();
         }
         drain
     }
@@ -98,46 +94,40 @@ impl Drain {
         let pairs = !self.envoy_hook && now < self.started + HOOK_PAIRING_WINDOW;
         self.envoy_hook |= pairs;
         if matches!(self.stage, Stage::AwaitingEnvoyHook { .. }) && self.envoy_hook {
-            self.delay();
+            self.enter_drain_delay();
         }
         pairs || (is_first && self.listeners_due.is_some())
     }
 
     /// Does what is due first until that is a call, or nothing is due.
     pub(super) fn next(&mut self, awaited: bool, now: Timestamp, events: &mut Events) -> Action {
+        if self.pairing_known.take_if(|at| *at <= now).is_some() {
+            events.extend(self.pairing());
+        }
         loop {
             if let Stage::Ending(outcome) = self.stage {
                 return Action::Finish(outcome);
             }
             let (at, due) = self.earliest(awaited, now);
             if now < at {
-                return Action::SleepUntil(at);
+                return Action::SleepUntil(self.pairing_known.map_or(at, |known| at.min(known)));
             }
-            let call = match due {
-                Due::PairingKnown => {
-                    self.pairing_known = None;
-                    events.extend(self.pairing());
-                    continue;
-                }
-                Due::EndOfStage => {
-                    self.end_stage(now);
-                    continue;
-                }
+            match due {
+                Due::EndOfStage => self.end_stage(now),
                 Due::Deadline => {
                     let open = self.last_poll.map(|poll| poll.open);
                     self.stage = Stage::Ending(Outcome::timed_out(open));
-                    continue;
                 }
-                Due::ListenersCall => Call::DrainListeners,
-                Due::Call(call) => call,
-            };
-            self.asked = now;
-            return Action::Call(call);
+                Due::Call(call) => {
+                    self.called_at = now;
+                    return Action::Call(call);
+                }
+            }
         }
     }
 
     fn earliest(&self, awaited: bool, now: Timestamp) -> (Timestamp, Due) {
-        let (end, call, drains_listeners) = match self.stage {
+        let (end, call, may_drain_listeners) = match self.stage {
             Stage::AwaitingEnvoyHook { until } => (Some(until), Call::CheckReady, false),
             Stage::DrainDelay { until } => {
                 let early = !self.options.health_check_failure_delay.is_zero();
@@ -147,31 +137,30 @@ impl Drain {
             Stage::CheckDelay { until } => (Some(until), Call::CheckReady, true),
             Stage::WaitingForConnections | Stage::Ending(_) => (None, Call::ReadStats, true),
         };
-        let drains_listeners = awaited && drains_listeners;
+        let may_drain_listeners = awaited && may_drain_listeners;
         // A call takes time that a drain whose time is over does not have.
         let is_over = self.deadline.is_some_and(|deadline| deadline <= now);
-        let listeners_due = self.listeners_due.filter(|_| drains_listeners && !is_over);
+        let listeners_due = self.listeners_due.filter(|_| may_drain_listeners && !is_over);
         let others = [
-            (self.pairing_known, Due::PairingKnown),
             (end, Due::EndOfStage),
             (self.deadline, Due::Deadline),
-            (listeners_due, Due::ListenersCall),
+            (listeners_due, Due::Call(Call::DrainListeners)),
         ];
-        let mut earliest = (Timestamp::MAX, Due::Call(call));
+        // Of those due at the same time the first: a timeout that ends with a delay does not keep
+        // health checks from being failed.
+        let mut first = (Timestamp::MAX, Due::Deadline);
         for (at, due) in others {
-            if let Some(at) = at.filter(|at| *at < earliest.0) {
-                earliest = (at, due);
+            if let Some(at) = at.filter(|at| *at < first.0) {
+                first = (at, due);
             }
         }
-        // Not before what is due already: a stage that is over asks for nothing more.
-        if now < earliest.0 && self.call_due < earliest.0 {
-            earliest = (self.call_due, Due::Call(call));
-        }
-        earliest
+        // What is due already comes before a call, however long that has been due.
+        let call_is_first = first.0 > now.max(self.call_due);
+        if call_is_first { (self.call_due, Due::Call(call)) } else { first }
     }
 
-    /// Whether this looks like the end of a pod, of which the sidecar itself does not hear. Where
-    /// Envoy's own hook is required and missing, the outcome says so.
+    /// Whether both hooks came, as in a deletion, which the sidecar cannot see otherwise. With a
+    /// required hook missing, the outcome says it.
     fn pairing(&self) -> Option<DrainEvent> {
         if self.envoy_hook {
             return Some(DrainEvent::EnvoyHookWaits);
@@ -185,8 +174,9 @@ impl Drain {
         match self.stage {
             Stage::AwaitingEnvoyHook { .. } => self.stage = Stage::Ending(Outcome::NO_ENVOY_HOOK),
             Stage::DrainDelay { .. } => {
+                // One try to fail health checks is owed.
                 self.deadline = None;
-                self.fail(now);
+                self.enter_failing(now);
             }
             Stage::CheckDelay { .. } => {
                 self.stage = Stage::WaitingForConnections;
@@ -204,7 +194,7 @@ impl Drain {
         events: &mut Events,
     ) {
         if matches!(self.stage, Stage::Failing { .. }) {
-            self.arm_deadline();
+            self.set_deadline();
         }
         if result.as_ref().is_err_and(AdminError::is_refusal) {
             return self.refused(now);
@@ -271,33 +261,28 @@ impl Drain {
         let was_starting = std::mem::replace(&mut self.envoy_starting, health == Health::Starting);
         // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
         // (measured), and until then /ready says that it is starting.
-        let is_in_service = match health {
-            Health::Live => true,
-            Health::Starting => !was_starting,
-            Health::Draining => false,
-        };
-        let was_failed =
-            matches!(self.stage, Stage::CheckDelay { .. } | Stage::WaitingForConnections);
-        let reverted = is_in_service && was_failed;
+        let in_service = health == Health::Live || health == Health::Starting && !was_starting;
+        let reverted = in_service
+            && matches!(self.stage, Stage::CheckDelay { .. } | Stage::WaitingForConnections);
         if reverted {
             self.drain_listeners_at(now);
-            self.fail(now);
+            self.enter_failing(now);
             events.push(DrainEvent::Reverted(health));
         }
         reverted
     }
 
-    fn delay(&mut self) {
+    fn enter_drain_delay(&mut self) {
         self.stage = Stage::DrainDelay { until: self.started + self.options.delay() };
-        self.arm_deadline();
+        self.set_deadline();
     }
 
-    fn fail(&mut self, now: Timestamp) {
+    fn enter_failing(&mut self, now: Timestamp) {
         self.stage = Stage::Failing { attempts: 0 };
         self.call_at(now);
     }
 
-    fn arm_deadline(&mut self) {
+    fn set_deadline(&mut self) {
         self.deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
     }
 
@@ -315,8 +300,8 @@ impl Drain {
 
     /// A slow poll keeps Envoy's main thread busy: the next one leaves it in peace as long.
     fn next_poll(&self, now: Timestamp) -> Timestamp {
-        let took = now - self.asked;
-        (self.asked + self.options.check_interval).max(now + took)
+        let took = now - self.called_at;
+        (self.called_at + self.options.check_interval).max(now + took)
     }
 
     pub(super) fn phase(&self) -> Phase {

@@ -249,7 +249,7 @@ impl World {
             Call::RestoreHealthChecks => {
                 assert!(
                     self.restore && !self.drained && asked >= Timestamp::ZERO + RESTORE_DELAY,
-                    "put back"
+                    "restored"
                 );
                 assert!(!self.is_awaited(), "restored while a client waits");
             }

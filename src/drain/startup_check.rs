@@ -11,7 +11,7 @@ use crate::os::clock::Timestamp;
 /// restarted when its pod was deleted (measured).
 pub const RESTORE_DELAY: Duration = Duration::from_secs(2);
 
-/// Envoy may start after the sidecar: it is checked this often, this far apart.
+/// Check readiness up to 12 times, 5 s apart: Envoy may start later.
 const STARTUP_CHECKS: u32 = 12;
 const STARTUP_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -25,8 +25,8 @@ pub(super) struct StartupCheck {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckReason {
-    /// The sidecar has just started: what can be counted, and, where this is allowed, an Envoy
-    /// that is out of service is restored.
+    /// The sidecar has just started: check that Envoy can be counted; restore it if it is out of
+    /// service and `restore` allows that.
     Startup { restore: bool },
     /// A drain has ended, and the pod lives on.
     AfterDrain,
@@ -43,7 +43,7 @@ impl StartupCheck {
         self.reason == CheckReason::Startup { restore: true }
     }
 
-    /// Begins again: hooks may be coming.
+    /// Starts over, at least [`RESTORE_DELAY`] from now: hooks may be on their way.
     pub fn postpone(&mut self, now: Timestamp) {
         self.due = self.due.max(now + RESTORE_DELAY);
         self.call = Call::CheckReady;
@@ -78,7 +78,7 @@ impl StartupCheck {
                 self.call = Call::ReadStats;
             }
             Ok(Reply::Stats(poll)) => {
-                events.push(DrainEvent::EnvoyResponds(*poll));
+                events.push(DrainEvent::StartupCheckPassed(*poll));
                 return None;
             }
             // It may have been taken out of service before it had started.

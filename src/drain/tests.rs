@@ -10,7 +10,7 @@ use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
-    Timestamp::from_start(time)
+    Timestamp::from_boot(time)
 }
 
 const fn s(seconds: u64) -> Duration {
@@ -128,7 +128,7 @@ impl Scenario {
             match step.action {
                 Action::Sleep => break,
                 Action::SleepUntil(time) => {
-                    let time = time.since_start();
+                    let time = time.since_boot();
                     assert!(time > self.now, "a wake-up in the past");
                     if time > end {
                         break;

@@ -11,7 +11,7 @@ use crate::cli::address::AdminAddress;
 use crate::cli::duration;
 use crate::cli::options::Options;
 
-/// Asks Envoy, for the worker.
+/// Calls Envoy for the worker.
 pub trait Admin: Send {
     /// Returns within the time that [`call_timeout`] gives.
     ///
@@ -33,34 +33,34 @@ impl Admin for AdminClient {
     fn call(&mut self, call: Call, options: &Options) -> CallResult {
         let timeout = call_timeout(options);
         let deadline = Instant::now() + timeout;
-        let exchange = Exchange { address: &options.admin_address, timeout, deadline };
+        let call_to = AdminCall { address: &options.admin_address, timeout, deadline };
         match call {
             Call::FailHealthChecks => {
-                exchange.post("/healthcheck/fail").map(|()| Reply::HealthChecksFailed)
+                call_to.post("/healthcheck/fail").map(|()| Reply::HealthChecksFailed)
             }
-            Call::DrainListeners => exchange
+            Call::DrainListeners => call_to
                 .post("/drain_listeners?graceful&skip_exit")
                 .map(|()| Reply::ListenersDraining),
-            Call::CheckReady => exchange.check_ready().map(Reply::Ready),
+            Call::CheckReady => call_to.check_ready().map(Reply::Ready),
             Call::ReadStats => {
                 let suffixes = options.flavor.ignored_listener_suffixes();
-                exchange.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
+                call_to.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
             }
             Call::RestoreHealthChecks => {
-                exchange.post("/healthcheck/ok").map(|()| Reply::HealthChecksRestored)
+                call_to.post("/healthcheck/ok").map(|()| Reply::HealthChecksRestored)
             }
         }
     }
 }
 
 /// One call: a request, or two where a poll has to ask for `/ready` as well.
-struct Exchange<'a> {
+struct AdminCall<'a> {
     address: &'a AdminAddress,
     timeout: Duration,
     deadline: Instant,
 }
 
-impl Exchange<'_> {
+impl AdminCall<'_> {
     fn post(&self, path: &str) -> Result<(), AdminError> {
         match self.send("POST", path, &mut |_, _| true)? {
             200 => Ok(()),
@@ -84,7 +84,7 @@ impl Exchange<'_> {
             b"PRE_INITIALIZING" | b"INITIALIZING" => Ok(Health::Starting),
             other => {
                 let shown = String::from_utf8_lossy(&other[..other.len().min(80)]);
-                let what = format!("answered {shown:?}, which is no state of Envoy's");
+                let what = format!("responded {shown:?}, which is not a state of Envoy");
                 Err(self.error(AdminErrorKind::Content, "GET", PATH, &what))
             }
         }
@@ -130,7 +130,7 @@ impl Exchange<'_> {
     }
 
     fn unexpected(&self, method: &str, path: &str, status: u16) -> AdminError {
-        let what = format!("answered with status {status}");
+        let what = format!("responded with status {status}");
         self.error(AdminErrorKind::Status, method, path, &what)
     }
 
@@ -141,32 +141,26 @@ impl Exchange<'_> {
 }
 
 fn explain(error: &Error, timeout: Duration) -> (AdminErrorKind, String) {
-    let explained = |kind, text: &str| (kind, text.to_owned());
-    match error {
+    let (kind, text) = match error {
         Error::Timeout => {
             let within = duration::format(timeout);
-            (AdminErrorKind::Timeout, format!("no whole response within {within}"))
+            return (AdminErrorKind::Timeout, format!("no whole response within {within}"));
         }
+        Error::Protocol(_) => return (AdminErrorKind::Protocol, error.to_string()),
+        Error::TooLong => (AdminErrorKind::TooLong, "the response is longer than Envoy's ever is"),
         Error::Io(error) => match error.kind() {
-            ErrorKind::ConnectionRefused => {
-                explained(AdminErrorKind::Refused, "connection refused")
-            }
-            ErrorKind::NotFound => explained(AdminErrorKind::Refused, "there is no such socket"),
-            ErrorKind::PermissionDenied => explained(
+            ErrorKind::ConnectionRefused => (AdminErrorKind::Refused, "connection refused"),
+            ErrorKind::NotFound => (AdminErrorKind::Refused, "there is no such socket"),
+            ErrorKind::PermissionDenied => (
                 AdminErrorKind::Other,
                 "permission denied; the sidecar must run as the user that owns the socket",
             ),
-            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                explained(
-                    AdminErrorKind::Protocol,
-                    "the connection was closed before the response was whole",
-                )
-            }
-            _ => (AdminErrorKind::Other, error.to_string()),
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => (
+                AdminErrorKind::Protocol,
+                "the connection was closed before the response was whole",
+            ),
+            _ => return (AdminErrorKind::Other, error.to_string()),
         },
-        Error::Protocol(_) => (AdminErrorKind::Protocol, error.to_string()),
-        Error::TooLong => {
-            explained(AdminErrorKind::TooLong, "the response is longer than Envoy's ever is")
-        }
-    }
+    };
+    (kind, text.to_owned())
 }

@@ -1,7 +1,5 @@
 //! What can go wrong when Envoy's admin interface is called.
 
-use std::fmt;
-
 use crate::labels;
 
 /// A call that brought no usable response.
@@ -9,7 +7,7 @@ use crate::labels;
 pub struct AdminError {
     /// For the metrics, and to tell a dead Envoy from a slow one.
     pub kind: AdminErrorKind,
-    /// A clause for an operator: what was asked of which address, and what came back.
+    /// A clause for an operator: the request, the address, and what came back.
     pub text: String,
 }
 
@@ -17,12 +15,6 @@ impl AdminError {
     /// Whether nothing listens at the admin address.
     pub fn is_refusal(&self) -> bool {
         self.kind == AdminErrorKind::Refused
-    }
-}
-
-impl fmt::Display for AdminError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
     }
 }
 

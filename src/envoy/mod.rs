@@ -1,4 +1,4 @@
-//! Envoy's admin interface: what is asked of it, and what it replies.
+//! Envoy's admin interface: the calls, and the replies to them.
 
 pub mod admin;
 pub mod error;
@@ -9,7 +9,7 @@ use self::error::AdminError;
 use self::stats::StatsCoverage;
 use crate::labels;
 
-/// What the drain asks of Envoy.
+/// What the drain calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     /// `POST /healthcheck/fail`: takes Envoy out of service.
@@ -20,7 +20,7 @@ pub enum Call {
     CheckReady,
     /// `GET /stats`
     ReadStats,
-    /// `POST /healthcheck/ok`: puts Envoy back in service.
+    /// `POST /healthcheck/ok`: restores Envoy to service.
     RestoreHealthChecks,
 }
 
@@ -40,7 +40,7 @@ labels! {
         Live = "LIVE",
         /// Its health checks are failed.
         Draining = "DRAINING",
-        /// `PRE_INITIALIZING` or this, whether its health checks are failed or not.
+        /// `PRE_INITIALIZING` or this, which says nothing about failed health checks.
         Starting = "INITIALIZING",
     }
 }

@@ -1,7 +1,7 @@
 //! How many downstream connections are open, from the response to one request for Envoy's stats.
 //!
 //! A listener's gauges cover HTTP, TCP proxies, TLS passthrough and QUIC; connections of
-//! scrapers and health checks are told apart by their HTTP stat prefix and taken off again:
+//! scrapers and health checks are known by their HTTP stat prefix and taken off again:
 //!
 //! ```text
 //! open = Σ listener.NAME.downstream_cx_active + Σ listener.NAME.downstream_pre_cx_active

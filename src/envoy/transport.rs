@@ -1,6 +1,6 @@
 //! `ureq` over the sockets of this program: Unix and TCP.
 //!
-//! Every wait is bounded by the time that is left of the whole call, also where std has no time-out
+//! Every wait is bounded by the time that is left of the whole call, also where std has no timeout
 //! for it: a `connect` to a Unix socket whose backlog is full, a read that a signal interrupts,
 //! the look-up of a name.
 
@@ -139,7 +139,7 @@ pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     loop {
-        // The kernel applies a send time-out to connect too.
+        // The kernel applies a send timeout to connect too.
         setsockopt(&fd, sockopt::SendTimeout, &socket_timeout(Some(left)))?;
         match connect(fd.as_raw_fd(), &address) {
             Ok(()) => return Ok(fd),
@@ -181,14 +181,13 @@ fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketA
     let found = Arc::new(Mutex::new(Vec::new()));
     let (name, its_found) = (host.to_owned(), Arc::clone(&found));
     let resolve = move || {
-        let addresses = (name.as_str(), port).to_socket_addrs()?.collect();
+        let found = (name.as_str(), port).to_socket_addrs();
+        let unknown = |error| format!("the name {name} cannot be resolved ({error})");
+        let addresses = found.map_err(|error| io::Error::other(unknown(error)))?.collect();
         *its_found.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
         Ok(())
     };
-    bounded("look-up", timeout, Box::new(resolve)).map_err(|error| match error.kind() {
-        ErrorKind::TimedOut => error,
-        _ => io::Error::other(format!("the name {host} cannot be resolved ({error})")),
-    })?;
+    bounded("look-up", timeout, Box::new(resolve))?;
     Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
@@ -199,7 +198,7 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-/// The value of a socket's time-out; zero would be none.
+/// The value of a socket's timeout; zero would be none.
 fn socket_timeout(left: Option<Duration>) -> TimeVal {
     let micros = left.map_or(0, |left| left.as_micros().clamp(1, i64::MAX as u128) as i64);
     TimeVal::new(micros / 1_000_000, micros % 1_000_000)
@@ -233,6 +232,7 @@ struct Stream {
     buffers: LazyBuffers,
 }
 
+// Derived, it would be 1 kB of the program.
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Stream")

@@ -9,7 +9,7 @@ use crate::observe::{log::Record, messages};
 use crate::os::clock::Timestamp;
 use crate::route::Hold;
 
-/// Connections that are accepted before those that are held have their turn.
+/// Accepted per round before held connections are served.
 const MAX_ACCEPTED: u64 = 64;
 
 /// Bytes of incomplete request heads, in all.

@@ -47,12 +47,9 @@ pub fn admit(waiting: &[(ConnectionId, SourceKey)], newcomer: SourceKey, max: us
     }
     let counts = count_sources(&mut waiting.iter().map(|(_, source)| *source), max);
     let own = counts.iter().find(|(source, _)| *source == newcomer).map_or(0, |(_, own)| *own);
-    let newest = match counts.iter().max_by_key(|(_, count)| *count) {
-        Some((largest, count)) if own + 1 < *count => {
-            waiting.iter().rfind(|(_, source)| source == largest)
-        }
-        _ => None,
-    };
+    let largest = counts.iter().max_by_key(|(_, count)| *count);
+    let largest = largest.filter(|(_, count)| own + 1 < *count);
+    let newest = largest.and_then(|(source, _)| waiting.iter().rfind(|(_, other)| other == source));
     newest.map_or(Admission::Reject, |(id, _)| Admission::Evict(*id))
 }
 

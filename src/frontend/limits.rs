@@ -12,9 +12,8 @@ const MIN_PUBLIC: usize = 4;
 const MAX_CONTROL: usize = 192;
 const MIN_CONTROL: usize = 6;
 
-/// Descriptors that the public port leaves: half of them, at least what one drain takes, at most
-/// what the control socket takes when it is full of clients that wait for the same (each different
-/// request in progress takes three more).
+/// Descriptors reserved for all but the public port: half of them, at least what one drain needs, at
+/// most what a full control socket needs (each distinct request in flight takes three more).
 const MAX_RESERVED: usize = 448;
 const MIN_RESERVED: usize = 28;
 

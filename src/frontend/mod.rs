@@ -11,8 +11,9 @@
 //!               responding --> lingering, where the client sent more --> closed
 //! ```
 //!
-//! The listener's [`Router`] decides what is served. No byte that a client sent goes further than
-//! this thread, and no [`UpstreamTarget`] of the public port can start a drain.
+//! The listener's [`Router`] decides what is served. No byte from the network goes further than this
+//! thread: a target of the public port is a constant, and none can start a drain. A target of the
+//! control socket is passed on as sent.
 //!
 //! When more connections come than fit, those without a request are closed first, so a probe that
 //! sends its request at once always gets a response.
@@ -131,8 +132,8 @@ impl Frontend {
 
     /// Serves until the process exits. After a panic it is called again.
     pub fn serve(&mut self) {
-        // What a panic has left behind is not trusted. Only clients that wait are kept: they have
-        // connected once and will not connect again. Unless one of them makes every round panic.
+        // What a panic has left behind is not trusted. Clients that wait are kept, since a kubelet's
+        // hook does not reconnect; unless one of them makes every round panic.
         let keeps = self.failed_starts < MAX_FAILED_STARTS;
         self.connections.retain(|connection| keeps && connection.awaited().is_some());
         self.upstream = Vec::new();
@@ -217,7 +218,7 @@ impl Frontend {
     fn complete(&mut self, target: &UpstreamTarget, response: &UpstreamResponse, now: Timestamp) {
         let status = Status::from_code(response.status);
         if status == Status::Gone && target.hold == Hold::EnvoyHook {
-            // All clients had left. Those that have come since are requested for anew.
+            // Its clients had left; a new request is issued for those that came since.
             return;
         }
         let response = self.response(status, &response.content_type, &response.body);
@@ -393,7 +394,7 @@ impl Frontend {
 
     fn count_responses(&self, route: Option<PublicRoute>, status: Status, times: u64) {
         if self.is_public() {
-            self.tracker.count_response(route, status, times);
+            self.tracker.count_responses(route, status, times);
         }
     }
 

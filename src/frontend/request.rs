@@ -42,13 +42,13 @@ const MAX_FIELDS: usize = 64;
 pub fn parse(bytes: &[u8], router: Router) -> ParsedHead {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
-    let rejected =
+    let unreadable =
         |status| ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
     let length = match request.parse(bytes) {
         Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return ParsedHead::Partial,
-        Ok(_) | Err(Error::TooManyHeaders) => return rejected(Status::HeadTooLarge),
-        Err(_) => return rejected(Status::BadRequest),
+        Ok(_) | Err(Error::TooManyHeaders) => return unreadable(Status::HeadTooLarge),
+        Err(_) => return unreadable(Status::BadRequest),
     };
     // A complete head has both.
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());

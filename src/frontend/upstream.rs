@@ -77,7 +77,7 @@ impl UpstreamRequest {
         }
         let late = self.exchange.take().map(|_| io::Error::from(ErrorKind::TimedOut));
         if late.is_some() {
-            self.failures += 1;
+            self.failures = self.failures.saturating_add(1);
         }
         let started = Exchange::start(backend, &self.target);
         self.delay_after_failure(started.is_err(), now);

@@ -56,7 +56,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
         let find = SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT);
         let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
             request.expires = Some(clock::now() + DRAIN_EXPIRY);
-            let drain = sidecar.begin(&request)?;
+            let drain = sidecar.start_drain(&request)?;
             lock(&progress).sidecar = Some(sidecar.clone());
             sidecar.wait(drain)
         });
@@ -69,7 +69,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
             }
             Err(SidecarError::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
-                progress.show(&format!("the sidecar was lost ({reason}); looking for it again"));
+                progress.show(&format!("the sidecar was lost ({reason}); searching for it again"));
                 thread::sleep(LOSS_BACKOFF);
             }
             Err(SidecarError::Lost(reason)) => {
@@ -100,7 +100,7 @@ fn make_paths_absolute(overrides: &mut Overrides) -> Result<(), String> {
 }
 
 /// Shows at intervals how the drain goes that is waited for.
-fn show_progress(progress: &Mutex<Progress>) {
+fn show_progress(progress: &Mutex<Progress>) -> ! {
     loop {
         thread::sleep(PROGRESS_INTERVAL);
         let Some(sidecar) = lock(progress).sidecar.clone() else { continue };

@@ -32,7 +32,7 @@ impl SidecarError {
 }
 
 /// The status and body of a response.
-type Response = Result<(u16, String), Error>;
+type ResponseResult = Result<(u16, String), Error>;
 
 #[derive(Clone)]
 pub struct SidecarClient {
@@ -40,11 +40,11 @@ pub struct SidecarClient {
 }
 
 impl SidecarClient {
-    /// The first of the paths where a sidecar listens, which may take `patience` to come up.
-    pub fn find(paths: &[PathBuf], only_seen: bool, patience: Duration) -> Result<Self, String> {
-        let deadline = Instant::now() + patience;
+    /// The first of the paths where a sidecar listens, which may take `timeout` to come up.
+    pub fn find(paths: &[PathBuf], only_visible: bool, timeout: Duration) -> Result<Self, String> {
+        let deadline = Instant::now() + timeout;
         loop {
-            match control_socket::find(paths, only_seen) {
+            match control_socket::find(paths, only_visible) {
                 Ok(path) => return Ok(Self { path }),
                 Err(reason) if Instant::now() >= deadline => return Err(reason),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
@@ -53,7 +53,7 @@ impl SidecarClient {
     }
 
     /// Starts a drain or joins the one in progress, and returns its number.
-    pub fn begin(&self, request: &DrainRequest) -> Result<u64, SidecarError> {
+    pub fn start_drain(&self, request: &DrainRequest) -> Result<u64, SidecarError> {
         let path = format!("/drain?{}", request.to_query());
         let response = self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT));
         let (status, body) = response.map_err(|error| match error {
@@ -73,7 +73,7 @@ impl SidecarClient {
             (200, Some(number)) => Ok(number),
             (400, _) => Err(SidecarError::Final(
                 ExitStatus::Usage,
-                format!("the sidecar refused the drain's options: {text}"),
+                format!("the sidecar rejected the drain's options: {text}"),
             )),
             _ => Err(SidecarError::Lost(format!(
                 "it responded to the request to drain with {status}: {text}"
@@ -110,11 +110,11 @@ impl SidecarClient {
         }
     }
 
-    fn get(&self, path: &str, timeout: Option<Duration>) -> Response {
+    fn get(&self, path: &str, timeout: Option<Duration>) -> ResponseResult {
         self.request("GET", path, timeout)
     }
 
-    fn request(&self, method: &str, path: &str, timeout: Option<Duration>) -> Response {
+    fn request(&self, method: &str, path: &str, timeout: Option<Duration>) -> ResponseResult {
         let address = AdminAddress::Unix(self.path.clone());
         let mut body = Vec::new();
         let status = request(&address, method, path, timeout, &mut |_, piece| {

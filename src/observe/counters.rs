@@ -28,7 +28,7 @@ pub struct Counters {
 impl Counters {
     pub fn record(&mut self, event: &DrainEvent) {
         match event {
-            DrainEvent::Responded => self.last_error = None,
+            DrainEvent::CallSucceeded => self.last_error = None,
             DrainEvent::CallFailed { call, error } => {
                 self.last_error = Some(error.text.clone());
                 if *call == Call::ReadStats {
@@ -36,7 +36,7 @@ impl Counters {
                     self.poll_errors[error.kind as usize] += 1;
                 }
             }
-            DrainEvent::Polled(poll) | DrainEvent::EnvoyResponds(poll) => {
+            DrainEvent::Polled(poll) | DrainEvent::StartupCheckPassed(poll) => {
                 self.polls += 1;
                 self.coverage = poll.coverage;
             }
@@ -46,7 +46,7 @@ impl Counters {
     }
 
     /// Counts `times` responses of the public port; `route`: to what, where that could be known.
-    pub fn record_responses(&mut self, route: Option<PublicRoute>, status: Status, times: u64) {
+    pub fn count_responses(&mut self, route: Option<PublicRoute>, status: Status, times: u64) {
         let row = route.map_or(PublicRoute::ALL.len(), |route| route as usize);
         self.requests[row][status as usize] += times;
     }

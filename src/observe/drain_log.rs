@@ -1,5 +1,4 @@
-//! What the log says of a drain: a table from what happened to records, and what keeps an event
-//! that repeats from being logged twice.
+//! The log of a drain: maps events to records, and suppresses repeats.
 
 use std::time::Duration;
 
@@ -59,9 +58,7 @@ impl DrainLog {
         let first_poll = options.delay().saturating_add(options.check_delay);
         let first_poll = first_poll.max(options.min_drain_duration);
         let warning = match options.drain_timeout {
-            Some(timeout) if timeout <= options.delay() && !timeout.is_zero() => {
-                messages::TIMEOUT_BEFORE_DRAIN_DELAY
-            }
+            Some(timeout) if timeout < options.delay() => messages::TIMEOUT_BEFORE_DRAIN_DELAY,
             Some(timeout) if timeout <= first_poll => messages::TIMEOUT_BEFORE_FIRST_POLL,
             _ => return vec![record],
         };
@@ -98,7 +95,7 @@ impl DrainLog {
         let info = |message| of_drain(Record::info(message));
         let warn = |message| of_drain(Record::warn(message));
         let record = match event {
-            DrainEvent::Responded => return records.extend(self.responds_again()),
+            DrainEvent::CallSucceeded => return records.extend(self.responds_again()),
             DrainEvent::CallFailed { call, error } => {
                 return records.extend(self.call_failed(*call, error, machine));
             }
@@ -107,9 +104,7 @@ impl DrainLog {
             }
             DrainEvent::ListenersDraining => info(messages::LISTENERS_DRAINING),
             DrainEvent::Reverted(Health::Starting) => warn(messages::ENVOY_RESTARTED),
-            DrainEvent::Reverted(Health::Live | Health::Draining) => {
-                warn(messages::ENVOY_LIVE_AGAIN)
-            }
+            DrainEvent::Reverted(_) => warn(messages::ENVOY_LIVE_AGAIN),
             DrainEvent::Polled(poll) => {
                 records.extend(self.hidden_stats(poll));
                 if self.open.replace(poll.open) == Some(poll.open) {
@@ -122,16 +117,14 @@ impl DrainLog {
                     .with("threshold_connections", threshold)
             }
             DrainEvent::EnvoyHookWaits => info(messages::ENVOY_HOOK_WAITS),
-            DrainEvent::EnvoyHookMissing { listeners_not_drained: false } => {
-                warn(messages::ENVOY_HOOK_MISSING)
-            }
-            DrainEvent::EnvoyHookMissing { listeners_not_drained: true } => {
-                warn(messages::ENVOY_HOOK_MISSING)
-                    .with("listeners", "not drained, which could not be undone")
+            DrainEvent::EnvoyHookMissing { listeners_not_drained } => {
+                let listeners = "not drained, which could not be undone";
+                let listeners = listeners_not_drained.then_some(listeners);
+                warn(messages::ENVOY_HOOK_MISSING).with("listeners", listeners)
             }
             DrainEvent::Ended(ended) => self.ended(ended),
             DrainEvent::ReadyForNextDrain => info(messages::READY_FOR_NEXT_DRAIN),
-            DrainEvent::EnvoyResponds(poll) => {
+            DrainEvent::StartupCheckPassed(poll) => {
                 records.push(
                     Record::info(messages::ENVOY_RESPONDS)
                         .with("state", poll.health.name())
@@ -179,10 +172,8 @@ impl DrainLog {
     /// Says once what cannot be seen.
     fn hidden_stats(&mut self, poll: &Poll) -> Option<Record> {
         let before = std::mem::replace(&mut self.coverage, poll.coverage);
-        (before != poll.coverage)
-            .then(|| messages::hidden_stats(poll.coverage))
-            .flatten()
-            .map(Record::warn)
+        let hidden = messages::hidden_stats(poll.coverage);
+        hidden.filter(|_| before != poll.coverage).map(Record::warn)
     }
 
     fn ended(&self, ended: &Ended) -> Record {

@@ -249,7 +249,7 @@ mod tests {
     fn what_happens_often_is_logged_once_a_minute_and_counted() {
         let mut limit = RateLimit::default();
         let logged: Vec<_> = [5, 6, 64, 65, 66, 200]
-            .map(|s| limit.happened(Timestamp::from_start(Duration::from_secs(s))))
+            .map(|s| limit.happened(Timestamp::from_boot(Duration::from_secs(s))))
             .into();
         assert_eq!(logged, [Some(1), None, None, Some(3), None, Some(2)]);
     }

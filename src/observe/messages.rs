@@ -19,7 +19,7 @@ pub const READY_FILE_NOT_REMOVED: &str = "cannot remove the ready file";
 
 // A drain, in the order in which it goes.
 pub const DRAIN_STARTED: &str = "drain started";
-pub const DRAIN_JOINED: &str = "a hook joined the drain in progress, whose options apply";
+pub const DRAIN_JOINED: &str = "a hook joined the drain, whose options apply";
 pub const TIMEOUT_BEFORE_DRAIN_DELAY: &str =
     "the drain timeout passes before the drain delay: health checks will not be failed";
 pub const TIMEOUT_BEFORE_FIRST_POLL: &str =

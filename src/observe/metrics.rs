@@ -54,7 +54,7 @@ impl Snapshot {
         let routes = PublicRoute::ALL.map(PublicRoute::name).into_iter().chain(["none"]);
         for (route, row) in routes.zip(self.counters.requests) {
             for (status, count) in Status::ALL.into_iter().zip(row) {
-                // A series of what there never was would be most of the page.
+                // Series of zeros would be most of the page.
                 if count > 0 || (status == Status::Ok && route != "none") {
                     let labels = [("route", route), ("code", status.code())];
                     out.labelled("requests_total", &labels, count);

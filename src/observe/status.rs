@@ -61,8 +61,8 @@ impl Snapshot {
             .with("elapsed_seconds", self.elapsed)
             .with("envoy_hooks", self.envoy_hooks as u64)
             .with("last_error", self.counters.last_error.as_deref())
-            .with("not_counted", messages::hidden_stats(self.counters.coverage))
-            .with("outcome", last)
+            .with("stats_hidden", messages::hidden_stats(self.counters.coverage))
+            .with("last_drain", last)
             .with("admin_address", self.admin_address.as_str())
             .with("worker_running", Value::Json(self.worker_running.to_string()));
         object.end() + "\n"
@@ -113,7 +113,7 @@ impl Snapshot {
         rows.push(("envoy", self.admin_address.clone()));
         rows.extend(self.counters.last_error.clone().map(|error| ("last error", error)));
         let hidden = messages::hidden_stats(self.counters.coverage);
-        rows.extend(hidden.map(|text| ("not counted", text.to_owned())));
+        rows.extend(hidden.map(|text| ("stats hidden", text.to_owned())));
         if !self.worker_running {
             rows.push(("worker", "down; it is being restarted".to_owned()));
         }
@@ -125,12 +125,10 @@ impl Snapshot {
 
 /// A duration in whole seconds, or, below one, in milliseconds.
 pub fn whole(duration: Duration) -> String {
-    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    duration::format(Duration::from_millis(if millis < 1000 {
-        millis
-    } else {
-        millis / 1000 * 1000
-    }))
+    duration::format(match duration.as_secs() {
+        0 => Duration::from_millis(duration.subsec_millis().into()),
+        seconds => Duration::from_secs(seconds),
+    })
 }
 
 #[cfg(test)]

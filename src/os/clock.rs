@@ -1,5 +1,5 @@
-//! The monotonic clock, which the hook and the sidecar read alike: it counts from the start of
-//! the machine, in every container of a pod.
+//! The monotonic clock, which the hook and the sidecar read alike: it counts from boot, in
+//! every container of a pod.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -11,18 +11,18 @@ use nix::time::{ClockId, clock_gettime};
 pub struct Timestamp(Duration);
 
 impl Timestamp {
-    /// The start of the machine.
+    /// Boot.
     pub const ZERO: Self = Self(Duration::ZERO);
     /// Never.
     pub const MAX: Self = Self(Duration::MAX);
 
-    /// So long after the start of the machine.
-    pub const fn from_start(time: Duration) -> Self {
+    /// This long after boot.
+    pub const fn from_boot(time: Duration) -> Self {
         Self(time)
     }
 
-    /// The time since the start of the machine.
-    pub const fn since_start(self) -> Duration {
+    /// The time since boot.
+    pub const fn since_boot(self) -> Duration {
         self.0
     }
 }

@@ -20,7 +20,7 @@ macro_rules! labels {
 
             /// The variant of this name.
             pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.into_iter().find(|variant| variant.name() == name)
+                Self::ALL.iter().copied().find(|variant| variant.name() == name)
             }
         }
     };

@@ -1,7 +1,7 @@
 //! What the operating system gives: a clock, descriptors, threads and locks.
 
 pub mod clock;
+pub mod descriptors;
 pub mod labels;
-pub mod limits;
 pub mod supervisor;
 pub mod sync;

@@ -3,15 +3,14 @@
 
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// A panic at every start must not become a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs `work` in a thread of this name until it returns, again after each panic, of which
-/// `restarted` is told.
+/// Runs `work` in a thread of this name until it returns, again after each panic;
+/// `restarted` is then called with the name.
 ///
 /// # Errors
 /// When the thread cannot be started.
@@ -19,7 +18,7 @@ pub fn supervise(
     name: &'static str,
     mut work: Work,
     restarted: fn(&'static str),
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<Thread> {
     spawn(
         name,
         Box::new(move || {
@@ -28,6 +27,7 @@ pub fn supervise(
                 restarted(name);
                 thread::sleep(PAUSE);
             }
+            Ok(())
         }),
     )
 }
@@ -39,12 +39,11 @@ pub type Work = Box<dyn FnMut() + Send>;
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn spawn(name: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
+pub fn spawn(name: &'static str, work: WorkOnce) -> io::Result<Thread> {
     thread::Builder::new().name(name.to_owned()).spawn(work)
 }
 
-/// What is waited for is polled this often: a channel in the place of that would be 10 kB of the
-/// program, for files and names that hardly any sidecar has.
+/// Polled this often: a channel would add 10 kB for what few sidecars use.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Does `work` that cannot be given a timeout, in a thread that may outlive the call.
@@ -52,24 +51,23 @@ const POLL: Duration = Duration::from_millis(5);
 /// # Errors
 /// As the work; `TimedOut` when it takes longer than `timeout`; when the thread cannot be started,
 /// or panics.
-pub fn bounded(name: &'static str, timeout: Duration, work: BoundedWork) -> io::Result<()> {
+pub fn bounded(name: &'static str, timeout: Duration, work: WorkOnce) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
-    let result = Arc::new(Mutex::new(None));
-    let its_result = Arc::clone(&result);
-    let store = move |done| *its_result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
-    let thread = spawn(name, Box::new(move || store(work())))?;
+    let thread = spawn(name, work)?;
     while !thread.is_finished() {
         if Instant::now() >= deadline {
             return Err(ErrorKind::TimedOut.into());
         }
         thread::sleep(POLL);
     }
-    let done = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-    done.unwrap_or_else(|| Err(io::Error::other(format!("the thread {name} panicked"))))
+    let panicked = || Err(io::Error::other(format!("the thread {name} panicked")));
+    thread.join().unwrap_or_else(|_| panicked())
 }
 
 /// Boxed as [`Work`] is.
-pub type BoundedWork = Box<dyn FnOnce() -> io::Result<()> + Send>;
+pub type WorkOnce = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+pub type Thread = JoinHandle<io::Result<()>>;
 
 #[cfg(test)]
 mod tests {
@@ -85,7 +83,7 @@ mod tests {
             assert!(left == 0, "not yet");
         };
         let thread = supervise("test", Box::new(work), |_| {});
-        thread.unwrap().join().unwrap();
+        thread.unwrap().join().unwrap().unwrap();
         assert_eq!(receiver.iter().collect::<Vec<_>>(), [3, 2, 1]);
     }
 

@@ -1,5 +1,5 @@
-//! The locks of the coordinator's state: the standard library's, or those of the model that tries
-//! them in every order (`src/coordinator/model.rs`).
+//! The locks around the coordinator's state: the standard library's, or loom's in
+//! `coordinator/model.rs`, which tries every interleaving.
 
 #[cfg(loom)]
 pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};

@@ -119,7 +119,7 @@ fn hidden_listener_gauges_are_logged_and_http_is_counted() {
     let (client, _tcp) = (KeptAlive::open(envoy.port("http")), connect(&envoy));
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    wait_status(&sidecar, |status| status.not_counted() == Some(LISTENERS_HIDDEN));
+    wait_status(&sidecar, |status| status.stats_hidden() == Some(LISTENERS_HIDDEN));
     drop(client);
     assert_exits(&mut hook, 0, "drained");
     let outcome = outcome("drained").with("not_counted", "connections that are not HTTP");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Command as Cli};
 
@@ -71,10 +72,10 @@ impl<'a> Pod<'a> {
     }
 
     fn check(&self) {
-        let (flavor, Cli::Sidecar(sidecar)) = self.parsed("sidecar") else {
+        let (flavor, Cli::Run(Subcommand::Sidecar, sidecar)) = self.parsed("sidecar") else {
             panic!("another command than the sidecar's in {}", self.0);
         };
-        let (hook_flavor, Cli::Shutdown(hook)) = self.parsed("exec_hook") else {
+        let (hook_flavor, Cli::Run(Subcommand::Shutdown, hook)) = self.parsed("exec_hook") else {
             panic!("another command than the hook's in {}", self.0);
         };
         assert_eq!(flavor, hook_flavor, "{}", self.0);

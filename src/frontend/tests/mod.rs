@@ -63,7 +63,7 @@ impl Harness {
         let tracker = coordinator.tracker();
         let frontend = Frontend::new(listener, router, backend, on_backend_error, tracker, limits);
         let backend = bind_backend(&folder);
-        let now = Timestamp::from_start(Duration::from_secs(1000));
+        let now = Timestamp::from_boot(Duration::from_secs(1000));
         Self { coordinator, frontend, address, backend, now, folder }
     }
 
@@ -77,7 +77,7 @@ impl Harness {
     }
 
     fn control(limits: Limits) -> Self {
-        Self::new(route::private_target, limits, |folder| {
+        Self::new(route::control_target, limits, |folder| {
             let path = folder.join("control");
             let socket = UnixListener::bind(&path).unwrap();
             socket.set_nonblocking(true).unwrap();

@@ -6,7 +6,7 @@ use crate::envoy::{CallResult, Reply};
 use crate::observe::log::{Level, Value};
 
 const fn at(time: Duration) -> Timestamp {
-    Timestamp::from_start(time)
+    Timestamp::from_boot(time)
 }
 
 const fn s(seconds: u64) -> Duration {
@@ -110,7 +110,7 @@ fn field<'a>(record: &'a Record, name: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn a_drain_is_told_from_its_request_to_its_outcome() {
+fn a_drain_is_logged_from_its_start_to_its_outcome() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "10s")]);
     let requested = logged.only();
     assert_eq!(requested.message, messages::DRAIN_STARTED);
@@ -142,7 +142,7 @@ fn a_drain_is_told_from_its_request_to_its_outcome() {
 }
 
 #[test]
-fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
+fn whether_envoys_own_hook_came_is_logged_after_three_seconds() {
     for (comes, required, level, start) in [
         (true, false, Some(Level::Info), "Envoy's own hook waits too"),
         (true, true, Some(Level::Info), "Envoy's own hook waits too"),
@@ -156,8 +156,8 @@ fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
         }
         logged.messages();
         logged.at(s(3)).step(&Event::Tick);
-        let told_level = logged.records.first().map(|record| record.level);
-        assert_eq!(told_level, level, "{comes} {required}");
+        let logged_level = logged.records.first().map(|record| record.level);
+        assert_eq!(logged_level, level, "{comes} {required}");
         assert!(logged.messages().concat().starts_with(start));
         logged.at(s(4)).step(&Event::Tick);
         assert_eq!(logged.messages(), [""; 0], "and then no more");
@@ -165,7 +165,7 @@ fn whether_envoys_own_hook_came_is_told_after_three_seconds() {
 }
 
 #[test]
-fn it_is_told_whether_listeners_drain() {
+fn it_is_logged_whether_listeners_drain() {
     let switch = [(DrainOption::DrainListeners, "on"), (DrainOption::MinDrainDuration, "1m30s")];
     let mut logged = Logged::draining(&switch);
     logged.machine.waiter_arrived(at(s(0)));
@@ -195,7 +195,7 @@ fn it_is_told_whether_listeners_drain() {
 }
 
 #[test]
-fn an_envoy_that_is_left_alone_is_told_with_the_reason() {
+fn an_envoy_that_is_left_in_service_is_logged_with_the_reason() {
     let mut logged = Logged::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
     logged.at(s(3)).step(&Event::Tick);
     logged.messages();
@@ -220,8 +220,8 @@ fn giving_up_is_a_warning() {
 #[test]
 fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
     for (timeout, warning) in [
-        ("0s", messages::TIMEOUT_BEFORE_FIRST_POLL),
-        ("10s", messages::TIMEOUT_BEFORE_DRAIN_DELAY),
+        ("0s", messages::TIMEOUT_BEFORE_DRAIN_DELAY),
+        ("10s", messages::TIMEOUT_BEFORE_FIRST_POLL),
         ("11s", messages::TIMEOUT_BEFORE_FIRST_POLL),
         ("70s", messages::TIMEOUT_BEFORE_FIRST_POLL),
     ] {
@@ -234,7 +234,7 @@ fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
 }
 
 #[test]
-fn an_error_is_told_once_and_then_counted() {
+fn an_error_is_logged_once_and_then_counted() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
     logged.reply(Reply::HealthChecksFailed);
     logged.messages();
@@ -288,7 +288,7 @@ fn a_silent_minute_of_a_drain_is_broken() {
 }
 
 #[test]
-fn a_revert_is_told_with_what_follows() {
+fn a_revert_is_logged_with_what_follows() {
     let mut logged = Logged::draining(&[]);
     logged.reply(Reply::HealthChecksFailed);
     logged.messages();
@@ -308,7 +308,7 @@ fn a_revert_is_told_with_what_follows() {
 }
 
 #[test]
-fn what_cannot_be_seen_is_told_once_and_with_the_outcome() {
+fn what_cannot_be_seen_is_logged_once_and_with_the_outcome() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
     logged.reply(Reply::HealthChecksFailed);
     logged.messages();
@@ -323,7 +323,7 @@ fn what_cannot_be_seen_is_told_once_and_with_the_outcome() {
 }
 
 #[test]
-fn what_was_asked_before_the_drain_is_not_told_in_it() {
+fn a_reply_to_a_call_before_the_drain_is_not_logged() {
     let mut logged = Logged::draining(&[]);
     logged.messages();
     let (call, result) = (Call::FailHealthChecks, Ok(Reply::HealthChecksFailed));
@@ -332,7 +332,7 @@ fn what_was_asked_before_the_drain_is_not_told_in_it() {
 }
 
 #[test]
-fn a_hook_that_joins_is_told() {
+fn a_hook_that_joins_is_logged() {
     let mut logged = Logged::draining(&[]);
     logged.messages();
     logged.start(&[(DrainOption::CheckDelay, "1s")]);
@@ -342,7 +342,7 @@ fn a_hook_that_joins_is_told() {
 }
 
 #[test]
-fn the_first_look_is_told() {
+fn the_startup_check_is_logged() {
     let mut logged = Logged::new();
     logged.at(s(2)).step(&Event::Tick);
     logged.reply(Reply::Ready(Health::Live));
@@ -368,7 +368,7 @@ fn the_first_look_is_told() {
 }
 
 #[test]
-fn an_envoy_that_does_not_come_is_told_at_the_first_look_and_at_the_last() {
+fn an_envoy_that_never_starts_is_logged_at_the_first_check_and_at_the_last() {
     let mut logged = Logged::new();
     for look in 0..12 {
         logged.at(s(2 + 5 * look)).step(&Event::Tick);
@@ -381,7 +381,7 @@ fn an_envoy_that_does_not_come_is_told_at_the_first_look_and_at_the_last() {
 }
 
 #[test]
-fn an_envoy_whose_connections_cannot_be_counted_is_told_before_a_drain_needs_it() {
+fn an_envoy_whose_connections_cannot_be_counted_is_logged_before_a_drain_needs_it() {
     let mut logged = Logged::new();
     logged.at(s(2)).step(&Event::Tick);
     logged.reply(Reply::Ready(Health::Live));
@@ -392,7 +392,7 @@ fn an_envoy_whose_connections_cannot_be_counted_is_told_before_a_drain_needs_it(
 }
 
 #[test]
-fn an_envoy_left_out_of_service_after_a_drain_is_told() {
+fn an_envoy_left_out_of_service_after_a_drain_is_logged() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
     logged.reply(Reply::HealthChecksFailed);
     logged.poll(0);

@@ -55,7 +55,7 @@ fn json_has_null_for_what_is_not_known() {
         format!(
             "{{\"version\":\"{VERSION}\",\"phase\":\"idle\",\"drain\":0,\"open_connections\":null,\
              \"threshold_connections\":0,\"elapsed_seconds\":null,\"envoy_hooks\":0,\"last_error\":null,\
-             \"not_counted\":null,\"outcome\":null,\"admin_address\":\"/admin/admin.sock\",\
+             \"stats_hidden\":null,\"last_drain\":null,\"admin_address\":\"/admin/admin.sock\",\
              \"worker_running\":true}}\n"
         )
     );
@@ -67,7 +67,7 @@ fn json_shows_the_drain_and_the_last_outcome() {
     for part in [
         "\"phase\":\"waiting_for_connections\",\"drain\":2,\"open_connections\":3,\"threshold_connections\":1,\"elapsed_seconds\":72.345,\"envoy_hooks\":1,",
         "\"last_error\":\"GET /stats on \\\"x\\\": no\",",
-        "\"outcome\":{\"drain\":1,\"outcome\":\"timed_out\",\"explanation\":\"gave up at the drain timeout: 9 open at the last poll\",\"took_seconds\":61.007},",
+        "\"last_drain\":{\"drain\":1,\"outcome\":\"timed_out\",\"explanation\":\"gave up at the drain timeout: 9 open at the last poll\",\"took_seconds\":61.007},",
         "stats_config",
     ] {
         assert!(json.contains(part), "{part} in {json}");
@@ -119,7 +119,7 @@ fn the_page_is_short_while_idle() {
         "envoy hooks: 1\n",
         "last drain:  drain 1, 1m1s: gave up at the drain timeout: 9 open at the last poll\n",
         "last error:  GET /stats on \"x\": no\n",
-        "not counted: Envoy's stats_config",
+        "stats hidden:Envoy's stats_config",
     ] {
         assert!(page.contains(row), "{row} in {page}");
     }

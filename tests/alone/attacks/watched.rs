@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
-use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
+use envoy_shutdown_manager::os::descriptors::raise_descriptor_limit;
 
 use super::hostile::Target;
 use super::probe::Prober;

@@ -81,8 +81,8 @@ fn a_drain_waits_for_as_many_connections_as_odd_stats_may_mean() {
         let sidecar = Sidecar::beside(&admin);
         let mut hook = sidecar.hook(args);
         let hides = |status: &Status| match not_counted {
-            NotCounted::Nothing => status.not_counted().is_none(),
-            NotCounted::Some(part) => status.not_counted().is_some_and(|text| text.contains(part)),
+            NotCounted::Nothing => status.stats_hidden().is_none(),
+            NotCounted::Some(part) => status.stats_hidden().is_some_and(|text| text.contains(part)),
             NotCounted::Unchecked => true,
         };
         if open > 0 {

@@ -39,10 +39,10 @@ fn faults() -> Vec<(String, Row)> {
         ("silence", row(Fault::Silent, "timeout", late)),
         ("a response too late", row(Fault::Late(Duration::from_millis(2200)), "timeout", late)),
         ("a byte now and then", row(slow, "timeout", late)),
-        ("status 500", row(Fault::Status(500), "status", "answered with status 500")),
-        ("status 404", row(Fault::Status(404), "status", "answered with status 404")),
-        ("status 204", row(Fault::Status(204), "status", "answered with status 204")),
-        ("a redirect", row(Fault::Redirect, "status", "answered with status 302")),
+        ("status 500", row(Fault::Status(500), "status", "responded with status 500")),
+        ("status 404", row(Fault::Status(404), "status", "responded with status 404")),
+        ("status 204", row(Fault::Status(204), "status", "responded with status 204")),
+        ("a redirect", row(Fault::Redirect, "status", "responded with status 302")),
         ("garbage", row(Fault::Garbage, "protocol", not_whole)),
         ("another protocol", row(Fault::NotHttp, "protocol", not_whole)),
         ("a short body", row(Fault::Truncated, "protocol", "")),
@@ -226,7 +226,7 @@ fn no_fault_of_failing_health_checks_passes_for_a_success() {
 #[test]
 fn no_fault_of_ready_ends_a_delay() {
     let faults = named([
-        ("status 500", row(Fault::Status(500), "", "answered with status 500")),
+        ("status 500", row(Fault::Status(500), "", "responded with status 500")),
         ("silence", row(Fault::Silent, "", "no whole response within 2s")),
         ("another word", row(Fault::Body("HEALTHY\n".to_owned()), "", "no state of Envoy's")),
         ("an end at once", row(Fault::Close, "", "")),

@@ -46,7 +46,7 @@ fn each_route_has_its_response() {
         ("POST", "/drain?admin-address=localhost", 400, "admin-address: "),
         ("POST", "/drain?force=1", 400, "no option \"force\""),
         ("POST", "/drain?check-delay", 400, "\"check-delay\" is not NAME=VALUE"),
-        ("POST", "/drain?expires=soon", 400, "expires=soon is no time"),
+        ("POST", "/drain?expires=soon", 400, "expires=soon is not a time"),
     ] {
         let response = sidecar.control().request(method, path);
         let matches = response.body.to_lowercase().contains(&body.to_lowercase());

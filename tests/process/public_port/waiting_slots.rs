@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::thread;
 
-use envoy_shutdown_manager::os::limits::raise_descriptor_limit;
+use envoy_shutdown_manager::os::descriptors::raise_descriptor_limit;
 
 use super::start;
 use crate::support::prelude::*;

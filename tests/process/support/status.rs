@@ -71,21 +71,21 @@ impl Status {
     }
 
     #[track_caller]
-    pub fn not_counted(&self) -> Option<&str> {
-        self.field("not_counted").as_str()
+    pub fn stats_hidden(&self) -> Option<&str> {
+        self.field("stats_hidden").as_str()
     }
 
     /// How the latest drain ended.
     #[track_caller]
     pub fn outcome(&self) -> Option<&str> {
-        let outcome = self.field("outcome");
+        let outcome = self.field("last_drain");
         outcome.get("outcome").map(|name| name.as_str().expect("a text"))
     }
 
     /// The number of the latest drain that has ended.
     #[track_caller]
     pub fn drain_of_outcome(&self) -> Option<u64> {
-        self.field("outcome").get("drain").and_then(Value::as_u64)
+        self.field("last_drain").get("drain").and_then(Value::as_u64)
     }
 
     #[track_caller]

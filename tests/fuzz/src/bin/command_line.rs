@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use envoy_shutdown_manager::cli::address::{ServeAt, control_socket_path};
 use envoy_shutdown_manager::cli::drain_request::DrainRequest;
+use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
 use envoy_shutdown_manager::cli::{Args, Command, parse};
 use envoy_shutdown_manager_fuzz::within;
@@ -20,15 +21,15 @@ fuzz_target!(|input: &[u8]| {
     // The help, or a sentence that repeats what is wrong.
     let (overrides, command) =
         match within(8192 + 20 * input.len(), || parse(Flavor::Contour, args)) {
-            Ok(Command::Sidecar(args)) => {
+            Ok(Command::Run(Subcommand::Sidecar, args)) => {
                 assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
                 assert!(args.start_timeout.as_secs() > 0);
                 let valid = |path: PathBuf| control_socket_path(path.to_str().unwrap()).is_ok();
                 assert!(args.control_socket.is_none_or(valid));
                 (args.overrides, "shutdown-manager")
             }
-            Ok(Command::Shutdown(args)) => (args.overrides, "shutdown"),
-            Ok(Command::Status(_)) => return,
+            Ok(Command::Run(Subcommand::Shutdown, args)) => (args.overrides, "shutdown"),
+            Ok(Command::Run(Subcommand::Status, _)) => return,
             Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
             Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
         };
@@ -36,8 +37,8 @@ fuzz_target!(|input: &[u8]| {
         Flavor::EnvoyGateway,
         [command.into()].into_iter().chain(arguments(&overrides)),
     ) {
-        Ok(Command::Sidecar(Args { overrides, .. }))
-        | Ok(Command::Shutdown(Args { overrides, .. })) => overrides,
+        Ok(Command::Run(Subcommand::Sidecar, Args { overrides, .. }))
+        | Ok(Command::Run(Subcommand::Shutdown, Args { overrides, .. })) => overrides,
         other => panic!("{other:?}"),
     };
     assert_eq!(again, overrides, "given once more");

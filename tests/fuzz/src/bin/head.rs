@@ -2,12 +2,12 @@
 #![no_main]
 
 use envoy_shutdown_manager::frontend::request::{MAX_HEAD, ParsedHead, Request, parse};
-use envoy_shutdown_manager::route::{PublicRoute, Router, Status, private_target, public_target};
+use envoy_shutdown_manager::route::{PublicRoute, Router, Status, control_target, public_target};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let [public, private] = [public_target as Router, private_target].map(|router| {
+    let [public, private] = [public_target as Router, control_target].map(|router| {
         let whole = within(64 + MAX_HEAD.min(input.len()), || parse(input, router));
         assert!(whole != ParsedHead::Partial || input.len() < MAX_HEAD);
         let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([MAX_HEAD]);

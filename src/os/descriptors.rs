@@ -4,10 +4,10 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Lets the process have as many descriptors as it may, and says how many that are.
+/// Raises the soft limit of descriptors to the hard one, and returns it.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// When the limit cannot be read.
 pub fn raise_descriptor_limit() -> io::Result<usize> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
