@@ -105,12 +105,12 @@ fn stats_faults() -> Vec<(String, Row)> {
 }
 
 fn ready_faults() -> Vec<(String, Row)> {
-    let body = |body: &str| row(Fault::Body(body.to_owned()), "content", "no state of Envoy's");
+    let body = |body: &str| row(Fault::Body(body.to_owned()), "content", "not a state of Envoy");
     named([
         ("nothing at all", body("")),
         ("another word", body("HEALTHY\n")),
         ("a state and more", body("DRAINING, more or less\n")),
-        ("a page of HTML", row(html(), "content", "no state of Envoy's")),
+        ("a page of HTML", row(html(), "content", "not a state of Envoy")),
         ("no end", row(chunks_without_end("LIVE\n"), "too_long", "longer than Envoy's ever is")),
     ])
 }
@@ -228,7 +228,7 @@ fn no_fault_of_ready_ends_a_delay() {
     let faults = named([
         ("status 500", row(Fault::Status(500), "", "responded with status 500")),
         ("silence", row(Fault::Silent, "", "no whole response within 2s")),
-        ("another word", row(Fault::Body("HEALTHY\n".to_owned()), "", "no state of Envoy's")),
+        ("another word", row(Fault::Body("HEALTHY\n".to_owned()), "", "not a state of Envoy")),
         ("an end at once", row(Fault::Close, "", "")),
     ]);
     let rows = faults.into_iter().flat_map(|(name, row)| {
