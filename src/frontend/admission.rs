@@ -11,7 +11,7 @@ use std::net::IpAddr;
 pub struct ConnectionId(pub u64);
 
 /// Clients that are counted as one: an IPv4 address, or the /64 of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceKey(u64);
 
 impl SourceKey {
@@ -46,10 +46,9 @@ pub fn admit(waiting: &[(ConnectionId, SourceKey)], newcomer: SourceKey, max: us
         return Admission::Admit;
     }
     let counts = count_sources(&mut waiting.iter().map(|(_, source)| *source), max);
-    let own = counts.iter().find(|(source, _)| *source == newcomer).map_or(0, |(_, own)| *own);
-    let largest = counts.iter().max_by_key(|(_, count)| *count);
-    let largest = largest.filter(|(_, count)| own + 1 < *count);
-    let newest = largest.and_then(|(source, _)| waiting.iter().rfind(|(_, other)| other == source));
+    let own = counts.iter().find(|c| c.source == newcomer).map_or(0, |own| own.count);
+    let largest = largest(&counts).filter(|c| own + 1 < c.count);
+    let newest = largest.and_then(|c| waiting.iter().rfind(|(_, source)| *source == c.source));
     newest.map_or(Admission::Reject, |(id, _)| Admission::Evict(*id))
 }
 
@@ -120,20 +119,32 @@ pub fn next_evictions(
 fn largest_source(sources: &mut dyn Iterator<Item = SourceKey>) -> Option<SourceKey> {
     const MAX_COUNTED: usize = 16;
     let counts = count_sources(sources, MAX_COUNTED);
-    let (source, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    (count > 1).then_some(source)
+    largest(&counts).filter(|c| c.count > 1).map(|c| c.source)
 }
 
-type Counts = Vec<(SourceKey, usize)>;
+/// How many come from one source, which is the `position`th that was seen.
+struct SourceCount {
+    source: SourceKey,
+    count: usize,
+    position: usize,
+}
 
-/// How many come from each of the first `max` sources.
-fn count_sources(sources: &mut dyn Iterator<Item = SourceKey>, max: usize) -> Counts {
-    let mut counts = Counts::new();
+/// The largest; of equal ones, the one that was seen last.
+fn largest(counts: &[SourceCount]) -> Option<&SourceCount> {
+    counts.iter().max_by_key(|c| (c.count, c.position))
+}
+
+/// Counts the first `max` sources; ordered by source, since there may be hundreds.
+fn count_sources(sources: &mut dyn Iterator<Item = SourceKey>, max: usize) -> Vec<SourceCount> {
+    let mut counts: Vec<SourceCount> = Vec::new();
     for source in sources {
-        if let Some((_, count)) = counts.iter_mut().find(|(other, _)| *other == source) {
-            *count += 1;
-        } else if counts.len() < max {
-            counts.push((source, 1));
+        let position = counts.len();
+        match counts.binary_search_by_key(&source, |c| c.source) {
+            Ok(index) => counts[index].count += 1,
+            Err(index) if position < max => {
+                counts.insert(index, SourceCount { source, count: 1, position });
+            }
+            Err(_) => {}
         }
     }
     counts
