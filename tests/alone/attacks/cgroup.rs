@@ -27,7 +27,7 @@ impl Group {
     ///
     /// # Errors
     /// Where none can be made.
-    pub fn new(limit: usize) -> io::Result<Self> {
+    pub fn new(limit: u64) -> io::Result<Self> {
         let root = Path::new("/sys/fs/cgroup");
         let files = if root.join(V1[0]).exists() { V1 } else { V2 };
         let above = root.join(files[0]).parent().map(Path::to_owned).unwrap_or_default();
@@ -52,9 +52,10 @@ impl Group {
         line.expect("a count").parse().expect("a number")
     }
 
-    /// The peak memory, and that of sockets alone where it is known.
-    pub fn peak(&self) -> [String; 2] {
-        [self.files[2], "memory.kmem.tcp.max_usage_in_bytes"].map(|name| self.read(name))
+    /// The peak memory in bytes, and that of sockets where it is counted apart: else 0.
+    pub fn peak(&self) -> [u64; 2] {
+        [self.files[2], "memory.kmem.tcp.max_usage_in_bytes"]
+            .map(|name| self.read(name).parse().unwrap_or_default())
     }
 
     fn read(&self, name: &str) -> String {
