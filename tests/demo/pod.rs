@@ -77,6 +77,7 @@ impl Pod {
                 other => Err(format!("Envoy's hook is answered with {other}")),
             };
         }
+        // std has no wait with a timeout for a process's exit, so it is checked every millisecond.
         thread::sleep(Duration::from_millis(1));
         let Some(exit) = exit.filter(|_| self.hook_ended.is_none()) else { return Ok(None) };
         self.sidecar.signal(Signal::SIGTERM);
