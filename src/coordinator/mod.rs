@@ -498,5 +498,7 @@ impl Drop for RunningWorker<'_> {
 #[cfg(loom)]
 mod model;
 #[cfg(test)]
+mod replies;
+#[cfg(test)]
 #[cfg(not(loom))]
 mod tests;

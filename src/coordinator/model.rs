@@ -10,11 +10,11 @@ use std::sync::{LazyLock, Mutex as Seen};
 use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
+use super::replies::reply;
 use super::*;
 use crate::cli::options::{DrainOption, ON, Overrides};
 use crate::drain::Outcome;
-use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{CallResult, Health, Poll, Reply};
+use crate::envoy::CallResult;
 
 /// In the place of [`Shared::notify`]: one waiting thread is notified of the change that `$PLANTED`
 /// names, in the place of all. `tests/planted` demands that a test then fails.
@@ -32,17 +32,7 @@ struct Idle;
 
 impl Admin for Idle {
     fn call(&mut self, call: Call, _: &Options) -> CallResult {
-        Ok(match call {
-            Call::FailHealthChecks => Reply::HealthChecksFailed,
-            Call::DrainListeners => Reply::ListenersDraining,
-            Call::RestoreHealthChecks => Reply::HealthChecksRestored,
-            Call::CheckReady => Reply::Ready(Health::Draining),
-            Call::ReadStats => Reply::Stats(Poll {
-                open: 0,
-                coverage: StatsCoverage::Everything,
-                health: Health::Draining,
-            }),
-        })
+        Ok(reply(call, 0))
     }
 }
 

@@ -2,11 +2,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
+use super::replies::reply;
 use super::*;
 use crate::cli::options::{DrainOption, Overrides};
 use crate::drain::Outcome;
-use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{CallResult, Health, Poll, Reply};
+use crate::envoy::CallResult;
 use crate::os::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
@@ -28,17 +28,7 @@ impl Admin for Script {
             self.panics.remove(0);
             panic!("as the test wants");
         }
-        Ok(match call {
-            Call::FailHealthChecks => Reply::HealthChecksFailed,
-            Call::DrainListeners => Reply::ListenersDraining,
-            Call::RestoreHealthChecks => Reply::HealthChecksRestored,
-            Call::CheckReady => Reply::Ready(Health::Draining),
-            Call::ReadStats => Reply::Stats(Poll {
-                open: self.open,
-                coverage: StatsCoverage::Everything,
-                health: Health::Draining,
-            }),
-        })
+        Ok(reply(call, self.open))
     }
 }
 
