@@ -224,6 +224,13 @@ impl Backend {
                 plain(410, "the request has expired\n")
             }
             Err(StartError::Stopping) => stopping(),
+            Err(StartError::OtherEnvoy(own)) => {
+                Record::warn(messages::DRAIN_OF_OTHER_ENVOY_REFUSED)
+                    .with("admin_address", own.to_string())
+                    .with("requested", query)
+                    .emit();
+                plain(409, format!("this sidecar drains the Envoy at {own} alone\n"))
+            }
         }
     }
 }

@@ -56,6 +56,22 @@ impl AdminAddress {
     }
 }
 
+impl AdminAddress {
+    /// Whether both are the same address: the names of the loopback interface are one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(host, port), Self::Tcp(other, other_port)) => {
+                port == other_port && (host == other || is_loopback(host) && is_loopback(other))
+            }
+            _ => self == other,
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
 fn unix(path: &str) -> Result<AdminAddress, &'static str> {
     socket_path(path).map(AdminAddress::Unix)
 }

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 pub use self::ready_file::remove as remove_ready_file;
+use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::Options;
 use crate::drain::{Action, DrainStart, Ended, Event, Machine, Phase, Step};
@@ -117,12 +118,14 @@ pub enum WaitResult {
 }
 
 /// Why a drain was not started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
     /// No hook waits for it any more.
     Expired,
     /// The sidecar stops.
     Stopping,
+    /// The hook means another Envoy than this sidecar's, which is the one at this address.
+    OtherEnvoy(AdminAddress),
 }
 
 impl Coordinator {

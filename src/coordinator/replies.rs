@@ -1,7 +1,6 @@
 //! What an Envoy out of service replies, for the tests and for the model.
 
-use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, Health, Poll, Reply};
+use crate::envoy::{Call, Health, HiddenListeners, Poll, Reply};
 
 /// With this many connections open.
 pub fn reply(call: Call, open: u64) -> Reply {
@@ -9,10 +8,10 @@ pub fn reply(call: Call, open: u64) -> Reply {
         Call::FailHealthChecks => Reply::HealthChecksFailed,
         Call::DrainListeners => Reply::ListenersDraining,
         Call::RestoreHealthChecks => Reply::HealthChecksRestored,
+        Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
         Call::CheckReady => Reply::Ready(Health::Draining),
         Call::ReadStats => {
-            let coverage = StatsCoverage::Everything;
-            Reply::Stats(Poll { open, coverage, health: Health::Draining })
+            Reply::Stats(Poll::of(open, Health::Draining))
         }
     }
 }

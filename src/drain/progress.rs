@@ -230,7 +230,7 @@ impl Drain {
                 self.listeners_due = None;
                 events.push(DrainEvent::ListenersDraining);
             }
-            Ok(Reply::HealthChecksRestored) => {}
+            Ok(Reply::Listeners(_) | Reply::HealthChecksRestored) => {}
         }
     }
 

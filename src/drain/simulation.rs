@@ -9,8 +9,7 @@ use super::progress::MAX_READY_INTERVAL;
 use super::*;
 use crate::cli::options::Options;
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, CallResult, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 /// SplitMix64: a few lines that give the same schedules everywhere.
@@ -253,7 +252,7 @@ impl World {
                 );
                 assert!(!self.is_awaited(), "restored while a client waits");
             }
-            Call::CheckReady | Call::ReadStats => {}
+            Call::CheckReady | Call::ReadStats | Call::CheckListeners => {}
         }
         if in_drain && self.reverted {
             assert_eq!(call, Call::FailHealthChecks, "failed again after every revert");
@@ -308,13 +307,10 @@ impl World {
                 Reply::HealthChecksRestored
             }
             Call::CheckReady => Reply::Ready(health),
+            Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
             Call::ReadStats => {
                 let health = if self.envoy.failed { Health::Draining } else { Health::Live };
-                Reply::Stats(Poll {
-                    open: self.envoy.open,
-                    coverage: StatsCoverage::Everything,
-                    health,
-                })
+                Reply::Stats(Poll::of(self.envoy.open, health))
             }
         }
     }
@@ -474,8 +470,7 @@ impl World {
                 Some(Planted::FailedPollIsZero),
                 Event::Reply { drain, call: call @ Call::ReadStats, result: Err(error) },
             ) if !error.is_refusal() => {
-                let coverage = StatsCoverage::Everything;
-                let poll = Poll { open: 0, coverage, health: Health::Draining };
+                let poll = Poll::of(0, Health::Draining);
                 Event::Reply { drain, call, result: Ok(Reply::Stats(poll)) }
             }
             (Some(Planted::TwoRefusalsAreGone), event @ Event::Reply { .. }) => {

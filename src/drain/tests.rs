@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::cli::options::Options;
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, CallResult, Health, Poll, Reply};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
@@ -112,9 +111,8 @@ impl Scenario {
                 Reply::HealthChecksRestored
             }
             Call::CheckReady => Reply::Ready(health),
-            Call::ReadStats => {
-                Reply::Stats(Poll { open, coverage: StatsCoverage::Everything, health })
-            }
+            Call::ReadStats => Reply::Stats(Poll::of(open, health)),
+            Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
         })
     }
 
@@ -170,6 +168,7 @@ fn reply(drain: u64, reply: Reply) -> Event {
         Reply::ListenersDraining => Call::DrainListeners,
         Reply::Ready(_) => Call::CheckReady,
         Reply::Stats(_) => Call::ReadStats,
+        Reply::Listeners(_) => Call::CheckListeners,
         Reply::HealthChecksRestored => Call::RestoreHealthChecks,
     };
     Event::Reply { drain, call, result: Ok(reply) }
@@ -781,7 +780,7 @@ fn listeners_that_cannot_be_drained_hold_nothing_up() {
         assert_eq!(next, Action::Call(expected));
         step(&mut machine, &reply(1, Reply::Ready(Health::Draining)), time);
     }
-    let poll = Poll { open: 0, coverage: StatsCoverage::Everything, health: Health::Draining };
+    let poll = Poll::of(0, Health::Draining);
     assert_eq!(step(&mut machine, &reply(1, Reply::Stats(poll)), s(3)), Action::Finish(DRAINED));
 }
 

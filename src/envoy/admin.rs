@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::error::{AdminError, AdminErrorKind};
-use super::stats::{self, StatsParser};
+use super::stats::{self, Observation, StatsParser};
 use super::transport::{Error, request};
 use super::{Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
@@ -46,6 +46,7 @@ impl Admin for AdminClient {
                 let suffixes = options.flavor.ignored_listener_suffixes();
                 call_to.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
             }
+            Call::CheckListeners => Ok(Reply::Listeners(super::HiddenListeners::default())),
             Call::RestoreHealthChecks => {
                 call_to.post("/healthcheck/ok").map(|()| Reply::HealthChecksRestored)
             }
@@ -112,7 +113,8 @@ impl AdminCall<'_> {
             // stats_config may hide it; the poll's time holds for this too.
             None => self.check_ready()?,
         };
-        Ok(Poll { open: observed.open, coverage: observed.coverage, health })
+        let Observation { open, coverage, .. } = observed;
+        Ok(Poll { open, subtracted: false, coverage, health, total: None })
     }
 
     fn send(

@@ -20,17 +20,20 @@ pub enum Call {
     CheckReady,
     /// `GET /stats`
     ReadStats,
+    /// `GET /listeners`, compared with all listeners' gauges: finds those that have none.
+    CheckListeners,
     /// `POST /healthcheck/ok`: restores Envoy to service.
     RestoreHealthChecks,
 }
 
 /// What a successful [`Call`] brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     HealthChecksFailed,
     ListenersDraining,
     Ready(Health),
     Stats(Poll),
+    Listeners(HiddenListeners),
     HealthChecksRestored,
 }
 
@@ -53,7 +56,39 @@ pub type CallResult = Result<Reply, AdminError>;
 pub struct Poll {
     /// Open downstream connections.
     pub open: u64,
+    /// Whether connections were subtracted for it, which may be wrong in a single poll.
+    pub subtracted: bool,
     /// Which connections can be seen at all.
     pub coverage: StatsCoverage,
     pub health: Health,
+    /// The second count, where Envoy shows it.
+    pub total: Option<ServerTotal>,
+}
+
+/// All connections of all workers, hidden ones included, as Envoy counted them at a moment that may
+/// be seconds ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerTotal {
+    /// `server.total_connections`
+    pub connections: u64,
+    /// `server.uptime`, in seconds, which Envoy writes in the same moment: it tells a new count from
+    /// the same one.
+    pub uptime: u64,
+}
+
+/// Listeners that have no gauges in Envoy's stats, by name; none if nothing is hidden.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HiddenListeners {
+    pub names: Vec<String>,
+    /// Whether all of these are hidden; else some are, or share another's `stat_prefix`.
+    pub certain: bool,
+}
+
+#[cfg(test)]
+impl Poll {
+    /// Of an Envoy of which everything can be seen.
+    pub const fn of(open: u64, health: Health) -> Self {
+        let coverage = StatsCoverage::Everything;
+        Self { open, subtracted: false, coverage, health, total: None }
+    }
 }

@@ -102,7 +102,7 @@ impl Logged {
 }
 
 fn polled(open: u64, coverage: StatsCoverage, health: Health) -> Reply {
-    Reply::Stats(Poll { open, coverage, health })
+    Reply::Stats(Poll { coverage, ..Poll::of(open, health) })
 }
 
 fn field<'a>(record: &'a Record, name: &str) -> Option<&'a Value> {
