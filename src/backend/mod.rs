@@ -214,7 +214,12 @@ impl Backend {
     fn start_drain(&self, query: &str) -> TextResponse {
         let request = match DrainRequest::from_query(query) {
             Ok(request) => request,
-            Err(sentence) => return plain(400, sentence + "\n"),
+            Err(sentence) => {
+                Record::warn(messages::DRAIN_REQUEST_REJECTED)
+                    .with("error", sentence.as_str())
+                    .emit();
+                return plain(400, sentence + "\n");
+            }
         };
         match self.trigger.start(&request) {
             Ok(DrainStart::Started(number)) => plain(200, format!("started {number}\n")),

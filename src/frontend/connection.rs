@@ -113,10 +113,11 @@ impl Connection {
         if let Reading(head) = &self.state { head.len() } else { 0 }
     }
 
-    /// Reads what has arrived of the request head. The end of input closes the connection.
-    pub fn read(&mut self, router: Router) -> ReadOutcome {
+    /// Reads more of the request head, which may have `max_head` bytes. The end of input closes the
+    /// connection.
+    pub fn read(&mut self, max_head: usize, router: Router) -> ReadOutcome {
         let Reading(head) = &mut self.state else { return ReadOutcome::Incomplete };
-        let mut buffer = [0; request::MAX_HEAD];
+        let mut buffer = [0; request::MAX_PUBLIC_HEAD];
         let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length @ 1..) => length,
             Err(Errno::EAGAIN | Errno::EINTR) => return ReadOutcome::Incomplete,
@@ -128,10 +129,10 @@ impl Connection {
         let received = &buffer[..length];
         let parsed = if head.is_empty() {
             // A head nearly always arrives in one piece, of which nothing is kept.
-            request::parse(received, router)
+            request::parse(received, max_head, router)
         } else {
             head.extend_from_slice(received);
-            request::parse(head, router)
+            request::parse(head, max_head, router)
         };
         match parsed {
             ParsedHead::Complete(request) => ReadOutcome::Request(request),

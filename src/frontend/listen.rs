@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use super::admission::SourceKey;
+use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD};
 use crate::cli::address::ServeAt;
 
 /// The kernel counts what clients send toward the memory of the container. It makes 8 KiB of this,
@@ -30,6 +31,14 @@ impl Listener {
         match self {
             Self::Public(_) => "public",
             Self::Control(_) => "control",
+        }
+    }
+
+    /// The longest request head, in bytes.
+    pub const fn max_head(&self) -> usize {
+        match self {
+            Self::Public(_) => MAX_PUBLIC_HEAD,
+            Self::Control(_) => MAX_CONTROL_HEAD,
         }
     }
 

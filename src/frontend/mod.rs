@@ -73,6 +73,7 @@ struct Logs {
     limit: RateLimit,
     accept: RateLimit,
     backend: RateLimit,
+    rejections: RateLimit,
     start_timeout: RateLimit,
     ready_timeout: RateLimit,
 }
@@ -276,12 +277,17 @@ impl Frontend {
     fn on_connection_ready(&mut self, id: ConnectionId, now: Timestamp) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         match connection.state {
-            ConnectionState::Reading(_) => match connection.read(self.router) {
-                ReadOutcome::Incomplete if connection.unfinished() == 0 => {}
-                ReadOutcome::Incomplete => self.bound_unfinished(),
-                ReadOutcome::Request(request) => self.admit(id, request, now),
-                ReadOutcome::Rejected(rejection) => self.reject_with(id, rejection, "", now),
-            },
+            ConnectionState::Reading(_) => {
+                match connection.read(self.listener.max_head(), self.router) {
+                    ReadOutcome::Incomplete if connection.unfinished() == 0 => {}
+                    ReadOutcome::Incomplete => self.bound_unfinished(),
+                    ReadOutcome::Request(request) => self.admit(id, request, now),
+                    ReadOutcome::Rejected(rejection) => {
+                        self.log_rejected_request(rejection.status, now);
+                        self.reject_with(id, rejection, "", now);
+                    }
+                }
+            }
             // The client has disconnected, or sends more than it may.
             ConnectionState::Waiting(_) => connection.state = ConnectionState::Closed,
             ConnectionState::Responding { .. } => connection.write(now),
@@ -334,7 +340,10 @@ impl Frontend {
         for id in due {
             let Some(connection) = find(&mut self.connections, id) else { continue };
             let (status, body) = match connection.awaited().map(|target| target.hold) {
-                None if connection.unfinished() > 0 => (Status::RequestTimeout, ""),
+                None if connection.unfinished() > 0 => {
+                    self.log_rejected_request(Status::RequestTimeout, now);
+                    (Status::RequestTimeout, "")
+                }
                 None => {
                     connection.state = ConnectionState::Closed;
                     continue;
@@ -395,6 +404,19 @@ impl Frontend {
     fn count_responses(&self, route: Option<PublicRoute>, status: Status, times: u64) {
         if self.is_public() {
             self.tracker.count_responses(route, status, times);
+        }
+    }
+
+    /// At the control socket it may have been a hook's: its drain does not start, and its own output
+    /// is lost.
+    fn log_rejected_request(&mut self, status: Status, now: Timestamp) {
+        if !self.is_public()
+            && let Some(times) = self.logs.rejections.happened(now)
+        {
+            Record::warn(messages::CONTROL_REQUEST_REJECTED)
+                .with("status", status.name())
+                .with("times", times)
+                .emit();
         }
     }
 

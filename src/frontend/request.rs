@@ -33,20 +33,26 @@ pub enum ParsedHead {
     Rejected(Rejection),
 }
 
-/// The longest request head, in bytes. Those of kubelets, Prometheus and `curl` have less than 500.
-pub const MAX_HEAD: usize = 4096;
+/// The longest request head at the public port, in bytes. Those of kubelets, Prometheus and `curl`
+/// have less than 500.
+pub const MAX_PUBLIC_HEAD: usize = 4096;
+
+/// The longest request head at the control socket, in bytes: a hook's has its options, of
+/// which `--exclude` may repeat.
+pub const MAX_CONTROL_HEAD: usize = 16 * 1024;
 
 const MAX_FIELDS: usize = 64;
 
-/// Parses the first bytes of a connection; `router` decides what is served.
-pub fn parse(bytes: &[u8], router: Router) -> ParsedHead {
+/// Parses the first bytes of a connection, of which a request head may have `max_head`; `router`
+/// decides what is served.
+pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     let unreadable =
         |status| ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
     let length = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return ParsedHead::Partial,
+        Ok(httparse::Status::Complete(length)) if length <= max_head => length,
+        Ok(httparse::Status::Partial) if bytes.len() < max_head => return ParsedHead::Partial,
         Ok(_) | Err(Error::TooManyHeaders) => return unreadable(Status::HeadTooLarge),
         Err(_) => return unreadable(Status::BadRequest),
     };
@@ -79,10 +85,14 @@ pub fn parse(bytes: &[u8], router: Router) -> ParsedHead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::public_target;
+    use crate::route::{control_target, public_target};
+
+    fn parse_public(bytes: &[u8]) -> ParsedHead {
+        parse(bytes, MAX_PUBLIC_HEAD, public_target)
+    }
 
     fn status(head: &str) -> Option<&'static str> {
-        match parse(head.as_bytes(), public_target) {
+        match parse_public(head.as_bytes()) {
             ParsedHead::Rejected(rejection) => Some(rejection.status.code()),
             ParsedHead::Complete(_) | ParsedHead::Partial => None,
         }
@@ -107,11 +117,11 @@ mod tests {
         ] {
             let request = Request { target: route.target(), head_only, has_excess: false };
             assert_eq!(
-                parse(head.as_bytes(), public_target),
+                parse_public(head.as_bytes()),
                 ParsedHead::Complete(request.clone()),
                 "{head}"
             );
-            let more = parse((head.to_owned() + "x").as_bytes(), public_target);
+            let more = parse_public((head.to_owned() + "x").as_bytes());
             assert_eq!(
                 more,
                 ParsedHead::Complete(Request { has_excess: true, ..request }),
@@ -119,7 +129,7 @@ mod tests {
             );
             for length in 0..head.len() {
                 assert_eq!(
-                    parse(&head.as_bytes()[..length], public_target),
+                    parse_public(&head.as_bytes()[..length]),
                     ParsedHead::Partial,
                     "{length} of {head}"
                 );
@@ -157,7 +167,7 @@ mod tests {
             assert_eq!(status(head), Some(expected), "{head}");
         }
         assert_eq!(
-            parse(b"HEAD /shutdown HTTP/1.1\r\nContent-Length: 7\r\n\r\n", public_target),
+            parse_public(b"HEAD /shutdown HTTP/1.1\r\nContent-Length: 7\r\n\r\n"),
             ParsedHead::Rejected(Rejection {
                 route: Some(PublicRoute::Shutdown),
                 status: Status::ContentTooLarge,
@@ -169,17 +179,30 @@ mod tests {
     #[test]
     fn a_request_head_is_bounded_in_bytes_and_fields() {
         let fields = |n| format!("GET /healthz HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(n));
-        assert!(matches!(
-            parse(fields(MAX_FIELDS).as_bytes(), public_target),
-            ParsedHead::Complete(_)
-        ));
+        assert!(matches!(parse_public(fields(MAX_FIELDS).as_bytes()), ParsedHead::Complete(_)));
         assert_eq!(status(&fields(MAX_FIELDS + 1)), Some("431"));
         let start = "GET /healthz HTTP/1.1\r\na: ";
         let line = |total: usize| format!("{start}{}\r\n\r\n", "b".repeat(total - start.len() - 4));
-        assert!(matches!(parse(line(MAX_HEAD).as_bytes(), public_target), ParsedHead::Complete(_)));
-        assert_eq!(status(&line(MAX_HEAD + 1)), Some("431"));
-        let endless = start.to_owned() + &"b".repeat(MAX_HEAD);
-        assert_eq!(parse(&endless.as_bytes()[..MAX_HEAD - 1], public_target), ParsedHead::Partial);
-        assert_eq!(status(&endless[..MAX_HEAD]), Some("431"));
+        assert!(matches!(parse_public(line(MAX_PUBLIC_HEAD).as_bytes()), ParsedHead::Complete(_)));
+        assert_eq!(status(&line(MAX_PUBLIC_HEAD + 1)), Some("431"));
+        let endless = start.to_owned() + &"b".repeat(MAX_PUBLIC_HEAD);
+        assert_eq!(parse_public(&endless.as_bytes()[..MAX_PUBLIC_HEAD - 1]), ParsedHead::Partial);
+        assert_eq!(status(&endless[..MAX_PUBLIC_HEAD]), Some("431"));
+    }
+
+    #[test]
+    fn a_request_head_at_the_control_socket_may_be_longer() {
+        let head = |total: usize| {
+            let (start, end) = ("POST /drain?exclude=", " HTTP/1.1\r\n\r\n");
+            format!("{start}{}{end}", "b".repeat(total - start.len() - end.len())).into_bytes()
+        };
+        let parse = |head: &[u8]| parse(head, MAX_CONTROL_HEAD, control_target);
+        let longest = head(MAX_CONTROL_HEAD);
+        assert!(matches!(parse(&longest), ParsedHead::Complete(_)));
+        assert_eq!(parse(&longest[..MAX_CONTROL_HEAD - 1]), ParsedHead::Partial);
+        let status = Status::HeadTooLarge;
+        let rejected = ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
+        assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)), rejected);
+        assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)[..MAX_CONTROL_HEAD]), rejected);
     }
 }

@@ -125,9 +125,11 @@ impl Exchange {
             "{method} {} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n",
             target.path_and_query
         );
-        // It fits into the socket's buffer, which is empty.
+        // It fits into the socket's buffer, which is empty and by default has 208 kB.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        send(stream.as_raw_fd(), request.as_bytes(), flags)?;
+        if send(stream.as_raw_fd(), request.as_bytes(), flags)? < request.len() {
+            return Err(ErrorKind::WriteZero.into());
+        }
         Ok(Self { stream, received: Vec::new() })
     }
 

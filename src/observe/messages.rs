@@ -77,6 +77,8 @@ pub const DRAIN_REQUEST_EXPIRED: &str =
     "drain request expired: the hook that sent it waits no longer";
 pub const DRAIN_OF_OTHER_ENVOY_REFUSED: &str =
     "drain refused: the hook means another Envoy than this sidecar's; check both --admin-address";
+pub const DRAIN_REQUEST_REJECTED: &str = "drain request rejected: its options are wrong";
+pub const CONTROL_REQUEST_REJECTED: &str = "request at the control socket rejected";
 pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying";
 pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";
 pub const BACKEND_ENDED: &str = "the backend has ended; starting another";

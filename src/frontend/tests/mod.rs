@@ -239,10 +239,14 @@ fn send(mut client: &Socket, text: impl AsRef<[u8]>) {
 
 /// What the backend receives.
 fn read_request(stream: &mut UnixStream) -> String {
-    let mut buffer = [0; 4096];
+    let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
     stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    let length = stream.read(&mut buffer).unwrap();
-    String::from_utf8_lossy(&buffer[..length]).into_owned()
+    while !request.ends_with(b"\r\n\r\n") {
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "no whole request: {}", String::from_utf8_lossy(&request));
+        request.extend_from_slice(&buffer[..length]);
+    }
+    String::from_utf8_lossy(&request).into_owned()
 }
 
 fn respond(stream: &mut UnixStream, status: u16, body: &str) {

@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::frontend::request::MAX_CONTROL_HEAD;
 
 #[test]
 fn a_410_for_clients_that_have_left_is_not_passed_on() {
@@ -35,6 +36,34 @@ fn a_410_for_clients_that_have_left_is_not_passed_on() {
         "the request has expired\n",
     );
     harness.assert_response(&expired, "410", "the request has expired\n");
+}
+
+#[test]
+fn a_long_request_is_passed_on_by_the_control_socket_alone() {
+    let mut harness = Harness::control(LIMITS);
+    let line = format!("POST /drain?exclude={}", "a".repeat(MAX_CONTROL_HEAD - 50));
+    let client = harness.connect(format!("{line} HTTP/1.1\r\n\r\n"));
+    respond(&mut harness.backend_request(&line), 200, "started 1\n");
+    harness.assert_response(&client, "200", "started 1\n");
+    let too_long = format!("{line}{} HTTP/1.1\r\n\r\n", "a".repeat(50));
+    let client = harness.connect(too_long);
+    harness.assert_response(&client, "431", "431 Request Header Fields Too Large\n");
+    assert_eq!(harness.frontend.logs.rejections.happened(harness.now), None, "{NOT_LOGGED}");
+
+    let mut harness = Harness::public(LIMITS);
+    let client = harness.connect(format!("GET /healthz?{} HTTP/1.1\r\n\r\n", "a".repeat(4096)));
+    harness.assert_response(&client, "431", "431 Request Header Fields Too Large\n");
+    assert_eq!(harness.frontend.logs.rejections.happened(harness.now), Some(1), "it was logged");
+}
+
+#[test]
+fn a_request_head_that_comes_too_late_is_logged_at_the_control_socket() {
+    let mut harness = Harness::control(LIMITS);
+    let client = harness.connect("POST /drain");
+    harness.assert_connections("1R");
+    harness.advance(secs(5));
+    harness.assert_response(&client, "408", "408 Request Timeout\n");
+    assert_eq!(harness.frontend.logs.rejections.happened(harness.now), None, "{NOT_LOGGED}");
 }
 
 #[test]

@@ -57,6 +57,39 @@ fn each_route_has_its_response() {
 }
 
 #[test]
+fn what_is_rejected_is_logged_with_its_reason() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    assert_eq!(sidecar.control().post("/drain?check-delay=1").status, 400);
+    let options = logged(DRAIN_REQUEST_REJECTED).with("level", "warn");
+    sidecar.wait_log(options.containing("error", "check-delay: \"1\" is without a unit"));
+    let too_long = format!("/drain?exclude={}", "a".repeat(16 * 1024));
+    for _ in 0..3 {
+        assert_eq!(sidecar.control().post(&too_long).status, 431);
+    }
+    let too_long = logged(CONTROL_REQUEST_REJECTED).with("level", "warn").with("times", 1);
+    sidecar.wait_log(too_long.with("status", "431 Request Header Fields Too Large"));
+    assert_eq!(sidecar.times_logged(CONTROL_REQUEST_REJECTED), 1, "once a minute");
+    assert_no_drain_started(&sidecar, &admin);
+    assert_drain_can_start(&sidecar, &admin);
+}
+
+#[test]
+fn a_drain_request_may_have_15_kilobytes() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let name = |n| format!("listener_{n:03}.{}", "%2D".repeat(40));
+    let excludes: Vec<_> = (0..110).map(|n| format!("exclude={}", name(n))).collect();
+    let query = excludes.join("&");
+    assert!((15_000..16_000).contains(&query.len()), "{}", query.len());
+    assert_eq!(sidecar.control().post(&format!("/drain?{query}")), (200, "started 1\n"));
+    let last = name(109).replace("%2D", "-");
+    sidecar.wait_log(logged(DRAIN_STARTED).with("exclude", last));
+    wait_status(&sidecar, |status| status.outcome() == Some("drained"));
+    assert_eq!(sidecar.public().get(&format!("/healthz?{}", "a".repeat(4096))).status, 431);
+}
+
+#[test]
 fn responses_have_a_type_and_a_length() {
     let admin = FakeAdmin::unix();
     let sidecar = Sidecar::beside(&admin);

@@ -1,18 +1,26 @@
 //! The first bytes of a connection, at both listeners, whole and cut off.
 #![no_main]
 
-use envoy_shutdown_manager::frontend::request::{MAX_HEAD, ParsedHead, Request, parse};
+use envoy_shutdown_manager::frontend::request::{
+    MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD, ParsedHead, Request, parse,
+};
 use envoy_shutdown_manager::route::{PublicRoute, Router, Status, control_target, public_target};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
+    for max_head in [MAX_PUBLIC_HEAD, MAX_CONTROL_HEAD] {
+        try_head(input, max_head);
+    }
+});
+
+fn try_head(input: &[u8], max_head: usize) {
     let [public, private] = [public_target as Router, control_target].map(|router| {
-        let whole = within(64 + MAX_HEAD.min(input.len()), || parse(input, router));
-        assert!(whole != ParsedHead::Partial || input.len() < MAX_HEAD);
-        let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([MAX_HEAD]);
+        let whole = within(64 + max_head.min(input.len()), || parse(input, max_head, router));
+        assert!(whole != ParsedHead::Partial || input.len() < max_head);
+        let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([max_head]);
         for cut in cuts.filter(|cut| *cut < input.len()) {
-            assert_agrees(cut, parse(&input[..cut], router), &whole);
+            assert_agrees(cut, max_head, parse(&input[..cut], max_head, router), &whole);
         }
         whole
     });
@@ -38,17 +46,17 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(public == ParsedHead::Partial, private == ParsedHead::Partial)
         }
     }
-});
+}
 
 /// A request head that is cut off is partial, up to its bound, or parsed as the whole one.
-fn assert_agrees(cut: usize, start: ParsedHead, whole: &ParsedHead) {
+fn assert_agrees(cut: usize, max_head: usize, start: ParsedHead, whole: &ParsedHead) {
     match (start, whole) {
-        (ParsedHead::Partial, _) => assert!(cut < MAX_HEAD),
+        (ParsedHead::Partial, _) => assert!(cut < max_head),
         (ParsedHead::Complete(start), ParsedHead::Complete(whole)) => {
             assert_eq!(Request { has_excess: true, ..start }, *whole, "after {cut} bytes");
         }
         // Which of its errors is reported depends on how much of it was read.
-        (ParsedHead::Rejected(_), ParsedHead::Rejected(_)) if cut >= MAX_HEAD => {}
+        (ParsedHead::Rejected(_), ParsedHead::Rejected(_)) if cut >= max_head => {}
         (start, whole) => assert_eq!(start, *whole, "after {cut} bytes"),
     }
 }
