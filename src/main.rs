@@ -41,7 +41,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(sentence) => {
-            hook::print_stderr(&format!("envoy-shutdown-manager: {sentence}\n"));
+            hook::print_usage_error(&sentence);
             ExitCode::from(ExitStatus::Usage as u8)
         }
     }

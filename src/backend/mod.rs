@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tiny_http::{Header, Server, StatusCode};
 
-use crate::cli::drain_request::DrainRequest;
+use crate::cli::drain_request::HookRequest;
 use crate::control_socket::SocketFile;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
 use crate::drain::{DrainStart, Outcome, OutcomeKind};
@@ -212,7 +212,7 @@ impl Backend {
     }
 
     fn start_drain(&self, query: &str) -> TextResponse {
-        let request = match DrainRequest::from_query(query) {
+        let HookRequest { drain, error } = match HookRequest::from_query(query) {
             Ok(request) => request,
             Err(sentence) => {
                 Record::warn(messages::DRAIN_REQUEST_REJECTED)
@@ -221,7 +221,18 @@ impl Backend {
                 return plain(400, sentence + "\n");
             }
         };
-        match self.trigger.start(&request) {
+        let start = self.trigger.start(&drain);
+        if !error.is_empty() {
+            let number = match start {
+                Ok(DrainStart::Started(number) | DrainStart::Joined(number)) => Some(number),
+                Err(_) => None,
+            };
+            Record::error(messages::HOOK_CALLED_WRONGLY)
+                .with("drain", number)
+                .with("error", error)
+                .emit();
+        }
+        match start {
             Ok(DrainStart::Started(number)) => plain(200, format!("started {number}\n")),
             Ok(DrainStart::Joined(number)) => plain(200, format!("joined {number}\n")),
             Err(StartError::Expired) => {

@@ -130,11 +130,11 @@ fn a_drain_is_started_or_joined_or_rejected_with_the_reason() {
     let harness = Harness::new();
     let reason = "check-delay: \"1\" is without a unit (ns, us, ms, s, m, h)\n";
     harness.assert_plain("POST /drain?check-delay=1", 400, reason);
-    harness.assert_plain("POST /drain?expires=1", 410, "the request has expired\n");
+    harness.assert_plain("POST /drain?expires=1&error=x", 410, "the request has expired\n");
     let drain = harness.coordinator.observer().snapshot().drain;
     assert_eq!(drain, 0, "a rejected request has started a drain");
     harness.assert_plain("POST /drain?check-delay=1s", 200, "started 1\n");
-    harness.assert_plain("POST /drain", 200, "joined 1\n");
+    harness.assert_plain("POST /drain?error=x", 200, "joined 1\n");
     let stopped = Harness::new();
     stopped.coordinator.stop();
     stopped.assert_plain("POST /drain", 503, "the sidecar is stopping\n");

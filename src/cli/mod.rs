@@ -11,6 +11,7 @@ mod nearest;
 pub mod options;
 
 use std::ffi::OsString;
+use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,10 +25,13 @@ use self::options::{Flavor, ON, Overrides, at_least};
 use crate::labels;
 
 /// What the program calls itself.
-const PROGRAM: &str = "envoy-shutdown-manager";
+pub const PROGRAM: &str = "envoy-shutdown-manager";
 
 /// Minimum of `--start-timeout`: the kubelet starts both hooks at about the same time, either first.
 const MIN_START_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Of a command line that is wrong throughout, the rest adds nothing.
+const MAX_ERRORS: usize = 10;
 
 /// What the program is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +70,8 @@ pub struct Args {
     pub json: bool,
     /// Options that were accepted without effect.
     pub ignored: Vec<&'static str>,
+    /// What is wrong with the command line of a hook, a sentence each, which drains all the same.
+    pub errors: Vec<String>,
 }
 
 impl Args {
@@ -88,6 +94,7 @@ impl Args {
             watch: false,
             json: false,
             ignored: Vec::new(),
+            errors: Vec::new(),
         }
     }
 
@@ -95,6 +102,9 @@ impl Args {
     /// nowhere else.
     fn set(&mut self, flag: &Flag, parser: &mut Parser) -> Result<(), String> {
         let value = match flag.placeholder {
+            "" if parser.optional_value().is_some() => {
+                return Err(format!("--{} takes no value", flag.name));
+            }
             "" => ON.to_owned(),
             placeholder => value(flag.name, placeholder, parser)?,
         };
@@ -154,19 +164,23 @@ impl Args {
 }
 
 fn value(name: &str, placeholder: &str, parser: &mut Parser) -> Result<String, String> {
-    let missing = || format!("--{name} needs a value: --{name}={placeholder}");
-    let attached = parser.optional_value();
-    let is_attached = attached.is_some();
-    let value = attached.map_or_else(|| parser.value(), Ok).map_err(|_| missing())?;
-    let value = value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))?;
-    // lexopt takes whatever comes next; an option there means that the value was forgotten.
-    if value.starts_with("--") && !is_attached { Err(missing()) } else { Ok(value) }
+    let value = parser.optional_value().or_else(|| next_value(parser));
+    let value = value.ok_or_else(|| format!("--{name} needs a value: --{name}={placeholder}"))?;
+    value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))
 }
 
-/// Reads the arguments behind the program's name.
+/// The next argument, unless that is an option, which means that the value was forgotten.
+fn next_value(parser: &mut Parser) -> Option<OsString> {
+    let mut rest = parser.try_raw_args()?;
+    rest.next_if(|next| !next.as_encoded_bytes().starts_with(b"--"))
+}
+
+/// Reads the arguments behind the program's name. Those of a hook that are not of the grammar are in
+/// [`Args::errors`], beside all that could be read.
 ///
 /// # Errors
-/// A sentence for stderr, when they are not of the grammar; the exit code is then 2.
+/// A sentence for stderr, when those of another command are not, or no command could be read; the
+/// exit code is then 2.
 pub fn parse(flavor: Flavor, args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = Parser::from_args(args);
     let mut args = Args::of(flavor);
@@ -175,23 +189,38 @@ pub fn parse(flavor: Flavor, args: impl IntoIterator<Item = OsString>) -> Result
         Err(text) => return Ok(Command::Print(text)),
     };
     let page = format!("{PROGRAM} {} --help", command.name());
+    // The next argument may be the value of an option that is unknown: no mistake of its own.
+    let mut value_follows = false;
     loop {
-        match parser.next().map_err(|error| format!("{error}; see {page}"))? {
-            None => break,
-            Some(Arg::Short('h') | Arg::Long("help")) => {
+        let follows_unknown = mem::take(&mut value_follows);
+        let (error, is_option) = match parser.next() {
+            Ok(None) => break,
+            Ok(Some(Arg::Short('h') | Arg::Long("help"))) => {
                 return Ok(Command::Print(help(command, flavor)));
             }
-            Some(Arg::Long(name)) => {
-                let Some(flag) = flag(command, name) else {
-                    let mut known: Vec<_> = flags(command).map(|flag| flag.name).collect();
-                    known.push("help");
-                    let hint = hint("--", nearest(name, &known), &page);
-                    return Err(format!("{} has no option --{name}; {hint}", command.name()));
-                };
-                args.set(flag, &mut parser)?;
+            Ok(Some(Arg::Long(name))) => match flag(command, name) {
+                Some(flag) => match args.set(flag, &mut parser) {
+                    Ok(()) => continue,
+                    Err(error) => (error, false),
+                },
+                None => (unknown(command, name, &page), true),
+            },
+            Ok(Some(Arg::Value(_))) if follows_unknown => continue,
+            Ok(Some(other)) => {
+                let is_option = matches!(other, Arg::Short(_));
+                (format!("{}; see {page}", other.unexpected()), is_option)
             }
-            Some(other) => return Err(format!("{}; see {page}", other.unexpected())),
+            Err(error) => (format!("{error}; see {page}"), false),
+        };
+        value_follows = is_option && parser.optional_value().is_none();
+        if args.errors.len() < MAX_ERRORS {
+            args.errors.push(error);
         }
+    }
+    if command == Subcommand::Shutdown {
+        args.errors.extend(drain_request::drop_excess(&mut args.overrides));
+    } else if !args.errors.is_empty() {
+        return Err(args.errors.swap_remove(0));
     }
     Ok(Command::Run(command, args))
 }
@@ -232,6 +261,13 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
             }
         }
     }
+}
+
+fn unknown(command: Subcommand, name: &str, page: &str) -> String {
+    let mut known: Vec<_> = flags(command).map(|flag| flag.name).collect();
+    known.push("help");
+    let hint = hint("--", nearest(name, &known), page);
+    format!("{} has no option --{name}; {hint}", command.name())
 }
 
 fn hint(dashes: &str, nearest: Option<&str>, page: &str) -> String {

@@ -247,12 +247,17 @@ impl Overrides {
     pub fn pairs(&self) -> &[(DrainOption, String)] {
         &self.0
     }
+
+    /// Removes the pairs for which `keep` is false.
+    pub fn retain(&mut self, keep: &mut dyn FnMut(&(DrainOption, String)) -> bool) {
+        self.0.retain(keep);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::drain_request::DrainRequest;
+    use crate::cli::drain_request::{DrainRequest, HookRequest};
     use crate::os::clock::Timestamp;
 
     fn overrides(pairs: &[(DrainOption, &str)]) -> Overrides {
@@ -326,15 +331,14 @@ mod tests {
 
     #[test]
     fn a_request_survives_its_query() {
-        let request = DrainRequest {
-            overrides: everything(),
-            expires: Some(Timestamp::from_boot(Duration::from_nanos(123_456_789_012))),
-        };
+        let expires = Some(Timestamp::from_boot(Duration::from_nanos(123_456_789_012)));
+        let drain = DrainRequest { overrides: everything(), expires };
+        let request = HookRequest { drain, error: "no option --a=b&c; \u{fc}".to_owned() };
         let query = request.to_query();
         assert!(query.is_ascii() && !query.contains([' ', '#', '?']), "{query}");
-        assert_eq!(DrainRequest::from_query(&query), Ok(request));
-        assert_eq!(DrainRequest::from_query(""), Ok(DrainRequest::default()));
-        assert_eq!(DrainRequest::default().to_query(), "");
+        assert_eq!(HookRequest::from_query(&query), Ok(request));
+        assert_eq!(HookRequest::from_query(""), Ok(HookRequest::default()));
+        assert_eq!(HookRequest::default().to_query(), "");
     }
 
     #[test]
@@ -346,7 +350,7 @@ mod tests {
             ("exclude=%ff", "the value of exclude is not UTF-8"),
             ("expires=soon", "expires=soon is not a time"),
         ] {
-            let error = DrainRequest::from_query(query).unwrap_err();
+            let error = HookRequest::from_query(query).unwrap_err();
             assert!(error.starts_with(reason), "{query}: {error}");
         }
     }
@@ -354,9 +358,9 @@ mod tests {
     #[test]
     fn of_a_name_that_is_twice_in_a_query_the_last_one_holds() {
         let query = "check-delay=1s&expires=1&exclude=a&check-delay=2s&expires=2&exclude=b";
-        let request = DrainRequest::from_query(query).unwrap();
+        let request = HookRequest::from_query(query).unwrap();
         assert_eq!(request.to_query(), "exclude=a&check-delay=2s&exclude=b&expires=2");
-        assert!(DrainRequest::from_query("check-delay=1&check-delay=2s").is_err());
+        assert!(HookRequest::from_query("check-delay=1&check-delay=2s").is_err());
     }
 
     #[test]

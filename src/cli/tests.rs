@@ -1,7 +1,9 @@
 use std::time::Duration;
 
+use super::drain_request::{DrainRequest, HookRequest, MAX_QUERY, drop_excess, join_errors};
 use super::options::DrainOption;
 use super::*;
+use crate::os::clock::Timestamp;
 
 fn parse_line(line: &str) -> Result<Command, String> {
     parse_as(Flavor::Contour, line)
@@ -25,6 +27,17 @@ fn hook(line: &str) -> Args {
     }
 }
 
+/// The one sentence about a line that is wrong.
+fn error_of(command: Result<Command, String>) -> String {
+    match command {
+        Err(sentence) => sentence,
+        Ok(Command::Run(Subcommand::Shutdown, mut args)) if args.errors.len() == 1 => {
+            args.errors.remove(0)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 fn printed(line: &str) -> String {
     match parse_line(line) {
         Ok(Command::Print(text)) => text,
@@ -45,6 +58,7 @@ fn defaults() -> Args {
         watch: false,
         json: false,
         ignored: Vec::new(),
+        errors: Vec::new(),
     }
 }
 
@@ -169,6 +183,11 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown --no-restore", "shutdown has no option --no-restore"),
         ("status --check-delay=1s", "status has no option --check-delay"),
         ("shutdown -q", "invalid option '-q'"),
+        ("shutdown -qx", "invalid option '-q'"),
+        ("shutdown -q 5", "invalid option '-q'"),
+        ("shutdown --quick=5", "shutdown has no option --quick"),
+        ("shutdown --quick 5", "shutdown has no option --quick"),
+        ("shutdown -- --check-delay=1s", "unexpected argument \"--check-delay=1s\""),
         ("shutdown now", "unexpected argument \"now\""),
         ("shutdown --check-delay", "--check-delay needs a value: --check-delay=DURATION"),
         ("shutdown --check-delay --exclude a", "--check-delay needs a value"),
@@ -184,27 +203,92 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown-manager --serve-address=localhost", "--serve-address: \"localhost\" is not an"),
         ("shutdown --serve-address=::1", "shutdown has no option --serve-address"),
         ("shutdown-manager --start-timeout=999ms", "--start-timeout: \"999ms\" is shorter than 1s"),
-        ("shutdown-manager --require-envoy-hook=on", "unexpected argument for option"),
+        ("shutdown-manager --require-envoy-hook=on", "--require-envoy-hook takes no value"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
-        ("status --json=yes", "unexpected argument for option '--json': \"yes\""),
+        ("status --json=yes", "--json takes no value"),
         ("bootstrap /config/envoy.json", "this image is for the container shutdown-manager only"),
         ("server", "this image is for the container shutdown-manager only: it has no server"),
     ] {
-        let error = parse_line(line).unwrap_err();
+        let error = error_of(parse_line(line));
         assert!(error.starts_with(sentence), "{line}: {error}");
         assert!(!error.contains('\n'), "{line}: {error}");
     }
     let latin = std::os::unix::ffi::OsStringExt::from_vec(b"--exclude=\xff".to_vec());
-    let error = parse(Flavor::Contour, ["shutdown".into(), latin]).unwrap_err();
+    let error = error_of(parse(Flavor::Contour, ["shutdown".into(), latin]));
     assert_eq!(error, "--exclude: the value is not UTF-8");
     let path = |length: usize| format!("--control-socket=/{}", "a".repeat(length - 1));
     for command in Subcommand::ALL.map(Subcommand::name) {
         assert!(parse_line(&format!("{command} {}", path(100))).is_ok());
-        let error = parse_line(&format!("{command} {}", path(101))).unwrap_err();
+        let error = error_of(parse_line(&format!("{command} {}", path(101))));
         assert!(error.starts_with("--control-socket: \"/aaa"), "{error}");
         assert!(error.contains("is a path longer than the 100 bytes"), "{error}");
     }
+}
+
+#[test]
+fn a_hook_has_every_option_that_could_be_read_beside_its_errors() {
+    let delay = [("check-delay", "1s")];
+    for (line, errors, options) in [
+        ("--quick --check-delay=1s", &["shutdown has no option --quick"][..], &delay[..]),
+        ("--quick=2 --check-delay=1s", &["shutdown has no option --quick"], &delay),
+        ("--quick 2 --check-delay=1s", &["shutdown has no option --quick"], &delay),
+        ("-q --check-delay=1s", &["invalid option '-q'"], &delay),
+        ("now --check-delay=1s", &["unexpected argument \"now\""], &delay),
+        ("--check-delay=1s now then", &["unexpected argument", "unexpected argument"], &delay),
+        ("--drain-delay=1 --check-delay=1s", &["--drain-delay: \"1\""], &delay),
+        ("--drain-delay --check-delay=1s", &["--drain-delay needs a value"], &delay),
+        ("--check-delay 1s --drain-delay", &["--drain-delay needs a value"], &delay),
+        ("--check-delay=1s --check-delay=1", &["--check-delay: \"1\""], &delay),
+        ("--drain-listeners=no --check-delay=1s", &["--drain-listeners takes no value"], &delay),
+        ("--log-format=xml --check-delay=1s", &["--log-format: \"xml\""], &delay),
+        ("--quick --exclude", &["shutdown has no option --quick", "--exclude needs a value"], &[]),
+    ] {
+        let args = hook(&format!("shutdown {line}"));
+        assert_eq!(given(&args.overrides), options, "{line}");
+        assert_eq!(args.errors.len(), errors.len(), "{line}: {:?}", args.errors);
+        for (error, start) in args.errors.iter().zip(errors) {
+            assert!(error.starts_with(start), "{line}: {error}");
+        }
+    }
+    let args = hook("shutdown --quick --control-socket=/x --admin-port=1");
+    assert_eq!((args.control_socket, args.ignored), (Some("/x".into()), vec!["admin-port"]));
+    let args = hook(&("shutdown".to_owned() + &" now".repeat(100) + " --check-delay=1s"));
+    assert_eq!((args.errors.len(), given(&args.overrides)), (MAX_ERRORS, delay.to_vec()));
+    let text = help(Subcommand::Shutdown, Flavor::Contour);
+    for line in ["--quick --help", "--check-delay=1 -h", "now --help"] {
+        assert_eq!(printed(&format!("shutdown {line}")), text, "{line}");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_into_a_request_are_dropped_from_a_hook_and_kept_by_the_sidecar() {
+    let exclude = |length: usize| format!("--exclude={} ", "a".repeat(length));
+    let fits = format!("shutdown --check-delay=1s {}", exclude(1000).repeat(12));
+    assert_eq!(hook(&fits).errors, Vec::<String>::new());
+    let args = hook(&format!("{fits} {} --drain-delay=2s", exclude(1000)));
+    let start = "--exclude: beyond the 12288 bytes of options that a hook may have";
+    assert!(args.errors.len() == 1 && args.errors[0].starts_with(start), "{:?}", args.errors);
+    assert_eq!(args.overrides.pairs().len(), 14);
+    assert!(given(&args.overrides).contains(&("drain-delay", "2s")), "it fits");
+    // A byte that is escaped takes three.
+    let escaped = format!("shutdown --exclude={}", "\u{fc}".repeat(2100));
+    assert_eq!(hook(&escaped).errors.len(), 1);
+    let args = sidecar(&format!("shutdown-manager {}", exclude(1000).repeat(13)));
+    assert_eq!(args.overrides.pairs().len(), 13);
+
+    // The longest that a hook sends.
+    let expires = Some(Timestamp::from_boot(Duration::from_nanos(u64::MAX)));
+    let drain = DrainRequest { overrides: args.overrides, expires };
+    let error = join_errors(&vec!["\u{fc} ".repeat(100); MAX_ERRORS]);
+    let mut request = HookRequest { drain, error };
+    assert_eq!(
+        drop_excess(&mut request.drain.overrides).map(|error| error.contains(start)),
+        Some(true)
+    );
+    let query = request.to_query();
+    assert!((15_000..=MAX_QUERY).contains(&query.len()), "{}", query.len());
+    assert!(HookRequest::from_query(&query) == Ok(request), "{query}");
 }
 
 #[test]
@@ -249,7 +333,7 @@ fn an_unknown_name_is_answered_with_the_nearest_known_one() {
         ),
         ("shutdown --serve-adress=::1", "shutdown has no option --serve-adress; see"),
         ("status --hepl", "status has no option --hepl; did you mean --help? See"),
-        ("status --watch=1s --wach", "unexpected argument for option '--watch'"),
+        ("status --watch=1s --wach", "--watch takes no value"),
         ("status --wach", "status has no option --wach; did you mean --watch? See"),
         (
             "shutdown-manage",
@@ -259,7 +343,7 @@ fn an_unknown_name_is_answered_with_the_nearest_known_one() {
         ("envoy stauts", "there is no command \"stauts\"; did you mean status? See"),
         ("drain", "there is no command \"drain\"; see envoy-shutdown-manager --help"),
     ] {
-        let error = parse_line(line).unwrap_err();
+        let error = error_of(parse_line(line));
         assert!(error.starts_with(sentence), "{line}: {error}");
     }
 }

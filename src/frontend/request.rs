@@ -37,8 +37,8 @@ pub enum ParsedHead {
 /// have less than 500.
 pub const MAX_PUBLIC_HEAD: usize = 4096;
 
-/// The longest request head at the control socket, in bytes: a hook's has its options, of
-/// which `--exclude` may repeat.
+/// The longest request head at the control socket, in bytes: a hook's has its options, with up to
+/// [`drain_request::MAX_QUERY`](crate::cli::drain_request::MAX_QUERY) bytes.
 pub const MAX_CONTROL_HEAD: usize = 16 * 1024;
 
 const MAX_FIELDS: usize = 64;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 pub use self::shutdown::shutdown;
 pub use self::status::status;
+use crate::cli::PROGRAM;
 
 /// How a command ends; the value is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum ExitStatus {
     Done = 0,
     /// Gave up with connections open.
     GaveUp = 1,
-    /// Wrong usage.
+    /// Wrong usage. A hook without a terminal has drained all the same.
     Usage = 2,
     /// No sidecar could be reached.
     NoSidecar = 3,
@@ -26,6 +27,11 @@ pub enum ExitStatus {
 
 /// Time between two requests for the state of the drain.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Says on stderr what is wrong with the command line.
+pub fn print_usage_error(sentence: &str) {
+    print_stderr(&format!("{PROGRAM}: {sentence}\n"));
+}
 
 /// Writes to stderr. The hook's work does not depend on whether the text can be written.
 pub fn print_stderr(text: &str) {

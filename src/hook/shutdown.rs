@@ -7,13 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
-use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
+use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr, print_usage_error};
 use crate::cli::Args;
 use crate::cli::address::AdminAddress;
-use crate::cli::drain_request::DrainRequest;
+use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, join_errors};
 use crate::cli::options::{DrainOption, Options, Overrides};
 use crate::control_socket;
 use crate::frontend::RESPONSE_TIMEOUT;
+use crate::frontend::request::MAX_CONTROL_HEAD;
 use crate::observe::status::whole;
 use crate::os::clock;
 use crate::os::supervisor::spawn;
@@ -34,19 +35,27 @@ const _: () = assert!(
         && RESPONSE_TIMEOUT.as_millis() < DRAIN_RESPONSE_TIMEOUT.as_millis()
 );
 
+// The rest of the request head has less than 200 bytes.
+const _: () = assert!(MAX_QUERY + 512 <= MAX_CONTROL_HEAD);
+
 /// Starts a drain or joins one, waits for its end, and shows on stderr how it goes.
 pub fn shutdown(mut args: Args) -> ExitStatus {
     for name in &args.ignored {
         print_stderr(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
-    if let Err(sentence) = make_paths_absolute(&mut args.overrides) {
-        print_stderr(&format!("{sentence}\n"));
-        return ExitStatus::Usage;
-    }
     let options = Options::default().with(&args.overrides);
     let given = args.control_socket.as_deref();
     let paths = control_socket::hook_paths(given, Some(&options.admin_address));
-    let mut request = DrainRequest { overrides: args.overrides, expires: None };
+    args.errors.extend(make_paths_absolute(&mut args.overrides).err());
+    args.errors.iter().for_each(|error| print_usage_error(error));
+    if !args.errors.is_empty() {
+        if is_at_terminal() {
+            return ExitStatus::Usage;
+        }
+        print_stderr("the drain starts all the same, without what is wrong\n");
+    }
+    let drain = DrainRequest { overrides: args.overrides, expires: None };
+    let mut request = HookRequest { drain, error: join_errors(&args.errors) };
     let progress = Arc::new(Mutex::new(Progress::start()));
     let shared = Arc::clone(&progress);
     // The drain is waited for with or without this thread.
@@ -55,7 +64,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     loop {
         let find = SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT);
         let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
-            request.expires = Some(clock::now() + DRAIN_EXPIRY);
+            request.drain.expires = Some(clock::now() + DRAIN_EXPIRY);
             let drain = sidecar.start_drain(&request)?;
             lock(&progress).sidecar = Some(sidecar.clone());
             sidecar.wait(drain)
@@ -65,7 +74,8 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
         match ended {
             Ok((status, explanation)) | Err(SidecarError::Final(status, explanation)) => {
                 progress.end(&explanation);
-                return status;
+                let wrong = status != ExitStatus::NoSidecar && !args.errors.is_empty();
+                return if wrong { ExitStatus::Usage } else { status };
             }
             Err(SidecarError::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
@@ -78,6 +88,12 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
             }
         }
     }
+}
+
+/// Nobody reads the hook's output in a pod that is being deleted, and a drain that is not started
+/// cuts every connection. A person at a terminal can correct the command first.
+fn is_at_terminal() -> bool {
+    io::stdin().is_terminal() || io::stderr().is_terminal()
 }
 
 /// The sidecar's working directory may be another.

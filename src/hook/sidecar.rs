@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{ExitStatus, PROGRESS_INTERVAL};
 use crate::cli::address::AdminAddress;
-use crate::cli::drain_request::DrainRequest;
+use crate::cli::drain_request::HookRequest;
 use crate::control_socket;
 use crate::drain::OutcomeKind;
 use crate::envoy::transport::{Error, request};
@@ -53,7 +53,7 @@ impl SidecarClient {
     }
 
     /// Starts a drain or joins the one in progress, and returns its number.
-    pub fn start_drain(&self, request: &DrainRequest) -> Result<u64, SidecarError> {
+    pub fn start_drain(&self, request: &HookRequest) -> Result<u64, SidecarError> {
         let path = format!("/drain?{}", request.to_query());
         let response = self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT));
         let (status, body) = response.map_err(|error| match error {

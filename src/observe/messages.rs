@@ -78,6 +78,8 @@ pub const DRAIN_REQUEST_EXPIRED: &str =
 pub const DRAIN_OF_OTHER_ENVOY_REFUSED: &str =
     "drain refused: the hook means another Envoy than this sidecar's; check both --admin-address";
 pub const DRAIN_REQUEST_REJECTED: &str = "drain request rejected: its options are wrong";
+pub const HOOK_CALLED_WRONGLY: &str =
+    "the hook was called wrongly; the drain starts all the same, without what is wrong";
 pub const CONTROL_REQUEST_REJECTED: &str = "request at the control socket rejected";
 pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying";
 pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";

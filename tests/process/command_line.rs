@@ -8,10 +8,10 @@ use crate::support::prelude::*;
 
 const COMMANDS: [&str; 3] = ["shutdown-manager", "shutdown", "status"];
 
-/// Its stdout, its stderr, and its exit code.
+/// Its stdout, its stderr, and its exit code, with a person at its terminal.
 #[track_caller]
 fn both_outputs(args: &[&str]) -> (String, String, Option<i32>) {
-    let to = |script: &str| run_under(&["sh", "-c", script, "sh"], args).wait();
+    let to = |script: &str| run_at_terminal(&["sh", "-c", script, "sh"], args).wait();
     let (out, err) = (to("exec \"$@\" 2>/dev/null"), to("exec \"$@\" >/dev/null"));
     assert_eq!(out.code, err.code, "{args:?}");
     (out.output, err.output, out.code)
@@ -130,6 +130,96 @@ fn a_value_that_is_not_utf_8_is_rejected() {
     assert_eq!((exit.code, exit.output.lines().count()), (Some(2), 1), "{exit:?}");
     assert!(exit.output.contains("--ready-file: the value is not UTF-8"), "{exit:?}");
     assert!(!control.exists());
+}
+
+/// Mistakes in a hook's command, with the sentence about each.
+fn mistakes() -> Vec<(String, (Vec<&'static str>, &'static str))> {
+    let unknown = "shutdown has no option --chek-delay; did you mean --check-delay? See";
+    let rows: [(&[_], _); 6] = [
+        (&["--chek-delay=1s"], unknown),
+        (&["--chek-delay", "1s"], unknown),
+        (&["--check-delay=1"], "--check-delay: \"1\" is without a unit"),
+        (&["now"], "unexpected argument \"now\"; see"),
+        (&["--drain-listeners=yes"], "--drain-listeners takes no value"),
+        (&["--exclude"], "--exclude needs a value"),
+    ];
+    rows.map(|(args, sentence)| (args.join(" "), (args.to_vec(), sentence))).into()
+}
+
+#[test]
+fn a_hook_that_was_called_wrongly_drains_with_the_rest_and_exits_with_2() {
+    for_each_case(mistakes(), |name, (mistake, sentence)| {
+        let admin = FakeAdmin::unix();
+        let sidecar = Sidecar::beside(&admin);
+        admin.set_open(1);
+        let mut hook = sidecar.hook(&[&["--exclude=a"], mistake.as_slice()].concat());
+        wait_open_connections(&sidecar, 1);
+        hook.wait_line(&format!("envoy-shutdown-manager: {sentence}"));
+        hook.wait_line("the drain starts all the same");
+        hook.assert_running();
+        admin.set_open(0);
+        assert_exits(&mut hook, 2, NONE_OPEN);
+        let wrong = logged(HOOK_CALLED_WRONGLY).with("level", "error").with("drain", 1);
+        let started = logged(DRAIN_STARTED).with("exclude", "a").with("drain_listeners", "off");
+        assert_logged(&sidecar, &[started, wrong.containing("error", sentence)]);
+        assert_eq!(sidecar.times_logged(HOOK_CALLED_WRONGLY), 1, "{name}");
+    });
+}
+
+#[test]
+fn a_hook_that_was_called_wrongly_exits_with_2_whatever_the_outcome_and_with_3_without_a_sidecar() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let none = sidecar.control_socket().with_file_name("none");
+    let none = format!("--control-socket={}", none.display());
+    let mut alone = run(&["shutdown", "--chek-delay=1s", &none]);
+    admin.set_open(1);
+    let mut hook = sidecar.hook(&["--drain-timeout=100ms", "now", "--exclude=\u{1}", "then"]);
+    assert_exits(&mut hook, 2, "gave up at the drain timeout");
+    let both =
+        "unexpected argument \"now\"; see envoy-shutdown-manager shutdown --help; unexpected";
+    sidecar.wait_log(logged(HOOK_CALLED_WRONGLY).containing("error", both));
+    assert_exits(&mut alone, 3, "no sidecar could be reached");
+    sidecar.assert_times_logged(HOOK_CALLED_WRONGLY, 1);
+}
+
+#[test]
+fn a_value_of_a_hook_that_is_not_utf_8_is_left_out() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let script = "exec \"$@\" --exclude=\"$(printf '\\377')\" --exclude=a";
+    let control = format!("--control-socket={}", sidecar.control_socket().display());
+    let mut hook = run_under(&["sh", "-c", script, "sh"], &["shutdown", &control]);
+    assert_exits(&mut hook, 2, NONE_OPEN);
+    let sentence = "--exclude: the value is not UTF-8";
+    assert_logged(
+        &sidecar,
+        &[
+            logged(DRAIN_STARTED).with("exclude", "a"),
+            logged(HOOK_CALLED_WRONGLY).with("error", sentence),
+        ],
+    );
+}
+
+#[test]
+fn at_a_terminal_a_hook_that_was_called_wrongly_starts_nothing() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let control = format!("--control-socket={}", sidecar.control_socket().display());
+    for (_, (mistake, sentence)) in mistakes() {
+        let args = [&["shutdown", &control], mistake.as_slice()].concat();
+        assert_rejected(&args, sentence);
+        // With the terminal as its stderr alone.
+        let script = "exec \"$@\" 2>&0 </dev/null";
+        let exit = run_at_terminal(&["sh", "-c", script, "sh"], &args).wait();
+        assert_eq!((exit.code, exit.output.as_str()), (Some(2), ""), "{args:?}");
+    }
+    let status = sidecar.status();
+    assert!(status.is_before_the_first_drain(), "{status:?}");
+    sidecar.assert_not_logged(HOOK_CALLED_WRONGLY);
+    assert_eq!(admin.count(Route::Fail), 0);
+    let mut hook = run_at_terminal(&["sh", "-c", "exec \"$@\"", "sh"], &["shutdown", &control]);
+    assert_exits(&mut hook, 0, "drained");
 }
 
 #[test]
@@ -320,17 +410,19 @@ fn a_hook_whose_warning_cannot_be_written_drains() {
     let sidecar = Sidecar::beside(&admin);
     let control = format!("--control-socket={}", sidecar.control_socket().display());
     let script = "\"$@\" 2>/dev/full; echo \"code $?\"";
-    let args = ["shutdown", "--admin-port=9001", &control];
-    let exit = run_under(&["sh", "-c", script, "sh"], &args).wait();
-    assert_eq!(exit.output, "code 0");
-    assert!(sidecar.status().outcome() == Some("drained"));
+    for (arg, code) in [("--admin-port=9001", "code 0"), ("--chek-delay=1s", "code 2")] {
+        let exit = run_under(&["sh", "-c", script, "sh"], &["shutdown", arg, &control]).wait();
+        assert_eq!(exit.output, code);
+        assert!(sidecar.status().outcome() == Some("drained"));
+    }
+    sidecar.wait_log(HOOK_CALLED_WRONGLY);
 }
 
 #[test]
 fn an_exit_code_does_not_depend_on_whether_the_reason_is_read() {
     let script = "\"$@\" 2>/dev/full; echo \"code $?\"";
     for (args, code) in [
-        (&["shutdown", "--check-delay=1"][..], 2),
+        (&["shutdown-manager", "--check-delay=1"][..], 2),
         (&["bootstrap"], 2),
         (&["status", "--control-socket=/nowhere/at/all.sock"], 3),
         (&["shutdown-manager", "--control-socket=/nowhere/at/all.sock"], 1),

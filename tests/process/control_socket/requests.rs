@@ -60,7 +60,7 @@ fn each_route_has_its_response() {
 fn what_is_rejected_is_logged_with_its_reason() {
     let admin = FakeAdmin::unix();
     let sidecar = Sidecar::beside(&admin);
-    assert_eq!(sidecar.control().post("/drain?check-delay=1").status, 400);
+    assert_eq!(sidecar.control().post("/drain?check-delay=1&error=odd").status, 400);
     let options = logged(DRAIN_REQUEST_REJECTED).with("level", "warn");
     sidecar.wait_log(options.containing("error", "check-delay: \"1\" is without a unit"));
     let too_long = format!("/drain?exclude={}", "a".repeat(16 * 1024));
@@ -70,6 +70,7 @@ fn what_is_rejected_is_logged_with_its_reason() {
     let too_long = logged(CONTROL_REQUEST_REJECTED).with("level", "warn").with("times", 1);
     sidecar.wait_log(too_long.with("status", "431 Request Header Fields Too Large"));
     assert_eq!(sidecar.times_logged(CONTROL_REQUEST_REJECTED), 1, "once a minute");
+    sidecar.assert_not_logged(HOOK_CALLED_WRONGLY);
     assert_no_drain_started(&sidecar, &admin);
     assert_drain_can_start(&sidecar, &admin);
 }

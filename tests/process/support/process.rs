@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
@@ -11,6 +12,7 @@ use std::{env, iter};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 use super::log::{Expected, Record};
 use super::{PATIENCE, Timeline, try_wait_for};
@@ -65,6 +67,17 @@ pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
     Process::spawn(under(wrapper, &with_args(args)))
 }
 
+/// The same with a terminal as stdin.
+pub fn run_at_terminal<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = openpt(flags).expect("open a terminal");
+    unlockpt(&terminal).expect("unlock the terminal");
+    let stdin = ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other end");
+    let mut process = Process::spawn_with(under(wrapper, &with_args(args)), stdin.into());
+    process.terminal = Some(terminal);
+    process
+}
+
 fn with_args<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut args: Vec<OsString> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
     let has_port = args.iter().any(|arg| arg.to_string_lossy().starts_with("--serve-port"));
@@ -99,6 +112,8 @@ pub struct Process {
     lines: Timeline<String>,
     reader: Option<JoinHandle<Instant>>,
     exit: Option<Exit>,
+    /// Without it, its other end is a terminal no more.
+    terminal: Option<OwnedFd>,
 }
 
 /// A run of `envoy shutdown`.
@@ -106,9 +121,13 @@ pub type Hook = Process;
 
 impl Process {
     /// Starts a command that is the program or runs it.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_with(command, Stdio::null())
+    }
+
+    fn spawn_with(mut command: Command, stdin: Stdio) -> Self {
         let (reader, writer) = io::pipe().expect("make a pipe");
-        command.stdin(Stdio::null());
+        command.stdin(stdin);
         command.stdout(writer.try_clone().expect("share the pipe"));
         command.stderr(writer);
         let started = Instant::now();
@@ -124,7 +143,7 @@ impl Process {
             }
             Instant::now()
         });
-        Self { child, started, lines, reader: Some(reader), exit: None }
+        Self { child, started, lines, reader: Some(reader), exit: None, terminal: None }
     }
 
     fn set_exit(&mut self, status: ExitStatus) -> &Exit {

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use envoy_shutdown_manager::cli::address::{ServeAt, control_socket_path};
-use envoy_shutdown_manager::cli::drain_request::DrainRequest;
+use envoy_shutdown_manager::cli::drain_request::{DrainRequest, HookRequest, join_errors};
 use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
 use envoy_shutdown_manager::cli::{Args, Command, parse};
@@ -18,6 +18,7 @@ fuzz_target!(|input: &[u8]| {
     let input = input.strip_suffix(&[end]).unwrap_or(input);
     let args: Vec<_> =
         input.split(|byte| *byte == end).map(|arg| OsString::from_vec(arg.to_vec())).collect();
+    let mut errors = Vec::new();
     // The help, or a sentence that repeats what is wrong.
     let (overrides, command) =
         match within(8192 + 20 * input.len(), || parse(Flavor::Contour, args)) {
@@ -28,7 +29,11 @@ fuzz_target!(|input: &[u8]| {
                 assert!(args.control_socket.is_none_or(valid));
                 (args.overrides, "shutdown-manager")
             }
-            Ok(Command::Run(Subcommand::Shutdown, args)) => (args.overrides, "shutdown"),
+            Ok(Command::Run(Subcommand::Shutdown, args)) => {
+                assert!(end == 0 || !args.errors.iter().any(|error| error.contains('\n')));
+                errors = args.errors;
+                (args.overrides, "shutdown")
+            }
             Ok(Command::Run(Subcommand::Status, _)) => return,
             Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
             Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
@@ -42,9 +47,10 @@ fuzz_target!(|input: &[u8]| {
         other => panic!("{other:?}"),
     };
     assert_eq!(again, overrides, "given once more");
-    let request = DrainRequest { overrides, expires: None };
+    let drain = DrainRequest { overrides, expires: None };
+    let request = HookRequest { drain, error: join_errors(&errors) };
     assert_eq!(
-        DrainRequest::from_query(&request.to_query()),
+        HookRequest::from_query(&request.to_query()),
         Ok(request),
         "as the sidecar reads it"
     );
