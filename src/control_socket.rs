@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 
-use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH};
+use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH, socket_path};
 use crate::cli::options::Options;
 use crate::envoy::transport::connect_unix;
 
@@ -63,6 +63,32 @@ fn paths(configured: Option<&Path>, admin: &[Option<&AdminAddress>]) -> Vec<Path
         }
     }
     paths
+}
+
+/// The address with its folder resolved, so that hook and sidecar have one spelling of one socket,
+/// whatever link or working directory each of them uses. The socket itself need not be there yet.
+///
+/// # Errors
+/// A clause that fits behind "is", when no absolute path to it fits into a socket's address.
+pub fn resolve_admin(address: &AdminAddress) -> Result<AdminAddress, &'static str> {
+    let AdminAddress::Unix(path) = address else { return Ok(address.clone()) };
+    let checked =
+        |path: PathBuf| path.to_str().ok_or("a path that is not UTF-8").and_then(socket_path);
+    let path = absolute(path).map_err(|_| "relative to a working directory that is gone")?;
+    let resolved = resolve_folder(&path).map(checked);
+    let path = match resolved {
+        Some(Ok(path)) => path,
+        _ => checked(path)?,
+    };
+    Ok(AdminAddress::Unix(path))
+}
+
+/// The path with the deepest of its folders that is there resolved.
+fn resolve_folder(path: &Path) -> Option<PathBuf> {
+    path.ancestors().skip(1).find_map(|folder| {
+        let rest = path.strip_prefix(folder).ok()?;
+        Some(folder.canonicalize().ok()?.join(rest))
+    })
 }
 
 /// The file of a bound socket, which is removed when this is dropped.
@@ -214,7 +240,7 @@ fn is_visible(stream: &OwnedFd) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -240,6 +266,40 @@ mod tests {
         let configured = Path::new("/x.sock");
         assert_eq!(text(&sidecar_paths(Some(configured), &unix)), ["/x.sock"]);
         assert_eq!(text(&hook_paths(Some(configured), Some(&unix))), ["/x.sock"]);
+    }
+
+    #[test]
+    fn an_admin_address_has_one_spelling() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir(root.join("real")).unwrap();
+        symlink("real", root.join("link")).unwrap();
+        let resolve = |text: &str| {
+            let address = AdminAddress::parse(&text.replace('~', root.to_str().unwrap()));
+            let resolved = resolve_admin(&address.unwrap());
+            resolved.map(|address| address.to_string().replace(root.to_str().unwrap(), "~"))
+        };
+        for (text, resolved) in [
+            ("~/real/s", "~/real/s"),
+            ("~/link/s", "~/real/s"),
+            ("~/real/../link//./s", "~/real/s"),
+            ("unix:~/link/s", "~/real/s"),
+            // The folder is not there yet.
+            ("~/link/later/s", "~/real/later/s"),
+            ("localhost:1", "localhost:1"),
+        ] {
+            assert_eq!(resolve(text), Ok(resolved.to_owned()), "{text}");
+        }
+        let cwd = std::env::current_dir().unwrap().canonicalize().unwrap();
+        let relative = AdminAddress::Unix("s".into());
+        assert_eq!(resolve_admin(&relative), Ok(AdminAddress::Unix(cwd.join("s"))));
+        let too_long = AdminAddress::Unix("s".repeat(MAX_SOCKET_PATH).into());
+        assert!(resolve_admin(&too_long).unwrap_err().contains("longer than the 107 bytes"));
+        // As given, where the resolved path would be too long.
+        let long = "l".repeat(100);
+        fs::create_dir(root.join(&long)).unwrap();
+        symlink(&long, root.join("to-long")).unwrap();
+        assert_eq!(resolve("~/to-long/s"), Ok("~/to-long/s".to_owned()));
     }
 
     #[test]

@@ -60,9 +60,13 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
     let public = listen::bind_public(&args.serve)?;
     let port = public.local_addr().map_err(failed("no public port"))?.port();
     let serving = ServeAt { port, ..args.serve.clone() };
-    let options = Options::of(args.flavor).with(&args.overrides);
+    let mut options = Options::of(args.flavor).with(&args.overrides);
     let paths =
         control_socket::sidecar_paths(args.control_socket.as_deref(), &options.admin_address);
+    // As a hook spells it. One that does not fit into a socket's address stays as it is.
+    if let Ok(address) = control_socket::resolve_admin(&options.admin_address) {
+        options.admin_address = address;
+    }
     let Sockets { control, backend, files } = control_socket::bind(&paths)?;
     control.set_nonblocking(true).map_err(failed("the control socket cannot be used"))?;
     let descriptors = descriptors::raise_descriptor_limit()

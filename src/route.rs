@@ -162,6 +162,7 @@ labels! {
         NotFound = "404 Not Found",
         MethodNotAllowed = "405 Method Not Allowed",
         RequestTimeout = "408 Request Timeout",
+        Conflict = "409 Conflict",
         Gone = "410 Gone",
         ContentTooLarge = "413 Content Too Large",
         HeadTooLarge = "431 Request Header Fields Too Large",
@@ -190,7 +191,10 @@ mod tests {
     #[test]
     fn every_status_has_its_code() {
         let codes = Status::ALL.map(Status::code);
-        assert_eq!(codes, ["200", "400", "404", "405", "408", "410", "413", "431", "500", "503"]);
+        assert_eq!(
+            codes,
+            ["200", "400", "404", "405", "408", "409", "410", "413", "431", "500", "503"]
+        );
         assert_eq!(
             [200, 410, 502].map(Status::from_code),
             [Status::Ok, Status::Gone, Status::Unavailable],

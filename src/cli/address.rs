@@ -54,22 +54,30 @@ impl AdminAddress {
         }
         Ok(Self::Tcp(host.to_owned(), port))
     }
-}
 
-impl AdminAddress {
-    /// Whether both are the same address: the names of the loopback interface are one.
+    /// Whether both mean the same Envoy, which listens at `localhost` by either family. Of a Unix
+    /// socket, see [`crate::control_socket::resolve_admin`] first.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Tcp(host, port), Self::Tcp(other, other_port)) => {
-                port == other_port && (host == other || is_loopback(host) && is_loopback(other))
+                port == other_port && is_same_host(host, other)
             }
             _ => self == other,
         }
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+fn is_same_host(host: &str, other: &str) -> bool {
+    let ipv6 = |host: &str| host.parse::<Ipv6Addr>().ok();
+    // 127.0.0.2 is another: two Envoys may have a port on two addresses of the loopback interface.
+    let is_localhost = |host: &str| {
+        host.eq_ignore_ascii_case("localhost")
+            || host == "127.0.0.1"
+            || ipv6(host) == Some(Ipv6Addr::LOCALHOST)
+    };
+    host.eq_ignore_ascii_case(other)
+        || is_localhost(host) && is_localhost(other)
+        || ipv6(host).is_some_and(|ip| ipv6(other) == Some(ip))
 }
 
 fn unix(path: &str) -> Result<AdminAddress, &'static str> {
@@ -166,6 +174,35 @@ mod tests {
             assert_eq!(parsed, expected, "{text}");
             let again = AdminAddress::parse(&parsed.unwrap().to_string());
             assert_eq!(again, expected, "{text} written and read again");
+        }
+    }
+
+    #[test]
+    fn two_spellings_of_an_address_are_the_same_and_another_host_or_port_is_not() {
+        let parse = |text| AdminAddress::parse(text).unwrap();
+        for (one, other, same) in [
+            ("localhost:1", "localhost:1", true),
+            ("localhost:1", "LocalHost:1", true),
+            ("localhost:1", "127.0.0.1:1", true),
+            ("localhost:1", "[::1]:1", true),
+            ("127.0.0.1:1", "[0:0:0:0:0:0:0:1]:1", true),
+            ("[::1]:1", "[0::1]:1", true),
+            ("[fd00::A]:1", "[fd00:0::a]:1", true),
+            ("envoy:1", "ENVOY:1", true),
+            ("localhost:1", "localhost:2", false),
+            ("127.0.0.1:1", "127.0.0.1:2", false),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("localhost:1", "127.0.0.2:1", false),
+            ("127.0.0.2:1", "127.0.0.2:1", true),
+            ("[::1]:1", "[::2]:1", false),
+            ("localhost:1", "envoy:1", false),
+            ("/a/s", "/a/s", true),
+            ("/a/s", "unix:/a/s", true),
+            ("/a/s", "/b/s", false),
+            ("/a/s", "localhost:1", false),
+        ] {
+            let (a, b) = (parse(one), parse(other));
+            assert_eq!((a.is_same(&b), b.is_same(&a)), (same, same), "{one} and {other}");
         }
     }
 

@@ -63,7 +63,7 @@ const fn about(command: Subcommand) -> &'static str {
              Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up with connections \
              open;\n\
              2 wrong usage: at a terminal nothing is done, else the drain runs without what is wrong;\n\
-             3 no sidecar could be reached.\n"
+             3 no sidecar could be reached, or only that of another Envoy.\n"
         }
         Subcommand::Status => {
             "Shows the state of the drain. Exit codes: 0; 2 wrong usage; 3 no sidecar.\n"

@@ -21,7 +21,7 @@ pub enum ExitStatus {
     GaveUp = 1,
     /// Wrong usage. A hook without a terminal has drained all the same.
     Usage = 2,
-    /// No sidecar could be reached.
+    /// No sidecar could be reached, or only that of another Envoy.
     NoSidecar = 3,
 }
 

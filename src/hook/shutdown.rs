@@ -10,9 +10,9 @@ use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr, print_usage_error};
 use crate::cli::Args;
 use crate::cli::address::AdminAddress;
-use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, join_errors};
+use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, drop_excess, join_errors};
 use crate::cli::options::{DrainOption, Options, Overrides};
-use crate::control_socket;
+use crate::control_socket::{self, resolve_admin};
 use crate::frontend::RESPONSE_TIMEOUT;
 use crate::frontend::request::MAX_CONTROL_HEAD;
 use crate::observe::status::whole;
@@ -46,7 +46,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     let options = Options::default().with(&args.overrides);
     let given = args.control_socket.as_deref();
     let paths = control_socket::hook_paths(given, Some(&options.admin_address));
-    args.errors.extend(make_paths_absolute(&mut args.overrides).err());
+    args.errors.extend(resolve_paths(&mut args.overrides));
     args.errors.iter().for_each(|error| print_usage_error(error));
     if !args.errors.is_empty() {
         if is_at_terminal() {
@@ -96,23 +96,33 @@ fn is_at_terminal() -> bool {
     io::stdin().is_terminal() || io::stderr().is_terminal()
 }
 
-/// The sidecar's working directory may be another.
-fn make_paths_absolute(overrides: &mut Overrides) -> Result<(), String> {
-    let options = Options::default().with(overrides);
-    let admin_socket = match options.admin_address {
-        AdminAddress::Unix(path) => Some((DrainOption::AdminAddress, path)),
-        AdminAddress::Tcp(..) => None,
-    };
-    let ready_file = options.ready_file.map(|path| (DrainOption::ReadyFile, path));
-    for (option, path) in admin_socket.into_iter().chain(ready_file) {
-        if path.is_relative()
-            && let Ok(path) = absolute(path)
-        {
-            let set = overrides.set(option, &path.display().to_string());
-            set.map_err(|reason| format!("--{}: {reason}", option.name()))?;
+/// Makes the paths those of any process of the pod, since the sidecar's working directory may be
+/// another. What cannot be is dropped, and a sentence returned.
+fn resolve_paths(overrides: &mut Overrides) -> Vec<String> {
+    let mut errors = Vec::new();
+    for (option, text) in overrides.pairs().to_vec() {
+        let resolved = match option {
+            DrainOption::AdminAddress => {
+                let address = AdminAddress::parse(&text);
+                address
+                    .and_then(|address| resolve_admin(&address))
+                    .map(|address| address.to_string())
+            }
+            DrainOption::ReadyFile => absolute(&text)
+                .ok()
+                .and_then(|path| path.into_os_string().into_string().ok())
+                .ok_or("relative to a working directory that is gone or not UTF-8"),
+            _ => continue,
+        };
+        let set = resolved.map_err(|reason| format!("{text:?} is {reason}"));
+        if let Err(reason) = set.and_then(|text| overrides.set(option, &text)) {
+            overrides.retain(&mut |(other, _)| *other != option);
+            errors.push(format!("--{}: {reason}", option.name()));
         }
     }
-    Ok(())
+    // They may have become longer.
+    errors.extend(drop_excess(overrides));
+    errors
 }
 
 /// Shows at intervals how the drain goes that is waited for.
@@ -166,5 +176,55 @@ impl Progress {
     fn end(&mut self, text: &str) {
         let start = if self.in_place && !self.shown.is_empty() { "\r\x1b[K" } else { "" };
         print_stderr(&format!("{start}{text} (after {})\n", whole(self.started.elapsed())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of these, and what is said about the rest.
+    fn resolved(given: &[(DrainOption, &str)]) -> (Vec<(DrainOption, String)>, Vec<String>) {
+        let mut overrides = Overrides::default();
+        for (option, text) in given {
+            overrides.set(*option, text).unwrap();
+        }
+        let errors = resolve_paths(&mut overrides);
+        (overrides.pairs().to_vec(), errors)
+    }
+
+    #[test]
+    fn paths_become_absolute_and_one_that_cannot_is_dropped() {
+        let here = std::env::current_dir().unwrap().canonicalize().unwrap();
+        let here = |name: &str| here.join(name).to_str().unwrap().to_owned();
+        let (left, errors) = resolved(&[
+            (DrainOption::ReadyFile, "ready"),
+            (DrainOption::CheckDelay, "1s"),
+            (DrainOption::AdminAddress, "unix:s"),
+        ]);
+        let expected = [
+            (DrainOption::CheckDelay, "1s".to_owned()),
+            (DrainOption::ReadyFile, here("ready")),
+            (DrainOption::AdminAddress, here("s")),
+        ];
+        assert!(errors.is_empty() && left.iter().all(|pair| expected.contains(pair)), "{left:?}");
+        assert_eq!(left.len(), 3);
+
+        let too_long = format!("unix:{}", "s".repeat(107));
+        let delay = (DrainOption::CheckDelay, "1s");
+        let (left, errors) = resolved(&[(DrainOption::AdminAddress, &too_long), delay]);
+        assert_eq!(left, [(DrainOption::CheckDelay, "1s".to_owned())]);
+        let start = format!("--admin-address: {too_long:?} is a path longer than the 107 bytes");
+        assert!(errors.len() == 1 && errors[0].starts_with(&start), "{errors:?}");
+    }
+
+    #[test]
+    fn a_path_that_fits_only_as_it_was_given_is_dropped() {
+        // Beside these there is room for a relative path alone.
+        let long = "a".repeat(12_288 - "&exclude=".len() - "&ready-file=ready".len());
+        let given = [(DrainOption::Exclude, long.as_str()), (DrainOption::ReadyFile, "ready")];
+        let (left, errors) = resolved(&given);
+        assert_eq!(left.len(), 1);
+        assert!(errors.len() == 1 && errors[0].starts_with("--ready-file: beyond"), "{errors:?}");
     }
 }

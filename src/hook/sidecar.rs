@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{ExitStatus, PROGRESS_INTERVAL};
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::HookRequest;
+use crate::cli::options::Options;
 use crate::control_socket;
 use crate::drain::OutcomeKind;
 use crate::envoy::transport::{Error, request};
@@ -71,6 +72,15 @@ impl SidecarClient {
         let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
         match (status, number) {
             (200, Some(number)) => Ok(number),
+            // Another sidecar of the pod would have another control socket.
+            (409, _) => Err(SidecarError::Final(
+                ExitStatus::NoSidecar,
+                format!(
+                    "{text}, and this hook means the one at {}; give both the same --admin-address, \
+                     or the hook the --control-socket of its own sidecar",
+                    Options::default().with(&request.drain.overrides).admin_address
+                ),
+            )),
             (400, _) => Err(SidecarError::Final(
                 ExitStatus::Usage,
                 format!("the sidecar rejected the drain's options: {text}"),

@@ -1,5 +1,7 @@
 //! The hook as a client of the control socket.
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,60 @@ fn the_admin_address_of_a_hook_applies_to_its_drain() {
     right.set_open(0);
     assert_exits(&mut hook, 0, "drained");
     assert_eq!((right.count(Route::Fail), wrong.count(Route::Fail)), (1, 0));
+}
+
+#[test]
+fn however_an_admin_socket_is_spelled_hook_and_sidecar_mean_the_same_one() {
+    let rows = named([
+        ("a link", ("LINK/admin.sock", "REAL/admin.sock")),
+        ("the other way round", ("REAL/admin.sock", "LINK/admin.sock")),
+        ("dots", ("REAL/admin.sock", "LINK/../NAME/./admin.sock")),
+        ("slashes", ("REAL//admin.sock", "REAL/admin.sock")),
+        ("relative", ("./admin.sock", "REAL/admin.sock")),
+        ("relative in the hook", ("REAL/admin.sock", "unix:./admin.sock")),
+    ]);
+    for_each_case(rows, |name, (own, given)| {
+        let (admin, dir) = (FakeAdmin::unix(), temp_dir("link"));
+        let socket = Path::new(&admin.admin_address()).canonicalize().expect("a path");
+        let real = socket.parent().expect("a directory");
+        let link = dir.path().join("link");
+        symlink(real, &link).expect("make a link");
+        let text = |path: &Path| path.to_str().expect("a path").to_owned();
+        let folder = real.file_name().expect("a name").to_str().expect("a name");
+        let address = |spelled: &str| {
+            let spelled = spelled.replace("LINK", &text(&link)).replace("NAME", folder);
+            spelled.replace("REAL", &text(real))
+        };
+        let inside = format!("cd '{}' && exec \"$@\"", link.display());
+        let inside = ["sh", "-c", &inside, "sh"];
+        let sidecar = Sidecar::builder().admin(address(own)).under(inside).start();
+        sidecar.wait_log(logged(STARTED).with("admin_address", socket.display()));
+        let control = format!("--control-socket={}", sidecar.control_socket().display());
+        let given = format!("--admin-address={}", address(given));
+        let mut hook = run_under(&inside, &["shutdown", &control, &given]);
+        assert_exits(&mut hook, 0, "drained");
+        let requested = format!("admin-address={}", socket.display());
+        sidecar.wait_log(logged(DRAIN_STARTED).with("requested", requested));
+        assert_eq!(admin.count(Route::Fail), 1, "{name}");
+    });
+}
+
+#[test]
+fn a_hook_that_a_sidecar_refuses_for_another_envoy_ends_with_one_sentence() {
+    let fake = FakeAdmin::unix();
+    let body = "this sidecar drains the Envoy at /own/admin.sock alone\n";
+    let length = body.len();
+    let conflict = format!("HTTP/1.1 409 Conflict\r\nContent-Length: {length}\r\n\r\n{body}");
+    fake.fault(Route::Other, Fault::Raw(conflict.into()));
+    let control = format!("--control-socket={}", fake.admin_address());
+    let exit = run(&["shutdown", &control, "--admin-address=[0::1]:9001"]).wait();
+    assert_eq!((exit.code, exit.output.lines().count()), (Some(3), 1), "{exit:?}");
+    let words =
+        ["the Envoy at /own/admin.sock alone", "the one at [0::1]:9001", "--control-socket"];
+    assert!(words.iter().all(|word| exit.output.contains(word)), "{exit:?}");
+    assert_eq!(fake.requests().len(), 1, "it is final: {:?}", fake.requests());
+    let mut wrong = run(&["shutdown", &control, "--admin-address=localhost:9001", "now"]);
+    assert_exits(&mut wrong, 3, "the one at localhost:9001");
 }
 
 #[test]
