@@ -10,8 +10,6 @@ pub fn reply(call: Call, open: u64) -> Reply {
         Call::RestoreHealthChecks => Reply::HealthChecksRestored,
         Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
         Call::CheckReady => Reply::Ready(Health::Draining),
-        Call::ReadStats => {
-            Reply::Stats(Poll::of(open, Health::Draining))
-        }
+        Call::ReadStats => Reply::Stats(Poll::of(open, Health::Draining)),
     }
 }

@@ -4,29 +4,27 @@
 //! for it: a `connect` to a Unix socket whose backlog is full, a read that a signal interrupts,
 //! the look-up of a name.
 
+mod connect;
+
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 use ureq::Agent;
-use ureq::http::{self, HeaderValue, Method, header};
+use ureq::http::{self, HeaderMap, HeaderValue, Method, Version, header};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+pub use self::connect::connect_unix;
+use self::connect::{connect_tcp, time_left};
 use crate::cli::address::AdminAddress;
-use crate::os::supervisor::bounded;
 
 /// Why a request has no complete response.
 #[derive(Debug)]
@@ -108,11 +106,8 @@ pub fn request(
     let response =
         Agent::with_parts(config, AdminConnector(address.clone()), FixedResolver).run(request)?;
     let status = response.status().as_u16();
-    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING]
-        .iter()
-        .any(|name| response.headers().contains_key(name));
-    if !framed {
-        return Err(Error::Protocol("it has no length".to_owned()));
+    if let Err(reason) = check_framing(response.version(), response.headers()) {
+        return Err(Error::Protocol(reason.to_owned()));
     }
     let mut body = response.into_body().into_reader();
     let mut piece = [0; 4096];
@@ -125,76 +120,23 @@ pub fn request(
     }
 }
 
-/// A `connect` to a Unix socket takes microseconds, unless its owner has stopped accepting.
-const MAX_CONNECT: Duration = Duration::from_secs(10);
-
-/// Connects to a Unix socket, in 10 s or less.
-///
-/// # Errors
-/// As `connect(2)`; `TimedOut` when the backlog stays full for as long as `timeout`.
-pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
-    let mut left = timeout.min(MAX_CONNECT);
-    let deadline = Instant::now() + left;
-    let address = UnixAddr::new(path)?;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    loop {
-        // The kernel applies a send timeout to connect too.
-        setsockopt(&fd, sockopt::SendTimeout, &socket_timeout(Some(left)))?;
-        match connect(fd.as_raw_fd(), &address) {
-            Ok(()) => return Ok(fd),
-            Err(Errno::EINTR) => left = time_left(deadline)?,
-            Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<OwnedFd> {
-    let deadline = Instant::now() + timeout.min(MAX_CONNECT);
-    let addresses = addresses(host, port, time_left(deadline)?)?;
-    let mut failure = io::Error::other(format!("the name {host} has no address"));
-    for (index, address) in addresses.iter().enumerate() {
-        // Each gets its share of what is left, so that a silent one does not use up all of it.
-        let share = time_left(deadline)? / u32::try_from(addresses.len() - index).unwrap_or(1);
-        match TcpStream::connect_timeout(address, share) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream.into());
+/// Whether the end of a body can be told from a connection that was cut: `ureq` also takes what only
+/// the end of the connection bounds, such as `Transfer-Encoding: identity`.
+fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match ((lengths.next(), lengths.next()), (encodings.next(), encodings.next())) {
+        ((None, _), (None, _)) => Err("it has no length"),
+        ((Some(_), _), (Some(_), _)) => Err("it has both a length and a transfer encoding"),
+        ((Some(length), None), _) if length.as_bytes().iter().all(u8::is_ascii_digit) => Ok(()),
+        ((Some(_), _), _) => Err("its length is not one number"),
+        (_, (Some(encoding), None)) if encoding.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            match version {
+                Version::HTTP_11 => Ok(()),
+                _ => Err("it is chunked, which HTTP/1.0 has not"),
             }
-            // A refusal elsewhere must not make a silent Envoy look like a dead one.
-            Err(error) if failure.kind() != ErrorKind::TimedOut => failure = error,
-            Err(_) => {}
         }
-    }
-    Err(failure)
-}
-
-fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
-    let at = |ip: IpAddr| SocketAddr::new(ip, port);
-    if let Ok(literal) = host.parse() {
-        return Ok(vec![at(literal)]);
-    }
-    if host == "localhost" {
-        return Ok(vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())]);
-    }
-    let found = Arc::new(Mutex::new(Vec::new()));
-    let (name, its_found) = (host.to_owned(), Arc::clone(&found));
-    let resolve = move || {
-        let found = (name.as_str(), port).to_socket_addrs();
-        let unknown = |error| format!("the name {name} cannot be resolved ({error})");
-        let addresses = found.map_err(|error| io::Error::other(unknown(error)))?.collect();
-        *its_found.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
-        Ok(())
-    };
-    bounded("look-up", timeout, Box::new(resolve))?;
-    Ok(std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner)))
-}
-
-fn time_left(deadline: Instant) -> io::Result<Duration> {
-    match deadline.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
-        left => Ok(left),
+        _ => Err("its transfer encoding is not chunked alone"),
     }
 }
 
@@ -317,16 +259,4 @@ impl Resolver for FixedResolver {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    #[test]
-    fn what_takes_no_time_is_done_however_late_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let _listener = UnixListener::bind(&path).unwrap();
-        assert!(connect_unix(&path, Duration::ZERO).is_ok());
-    }
-}
+mod tests;
