@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::error::{AdminError, AdminErrorKind};
-use super::stats::{self, Observation, StatsParser};
+use super::stats::{self, Exclusions, Observation, StatsParser};
 use super::transport::{Error, request};
 use super::{Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
@@ -43,8 +43,11 @@ impl Admin for AdminClient {
                 .map(|()| Reply::ListenersDraining),
             Call::CheckReady => call_to.check_ready().map(Reply::Ready),
             Call::ReadStats => {
-                let suffixes = options.flavor.ignored_listener_suffixes();
-                call_to.read_stats(StatsParser::new(&options.exclude, suffixes)).map(Reply::Stats)
+                let exclusions = Exclusions {
+                    names: &options.exclude,
+                    ignored_suffixes: options.flavor.ignored_listener_suffixes(),
+                };
+                call_to.read_stats(StatsParser::new(exclusions)).map(Reply::Stats)
             }
             Call::CheckListeners => Ok(Reply::Listeners(super::HiddenListeners::default())),
             Call::RestoreHealthChecks => {
@@ -96,10 +99,7 @@ impl AdminCall<'_> {
         let mut length = 0;
         let status = self.send("GET", stats::REQUEST, &mut |status, piece| {
             length += piece.len();
-            if status == 200 {
-                parser.push(piece);
-            }
-            length <= stats::MAX_BODY
+            length <= stats::MAX_BODY && (status != 200 || parser.push(piece))
         })?;
         if status != 200 {
             return Err(self.unexpected("GET", PATH, status));
@@ -113,8 +113,8 @@ impl AdminCall<'_> {
             // stats_config may hide it; the poll's time holds for this too.
             None => self.check_ready()?,
         };
-        let Observation { open, coverage, .. } = observed;
-        Ok(Poll { open, subtracted: false, coverage, health, total: None })
+        let Observation { open, subtracted, coverage, total, .. } = observed;
+        Ok(Poll { open, subtracted, coverage, health, total })
     }
 
     fn send(

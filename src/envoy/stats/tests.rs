@@ -17,8 +17,8 @@ fn count_without(
     ignored: &[&str],
 ) -> Result<Observation, StatsError> {
     let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
-    let mut parser = StatsParser::new(&excluded, ignored);
-    parser.push(body);
+    let mut parser = StatsParser::new(Exclusions { names: &excluded, ignored_suffixes: ignored });
+    assert!(parser.push(body));
     parser.finish()
 }
 
@@ -54,18 +54,23 @@ fn counts_what_real_envoys_responded() {
         let text = fs::read_to_string(capture.join("expected")).unwrap();
         let (excluded, mut facts) = expected(&text);
         let mut found = match count_with(&body, &excluded) {
-            Ok(Observation { open, live, coverage }) => vec![
-                format!("open {open}"),
-                format!("live {}", live.map_or("absent".to_owned(), |live| live.to_string())),
-                format!(
+            Ok(Observation { open, subtracted, live, coverage, total }) => [
+                Some(format!("open {open}")),
+                subtracted.then(|| "subtracted true".to_owned()),
+                total.map(|total| format!("total {} {}", total.connections, total.uptime)),
+                Some(format!("live {}", live.map_or("absent".to_owned(), |live| live.to_string()))),
+                Some(format!(
                     "visible {}",
                     match coverage {
                         StatsCoverage::Everything => "both",
                         StatsCoverage::HttpOnly => "http",
                         StatsCoverage::ListenersOnly => "listeners",
                     }
-                ),
-            ],
+                )),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
             Err(StatsError::NothingVisible) => vec!["open -".into(), "visible nothing".into()],
             Err(error) => panic!("{}: {error}", capture.display()),
         };
@@ -81,6 +86,20 @@ fn counts_what_real_envoys_responded() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(seen >= 20, "only {seen} captures were found");
+}
+
+#[test]
+fn a_capture_counts_the_same_from_its_end() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stats");
+    for entry in fs::read_dir(folder).unwrap() {
+        let capture = entry.unwrap().path();
+        let Ok(body) = fs::read(capture.join("stats")) else { continue };
+        let text = fs::read_to_string(capture.join("expected")).unwrap();
+        let (excluded, _) = expected(&text);
+        let reversed: Vec<_> = body.split(|byte| *byte == b'\n').rev().collect();
+        let reversed = count_with(&reversed.join(&b'\n'), &excluded);
+        assert_eq!(reversed, count_with(&body, &excluded), "{}", capture.display());
+    }
 }
 
 #[test]
@@ -203,8 +222,15 @@ fn a_name_that_only_resembles_a_workers_copy_counts_as_a_listener() {
 }
 
 #[test]
-fn a_response_may_be_a_mebibyte_long() {
-    assert_eq!(MAX_BODY, 1_048_576);
+fn one_request_reads_all_that_is_counted() {
+    let filter = r"^(server\.(live|parent_connections|total_connections|uptime)|(http|listener)\..*\.downstream_(pre_)?cx_active)$";
+    let escaped = filter.replace('^', "%5E").replace('\\', "%5C").replace('|', "%7C");
+    assert_eq!(REQUEST, format!("/stats?type=Gauges&usedonly&filter={escaped}"));
+}
+
+#[test]
+fn a_response_may_be_16_mebibytes_long() {
+    assert_eq!(MAX_BODY, 16_777_216);
 }
 
 #[test]
@@ -238,17 +264,16 @@ fn a_response_without_a_family_says_so_and_one_without_both_is_no_poll() {
     let http = "http.admin.downstream_cx_active: 1\nhttp.a.downstream_cx_active: 2\n\
         http.stats.downstream_cx_active: 4\n";
     let observation = count_with(http.as_bytes(), &[]).unwrap();
-    assert_eq!(observation, Observation { open: 2, live: None, coverage: StatsCoverage::HttpOnly });
+    assert_eq!((observation.open, observation.live), (2, None));
+    assert_eq!(observation.coverage, StatsCoverage::HttpOnly);
     // The admin listener is hidden, another is not.
     let some = format!("{http}listener.tcp.downstream_cx_active: 9\n");
     assert_eq!(count_with(some.as_bytes(), &[]).unwrap().open, 9 - 4);
 
     let listeners = "listener.admin.downstream_cx_active: 1\nlistener.a.downstream_cx_active: 2\n";
     let observation = count_with(listeners.as_bytes(), &[]).unwrap();
-    assert_eq!(
-        observation,
-        Observation { open: 2, live: None, coverage: StatsCoverage::ListenersOnly }
-    );
+    assert_eq!((observation.open, observation.live), (2, None));
+    assert_eq!(observation.coverage, StatsCoverage::ListenersOnly);
 
     for nothing in ["", "OK\n", "server.live: 0\n", "http.a.downstream_cx_active: 0\n", "<html>"] {
         assert_eq!(
@@ -304,7 +329,8 @@ fn sums_stop_at_the_largest_number() {
 fn names_may_hold_anything() {
     assert_eq!(open("listener.a: b.downstream_cx_active: 2\n"), 2);
     assert_eq!(open("listener.\u{fc}\u{1f980}.downstream_cx_active: 2\r\n"), 2);
-    assert_eq!(open("http.a.b.c.downstream_cx_active: 2\nlistener..downstream_cx_active: 3\n"), 0);
+    assert_eq!(open("listener..downstream_cx_active: 3\nhttp..downstream_cx_active: 3\n"), 0);
+    assert_eq!(open("http.a.b.c.downstream_cx_active: 2\n"), 2);
     let bytes = [SENTINELS.as_bytes(), b"listener.\xff\xfe.downstream_cx_active: 2\n"].concat();
     assert_eq!(count_with(&bytes, &[]).unwrap().open, 2);
 }
@@ -315,8 +341,8 @@ fn pieces_may_end_anywhere() {
         "{SENTINELS}listener.a.downstream_cx_active: 12\nlistener.b.downstream_pre_cx_active: 30"
     );
     for size in 1..body.len() {
-        let mut parser = StatsParser::new(&[], &[]);
-        body.as_bytes().chunks(size).for_each(|piece| parser.push(piece));
+        let mut parser = StatsParser::new(Exclusions { names: &[], ignored_suffixes: &[] });
+        assert!(body.as_bytes().chunks(size).all(|piece| parser.push(piece)));
         assert_eq!(parser.finish().unwrap().open, 42, "in pieces of {size}");
     }
 }
@@ -337,4 +363,107 @@ fn an_error_says_what_to_do() {
     let line = format!("listener.{}.downstream_cx_active: x\n", "a".repeat(1000));
     let error = count_with(line.as_bytes(), &[]).unwrap_err().to_string();
     assert!(error.len() < 300 && error.contains("without a number"), "{error}");
+}
+
+/// The observation that these lines make, with the sentinels before them.
+fn observe(lines: &str, excluded: &[&str]) -> (u64, bool) {
+    let seen = count_with(format!("{SENTINELS}{lines}").as_bytes(), excluded).unwrap();
+    (seen.open, seen.subtracted)
+}
+
+#[test]
+fn a_count_says_whether_something_was_subtracted() {
+    let scrape = "listener.s.downstream_cx_active: 1\nhttp.stats.downstream_cx_active: 1\n";
+    let traffic = "listener.a.downstream_cx_active: 2\nhttp.a.downstream_cx_active: 2\n";
+    let idle_scrape = "listener.s.downstream_cx_active: 0\nhttp.stats.downstream_cx_active: 0\n";
+    let closed_in_between = "listener.s.downstream_cx_active: 0\nhttp.stats.downstream_cx_active: 1\n\
+        listener.a.downstream_cx_active: 1\n";
+    for (lines, excluded, expected) in [
+        (String::new(), vec![], (0, false)),
+        (traffic.to_owned(), vec![], (2, false)),
+        (idle_scrape.to_owned(), vec![], (0, false)),
+        (format!("{traffic}{idle_scrape}"), vec![], (2, false)),
+        (scrape.to_owned(), vec![], (0, true)),
+        // The floor holds, whatever was subtracted.
+        (format!("{traffic}{scrape}"), vec![], (2, true)),
+        (closed_in_between.to_owned(), vec![], (0, true)),
+        // What is on an excluded listener was not added.
+        (format!("{traffic}{scrape}"), vec!["s"], (2, false)),
+        (scrape.to_owned(), vec!["s"], (0, false)),
+        // Nothing is there that could be hidden.
+        ("http.stats.downstream_cx_active: 1\n".to_owned(), vec![], (0, false)),
+    ] {
+        assert_eq!(observe(&lines, &excluded), expected, "{lines}without {excluded:?}");
+    }
+}
+
+#[test]
+fn http_connections_are_a_floor() {
+    let hidden = "http.a.downstream_cx_active: 3\n";
+    let tcp = "listener.t.downstream_cx_active: 2\n";
+    let scrape = "listener.s.downstream_cx_active: 1\nhttp.stats.downstream_cx_active: 1\n";
+    // An excluded listener with HTTP connections under a prefix that is not.
+    let excluded = "listener.x.downstream_cx_active: 3\nlistener.x.downstream_pre_cx_active: 1\n";
+    let internal = "listener.envoy_internal_x.downstream_cx_active: 3\n\
+        listener.envoy_internal_x.downstream_pre_cx_active: 0\n\
+        listener.envoy_internal_x.worker_0.downstream_cx_active: 3\n";
+    for (parts, expected) in [
+        (vec![hidden], (3, false)),
+        (vec![hidden, tcp], (3, false)),
+        (vec![hidden, tcp, tcp], (4, false)),
+        (vec![hidden, scrape], (3, false)),
+        (vec![hidden, tcp, scrape], (3, false)),
+        // An excluded listener's connections are not the floor's, nor are an internal one's.
+        (vec![hidden, excluded], (0, true)),
+        (vec![hidden, excluded, tcp], (2, true)),
+        (vec![hidden, hidden, excluded], (3, true)),
+        (vec![hidden, internal], (0, true)),
+        (vec![hidden, hidden, internal], (3, true)),
+        (vec![hidden, internal, tcp], (2, true)),
+        // One excluded prefix's connection may be one of the excluded listener's.
+        (vec![hidden, excluded, "http.stats.downstream_cx_active: 1\n"], (1, true)),
+        // Internal connections are not taken for scrapes.
+        (vec![internal, scrape, tcp], (2, true)),
+    ] {
+        assert_eq!(observe(&parts.concat(), &["x"]), expected, "{parts:?}");
+    }
+    // A silent client of an excluded listener has no HTTP connection that could be subtracted.
+    let silent = "listener.x.downstream_cx_active: 0\nlistener.x.downstream_pre_cx_active: 3\n";
+    assert_eq!(observe(&[hidden, silent].concat(), &["x"]), (3, false));
+    assert_eq!(observe(&[silent, scrape, tcp].concat(), &["x"]), (2, true));
+}
+
+#[test]
+fn the_old_process_of_a_hot_restart_counts_whatever_is_visible() {
+    let parent = "server.parent_connections: 2\n";
+    assert_eq!(observe(parent, &[]), (2, false));
+    let scrape = "listener.s.downstream_cx_active: 1\nhttp.stats.downstream_cx_active: 1\n";
+    assert_eq!(observe(&format!("{parent}{scrape}"), &[]), (2, true));
+    assert_eq!(observe(&format!("{parent}http.a.downstream_cx_active: 3\n"), &[]), (5, false));
+    for sentinel in ["listener.admin", "http.admin"] {
+        let body = format!("{sentinel}.downstream_cx_active: 1\n{parent}");
+        assert_eq!(count_with(body.as_bytes(), &[]).unwrap().open, 2, "{sentinel}");
+    }
+}
+
+#[test]
+fn the_second_count_needs_its_time() {
+    let total = |lines: &str| {
+        let body = format!("{SENTINELS}{lines}");
+        count_with(body.as_bytes(), &[]).unwrap().total
+    };
+    let both = "server.total_connections: 6\nserver.uptime: 5\n";
+    assert_eq!(total(both), Some(ServerTotal { connections: 6, uptime: 5 }));
+    assert_eq!(total(""), None);
+    assert_eq!(total("server.total_connections: 6\n"), None);
+    assert_eq!(total("server.uptime: 6\n"), None);
+    assert_eq!(open(both), 0);
+}
+
+#[test]
+fn a_line_without_end_is_given_up() {
+    let mut parser = StatsParser::new(Exclusions { names: &[], ignored_suffixes: &[] });
+    let piece = [b'a'; 4096];
+    let taken = (1..1000).find(|_| !parser.push(&piece));
+    assert_eq!(taken, Some(17), "64 KiB");
 }

@@ -1,0 +1,88 @@
+//! One line of a response, `name: value`, and what it counts.
+
+/// A longer line is none of Envoy's.
+const MAX_LINE: usize = 1 << 16;
+
+/// Splits a body that comes in pieces into lines.
+#[derive(Default)]
+pub struct Lines {
+    /// The beginning of a line whose end is in a later piece.
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next piece of the body. False: one of its lines is longer than any of Envoy's, and
+    /// the rest need not be read.
+    #[must_use]
+    pub fn push(&mut self, mut piece: &[u8], on_line: &mut dyn FnMut(&[u8])) -> bool {
+        while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = piece.split_at(end);
+            if self.partial.is_empty() {
+                on_line(line);
+            } else {
+                self.partial.extend_from_slice(line);
+                on_line(&self.partial);
+                self.partial.clear();
+            }
+            piece = &rest[1..];
+        }
+        self.partial.extend_from_slice(piece);
+        self.partial.len() <= MAX_LINE
+    }
+
+    /// The last line, which has no end.
+    pub fn last(&self) -> &[u8] {
+        &self.partial
+    }
+}
+
+pub enum Gauge<'a> {
+    ServerLive,
+    ParentConnections,
+    TotalConnections,
+    Uptime,
+    /// Whether Envoy's workers have started, and its listeners with them.
+    WorkersStarted,
+    Listener(&'a [u8]),
+    /// Connections of a listener whose client has sent nothing yet, so that a listener filter (TLS
+    /// inspector, PROXY protocol) still holds them.
+    PreConnection(&'a [u8]),
+    /// HTTP connections under a stat prefix.
+    Http(&'a [u8]),
+}
+
+impl<'a> Gauge<'a> {
+    fn of(name: &'a [u8]) -> Option<Self> {
+        let between = |prefix: &[u8], suffix: &[u8]| {
+            name.strip_prefix(prefix)?.strip_suffix(suffix).filter(|name| !name.is_empty())
+        };
+        Some(match name {
+            b"server.live" => Self::ServerLive,
+            b"server.parent_connections" => Self::ParentConnections,
+            b"server.total_connections" => Self::TotalConnections,
+            b"server.uptime" => Self::Uptime,
+            b"listener_manager.workers_started" => Self::WorkersStarted,
+            _ => {
+                return between(b"listener.", b".downstream_cx_active")
+                    .map(Self::Listener)
+                    .or_else(|| {
+                        between(b"listener.", b".downstream_pre_cx_active").map(Self::PreConnection)
+                    })
+                    .or_else(|| between(b"http.", b".downstream_cx_active").map(Self::Http));
+            }
+        })
+    }
+
+    /// The gauge in a line, and its value where that is a number; none in any other line. A name may
+    /// have `: ` in it, a value has not.
+    pub fn in_line(line: &'a [u8]) -> Option<(Self, Option<u64>)> {
+        let colon = line.windows(2).rposition(|pair| pair == b": ")?;
+        Some((Self::of(&line[..colon])?, number(line[colon + 2..].trim_ascii_end())))
+    }
+}
+
+/// Digits alone: no sign, no space, no overflow.
+fn number(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok().filter(|text| !text.starts_with('+'))?;
+    text.parse().ok()
+}
