@@ -77,7 +77,7 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
 
     let coordinator = Coordinator::new(options.clone(), !args.no_restore);
     let worker = coordinator.clone();
-    start("worker", Box::new(move || worker.work(&mut AdminClient)))?;
+    start("worker", Box::new(move || worker.work(&mut AdminClient::default())))?;
 
     let files = Arc::new(files);
     let (trigger, observer) = (coordinator.trigger(), coordinator.observer());

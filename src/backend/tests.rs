@@ -20,7 +20,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 struct UnreachableEnvoy;
 
 impl Admin for UnreachableEnvoy {
-    fn call(&mut self, _: Call, _: &Options) -> CallResult {
+    fn call(&mut self, _: Call, _: &Options, _: Option<Duration>) -> CallResult {
         Err(AdminError { kind: AdminErrorKind::Other, text: String::new() })
     }
 }

@@ -177,7 +177,7 @@ impl Coordinator {
             event = match task {
                 Task::Wait(until) => self.0.wait_for_step(until),
                 Task::Call { call, drain, options } => {
-                    Event::Reply { drain, call, result: admin.call(call, &options) }
+                    Event::Reply { drain, call, result: admin.call(call, &options, None) }
                 }
                 Task::RemoveReadyFile(path) => {
                     ready_file::remove(&path);

@@ -31,7 +31,7 @@ pub(super) fn notify(changed: &Condvar, change: Change) {
 struct Idle;
 
 impl Admin for Idle {
-    fn call(&mut self, call: Call, _: &Options) -> CallResult {
+    fn call(&mut self, call: Call, _: &Options, _: Option<Duration>) -> CallResult {
         Ok(reply(call, 0))
     }
 }
@@ -221,7 +221,7 @@ fn die_at(coordinator: &Coordinator, task: u32) {
         event = match task {
             Task::Wait(until) => shared.wait_for_step(until),
             Task::Call { call, drain, options } => {
-                Event::Reply { drain, call, result: Idle.call(call, &options) }
+                Event::Reply { drain, call, result: Idle.call(call, &options, None) }
             }
             Task::Finish(_) => Event::Finished,
             Task::RemoveReadyFile(_) | Task::Stop => return,

@@ -21,7 +21,7 @@ struct Script {
 }
 
 impl Admin for Script {
-    fn call(&mut self, call: Call, options: &Options) -> CallResult {
+    fn call(&mut self, call: Call, options: &Options, _: Option<Duration>) -> CallResult {
         // A test that does not look at the calls has dropped the other end.
         let _ = self.calls.send((call, options.clone()));
         if self.panics.first() == Some(&call) {

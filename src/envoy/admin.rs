@@ -6,82 +6,118 @@ use std::time::{Duration, Instant};
 use super::error::{AdminError, AdminErrorKind};
 use super::stats::{self, Exclusions, Observation, StatsParser};
 use super::transport::{Error, request};
-use super::{Call, CallResult, Health, Poll, Reply};
+use super::{CALLS, Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::cli::address::AdminAddress;
 use crate::cli::duration;
 use crate::cli::options::Options;
 
 /// Calls Envoy for the worker.
 pub trait Admin: Send {
-    /// Returns within the time that [`call_timeout`] gives.
+    /// Returns within 10 s, and within `limit` if that is more than the shortest time of a call: the
+    /// check interval, but at least 2 s and at most 10 s.
     ///
     /// # Errors
     /// When there is no whole response in that time, or it is not one of success. An error never
     /// stands for "no connections".
-    fn call(&mut self, call: Call, options: &Options) -> CallResult;
+    fn call(&mut self, call: Call, options: &Options, limit: Option<Duration>) -> CallResult;
 }
 
-/// The longest that a call takes: the check interval, but at least 2 s and at most 10 s.
-pub fn call_timeout(options: &Options) -> Duration {
-    options.check_interval.clamp(Duration::from_secs(2), Duration::from_secs(10))
-}
+const MIN_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects anew for each call, to the address that the options name.
-pub struct AdminClient;
+#[derive(Default)]
+pub struct AdminClient {
+    /// Where the calls went until now, which the time-outs are for.
+    address: Option<AdminAddress>,
+    timeouts: Timeouts,
+}
 
 impl Admin for AdminClient {
-    fn call(&mut self, call: Call, options: &Options) -> CallResult {
-        let timeout = call_timeout(options);
-        let deadline = Instant::now() + timeout;
-        let call_to = AdminCall { address: &options.admin_address, timeout, deadline };
-        match call {
-            Call::FailHealthChecks => {
-                call_to.post("/healthcheck/fail").map(|()| Reply::HealthChecksFailed)
-            }
-            Call::DrainListeners => call_to
-                .post("/drain_listeners?graceful&skip_exit")
-                .map(|()| Reply::ListenersDraining),
-            Call::CheckReady => call_to.check_ready().map(Reply::Ready),
-            Call::ReadStats => {
-                let exclusions = Exclusions {
-                    names: &options.exclude,
-                    ignored_suffixes: options.flavor.ignored_listener_suffixes(),
-                };
-                call_to.read_stats(StatsParser::new(exclusions)).map(Reply::Stats)
-            }
-            Call::CheckListeners => Ok(Reply::Listeners(super::HiddenListeners::default())),
-            Call::RestoreHealthChecks => {
-                call_to.post("/healthcheck/ok").map(|()| Reply::HealthChecksRestored)
-            }
+    fn call(&mut self, call: Call, options: &Options, limit: Option<Duration>) -> CallResult {
+        if self.address.as_ref() != Some(&options.admin_address) {
+            self.address = Some(options.admin_address.clone());
+            self.timeouts = Timeouts::default();
         }
+        let timeout = self.timeouts.of(call, options.check_interval, limit);
+        let next = self.timeouts.after_timeout(call, timeout);
+        let started = Instant::now();
+        let deadline = started + timeout;
+        let call_to = AdminCall { address: &options.admin_address, timeout, next, deadline };
+        let result = call_to.make(call, options);
+        match &result {
+            Ok(_) => self.timeouts.0[call as usize] = MAX_TIMEOUT.min(2 * started.elapsed()),
+            Err(error) if error.kind == AdminErrorKind::Timeout => {
+                self.timeouts.0[call as usize] = next;
+            }
+            Err(_) => {}
+        }
+        result
     }
 }
 
-/// One call: a request, or two where a poll has to ask for `/ready` as well.
+/// The least time that the next call of each kind has: an Envoy that is slow must be heard at all.
+#[derive(Default)]
+struct Timeouts([Duration; CALLS]);
+
+impl Timeouts {
+    fn of(&self, call: Call, interval: Duration, limit: Option<Duration>) -> Duration {
+        let base = interval.clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        let grown = base.max(self.0[call as usize]);
+        limit.map_or(grown, |limit| grown.min(base.max(limit)))
+    }
+
+    /// What the next call has after one that had this long and got no response.
+    fn after_timeout(&self, call: Call, timeout: Duration) -> Duration {
+        MAX_TIMEOUT.min(2 * timeout).max(self.0[call as usize])
+    }
+}
+
+/// One call: a request, or two that share its time.
 struct AdminCall<'a> {
     address: &'a AdminAddress,
     timeout: Duration,
+    /// What the next call of its kind has if this one takes longer.
+    next: Duration,
     deadline: Instant,
 }
 
 impl AdminCall<'_> {
+    fn make(&self, call: Call, options: &Options) -> CallResult {
+        let exclusions = Exclusions {
+            names: &options.exclude,
+            ignored_suffixes: options.flavor.ignored_listener_suffixes(),
+        };
+        Ok(match call {
+            Call::FailHealthChecks => {
+                self.post("/healthcheck/fail")?;
+                Reply::HealthChecksFailed
+            }
+            Call::DrainListeners => {
+                self.post("/drain_listeners?graceful&skip_exit")?;
+                Reply::ListenersDraining
+            }
+            Call::CheckReady => Reply::Ready(self.check_ready()?),
+            Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
+            Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
+            Call::RestoreHealthChecks => {
+                self.post("/healthcheck/ok")?;
+                Reply::HealthChecksRestored
+            }
+        })
+    }
+
     fn post(&self, path: &str) -> Result<(), AdminError> {
-        match self.send("POST", path, &mut |_, _| true)? {
-            200 => Ok(()),
-            status => Err(self.unexpected("POST", path, status)),
-        }
+        self.send("POST", path, &[200], &mut |_| true)
     }
 
     fn check_ready(&self) -> Result<Health, AdminError> {
         const PATH: &str = "/ready";
         let mut text = Vec::new();
-        let status = self.send("GET", PATH, &mut |_, piece| {
+        self.send("GET", PATH, &[200, 503], &mut |piece| {
             text.extend_from_slice(piece);
             text.len() <= 1024
         })?;
-        if status != 200 && status != 503 {
-            return Err(self.unexpected("GET", PATH, status));
-        }
         match text.trim_ascii() {
             b"LIVE" => Ok(Health::Live),
             b"DRAINING" => Ok(Health::Draining),
@@ -95,45 +131,57 @@ impl AdminCall<'_> {
     }
 
     fn read_stats(&self, mut parser: StatsParser<'_>) -> Result<Poll, AdminError> {
-        const PATH: &str = "/stats";
-        let mut length = 0;
-        let status = self.send("GET", stats::REQUEST, &mut |status, piece| {
-            length += piece.len();
-            length <= stats::MAX_BODY && (status != 200 || parser.push(piece))
-        })?;
-        if status != 200 {
-            return Err(self.unexpected("GET", PATH, status));
-        }
-        let observed = parser.finish().map_err(|reason| {
-            self.error(AdminErrorKind::Content, "GET", PATH, &reason.to_string())
-        })?;
-        let health = match observed.live {
+        self.send("GET", stats::REQUEST, &[200], &mut |piece| parser.push(piece))?;
+        let Observation { open, subtracted, live, coverage, total } =
+            parser.finish().map_err(|reason| {
+                self.error(AdminErrorKind::Content, "GET", stats::REQUEST, &reason.to_string())
+            })?;
+        let health = match live {
             Some(true) => Health::Live,
             Some(false) => Health::Draining,
-            // stats_config may hide it; the poll's time holds for this too.
+            // stats_config may hide it.
             None => self.check_ready()?,
         };
-        let Observation { open, subtracted, coverage, total, .. } = observed;
         Ok(Poll { open, subtracted, coverage, health, total })
     }
 
+    /// Passes each piece of the body to `on_body`, until that returns false.
     fn send(
         &self,
         method: &str,
         path: &str,
-        on_body: &mut dyn FnMut(u16, &[u8]) -> bool,
-    ) -> Result<u16, AdminError> {
+        expected: &[u16],
+        on_body: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<(), AdminError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let left = Some(left.max(Duration::from_millis(1)));
-        request(self.address, method, path, left, on_body).map_err(|error| {
-            let (kind, what) = explain(&error, self.timeout);
-            self.error(kind, method, path, &what)
-        })
-    }
-
-    fn unexpected(&self, method: &str, path: &str, status: u16) -> AdminError {
-        let what = format!("responded with status {status}");
-        self.error(AdminErrorKind::Status, method, path, &what)
+        let (mut length, mut message) = (0, Vec::new());
+        let result = request(self.address, method, path, left, &mut |status, piece| {
+            length += piece.len();
+            let room = MAX_MESSAGE - message.len();
+            length <= stats::MAX_BODY
+                && if expected.contains(&status) {
+                    on_body(piece)
+                } else {
+                    message.extend_from_slice(&piece[..piece.len().min(room)]);
+                    true
+                }
+        });
+        match result {
+            Ok(status) if expected.contains(&status) => Ok(()),
+            Ok(status) => {
+                let message = String::from_utf8_lossy(&message);
+                let what = match message.lines().next() {
+                    None | Some("") => format!("responded with status {status}"),
+                    Some(line) => format!("responded with status {status}: {line:?}"),
+                };
+                Err(self.error(AdminErrorKind::Status, method, path, &what))
+            }
+            Err(error) => {
+                let (kind, what) = explain(&error, self.timeout, self.next);
+                Err(self.error(kind, method, path, &what))
+            }
+        }
     }
 
     fn error(&self, kind: AdminErrorKind, method: &str, path: &str, what: &str) -> AdminError {
@@ -142,11 +190,19 @@ impl AdminCall<'_> {
     }
 }
 
-fn explain(error: &Error, timeout: Duration) -> (AdminErrorKind, String) {
+/// Of the body of an unexpected status so much is quoted, in bytes.
+const MAX_MESSAGE: usize = 120;
+
+fn explain(error: &Error, timeout: Duration, next: Duration) -> (AdminErrorKind, String) {
     let (kind, text) = match error {
         Error::Timeout => {
             let within = duration::format(timeout);
-            return (AdminErrorKind::Timeout, format!("no whole response within {within}"));
+            let next = if next > timeout {
+                format!("; the next call has {}", duration::format(next))
+            } else {
+                ", which is the longest that a call may take".to_owned()
+            };
+            return (AdminErrorKind::Timeout, format!("no whole response within {within}{next}"));
         }
         Error::Protocol(_) => return (AdminErrorKind::Protocol, error.to_string()),
         Error::TooLong => (AdminErrorKind::TooLong, "the response is longer than Envoy's ever is"),
@@ -166,3 +222,6 @@ fn explain(error: &Error, timeout: Duration) -> (AdminErrorKind, String) {
     };
     (kind, text.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

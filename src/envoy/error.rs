@@ -16,6 +16,12 @@ impl AdminError {
     pub fn is_refusal(&self) -> bool {
         self.kind == AdminErrorKind::Refused
     }
+
+    /// Whether something at the admin address answered with HTTP.
+    pub fn answered(&self) -> bool {
+        use AdminErrorKind::{Content, Status, TooLong};
+        matches!(self.kind, Status | Content | TooLong)
+    }
 }
 
 labels! {

@@ -26,6 +26,9 @@ pub enum Call {
     RestoreHealthChecks,
 }
 
+/// How many kinds of [`Call`] there are.
+const CALLS: usize = Call::RestoreHealthChecks as usize + 1;
+
 /// What a successful [`Call`] brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
