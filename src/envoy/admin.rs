@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use super::error::{AdminError, AdminErrorKind};
+use super::listeners::{self, GaugeNames};
 use super::stats::{self, Exclusions, Observation, StatsParser};
 use super::transport::{Error, request};
 use super::{CALLS, Call, CallResult, Health, HiddenListeners, Poll, Reply};
@@ -99,7 +100,9 @@ impl AdminCall<'_> {
             }
             Call::CheckReady => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
-            Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
+            Call::CheckListeners => {
+                Reply::Listeners(self.check_listeners(GaugeNames::new(exclusions))?)
+            }
             Call::RestoreHealthChecks => {
                 self.post("/healthcheck/ok")?;
                 Reply::HealthChecksRestored
@@ -143,6 +146,19 @@ impl AdminCall<'_> {
             None => self.check_ready()?,
         };
         Ok(Poll { open, subtracted, coverage, health, total })
+    }
+
+    /// Listeners first: one that is added in between has a gauge then, and does not look hidden.
+    fn check_listeners(&self, mut gauges: GaugeNames<'_>) -> Result<HiddenListeners, AdminError> {
+        let mut body = Vec::new();
+        self.send("GET", listeners::LISTENERS, &[200], &mut |piece| {
+            body.extend_from_slice(piece);
+            true
+        })?;
+        self.send("GET", listeners::GAUGES, &[200], &mut |piece| gauges.push(piece))?;
+        gauges.hidden_of(&body).map_err(|reason| {
+            self.error(AdminErrorKind::Content, "GET", listeners::LISTENERS, reason)
+        })
     }
 
     /// Passes each piece of the body to `on_body`, until that returns false.

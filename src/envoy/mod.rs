@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod error;
+pub mod listeners;
 pub mod stats;
 pub mod transport;
 

@@ -33,7 +33,7 @@
 //! 1.6 % at 3,400 a second), and two in a row with its square. [`Observation::subtracted`] says whether
 //! it could: then one poll alone must not end a drain.
 //!
-//! A listener that hides all of its gauges shows in no poll. Then
+//! A listener that hides all of its gauges shows in no poll: see [`super::listeners`]. Then
 //! `server.total_connections` is a second count, of all workers: hidden listeners, scrapes and internal
 //! listeners included, silent clients and the admin interface not. Envoy refreshes it with
 //! `server.uptime` at each flush of its stats, every 5 s by default.

@@ -127,6 +127,18 @@ fn both_requests_of_a_poll_share_its_time_and_the_next_poll_has_twice_as_long() 
 }
 
 #[test]
+fn both_requests_of_a_check_of_listeners_share_its_time() {
+    let envoy = Envoy::start(|path| match path {
+        "/listeners" => Some((3 * SECOND / 2, 200, "a::127.0.0.1:80\n")),
+        _ => None,
+    });
+    let started = Instant::now();
+    let error = envoy.error(&mut AdminClient::default(), Call::CheckListeners, None);
+    assert_took(started.elapsed(), 2 * SECOND);
+    assert!(error.text.starts_with("GET /stats") && error.text.contains("within 2s"), "{error:?}");
+}
+
+#[test]
 fn a_limit_holds_whatever_has_grown() {
     let envoy = Envoy::start(|_| None);
     let address = Some(envoy.options.admin_address.clone());
@@ -172,7 +184,7 @@ fn a_slow_envoy_has_twice_as_long_for_the_next_call() {
 fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
     let envoy = Envoy::start(|path| {
         let (status, body) = match path.split('?').next().unwrap() {
-            "/drain_listeners" => (403, "request to path /listeners not allowed"),
+            "/listeners" => (403, "request to path /listeners not allowed"),
             "/healthcheck/fail" => (405, "a\u{1b}[2J\nb\n"),
             "/healthcheck/ok" => (500, ""),
             "/ready" => (404, "\nsecond"),
@@ -188,7 +200,7 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
     });
     for (call, end) in [
         (
-            Call::DrainListeners,
+            Call::CheckListeners,
             r#"responded with status 403: "request to path /listeners not allowed""#,
         ),
         (Call::FailHealthChecks, r#"responded with status 405: "a\u{1b}[2J""#),
@@ -200,6 +212,25 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
         assert!(error.text.ends_with(end) && error.text.len() < 400, "{error:?}");
         assert!(error.kind == AdminErrorKind::Status && error.answered(), "{error:?}");
     }
+}
+
+#[test]
+fn a_check_of_listeners_compares_two_responses() {
+    let envoy = Envoy::start(|path| {
+        let body = match path {
+            "/listeners" => "web::0.0.0.0:80\nready::0.0.0.0:81\nhidden::0.0.0.0:82\n",
+            listeners::GAUGES => {
+                "listener.0.0.0.0_80.downstream_cx_active: 0\n\
+                listener.admin.downstream_cx_active: 1\n"
+            }
+            _ => "",
+        };
+        Some((Duration::ZERO, 200, body))
+    });
+    let options = Options { exclude: vec!["0.0.0.0_81".to_owned()], ..envoy.options.clone() };
+    let reply = AdminClient::default().call(Call::CheckListeners, &options, None).unwrap();
+    let names = vec!["hidden".to_owned()];
+    assert_eq!(reply, Reply::Listeners(HiddenListeners { names, certain: true }));
 }
 
 #[test]

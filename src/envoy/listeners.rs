@@ -1,0 +1,191 @@
+//! Which listeners hide their gauges, from `GET /listeners` and one request for all listeners'
+//! gauges.
+//!
+//! A `stats_matcher` of a listener, or an exclusion in `stats_config` of one name, leaves a listener
+//! out of every poll, and nothing in the poll shows it. `/listeners` names each with its address, and
+//! a gauge is named by the address, with `_` for each `:`, or by a `stat_prefix`, which `/listeners`
+//! does not have:
+//!
+//! ```text
+//! ingress_http::0.0.0.0:8080        listener.0.0.0.0_8080.downstream_cx_active: 0
+//! ingress_tls::[::1]:8443           listener.[__1]_8443.downstream_cx_active: 0
+//! internal_tls::10.0.0.1:9443       listener.tls.downstream_cx_active: 0
+//! ```
+//!
+//! So addresses are matched first. Listeners that are left over are hidden if no gauges are; if fewer
+//! gauges are left over than listeners, some of these are hidden, or share a `stat_prefix`; else each
+//! may have one of these gauges. A gauge that looks like another address may be that of a removed
+//! listener, whose connections are still open: it cannot stand for a listed one, but makes it
+//! uncertain.
+
+use super::HiddenListeners;
+use super::stats::{Exclusions, Gauge, INTERNAL, Lines, ListenerGauges};
+
+/// The path of all listeners, as text: `NAME::ADDRESS` a line, several for one with several addresses.
+pub const LISTENERS: &str = "/listeners";
+
+/// The path and query of all listeners' gauges, used or not. It costs Envoy what 2.3 polls do.
+pub const GAUGES: &str = "/stats?type=Gauges&filter=\
+    %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_(pre_)?cx_active)$";
+
+/// A longer address is none of Envoy's: `sun_path` has 108 bytes.
+const MAX_ADDRESS: usize = 128;
+
+/// A listener of `/listeners`.
+struct Listed {
+    name: Vec<u8>,
+    /// Whether it has a gauge, or is not counted.
+    is_settled: bool,
+}
+
+/// All listeners' gauges.
+pub struct GaugeNames<'a> {
+    exclusions: Exclusions<'a>,
+    lines: Lines,
+    gauges: ListenerGauges<'a>,
+    sees_listeners: bool,
+    /// Without workers no listener has gauges yet.
+    workers_started: bool,
+}
+
+impl<'a> GaugeNames<'a> {
+    pub fn new(exclusions: Exclusions<'a>) -> Self {
+        Self {
+            exclusions,
+            lines: Lines::default(),
+            gauges: ListenerGauges::new(exclusions),
+            sees_listeners: false,
+            workers_started: true,
+        }
+    }
+
+    /// Takes the next piece of the response to [`GAUGES`]. False: a line is longer than any of
+    /// Envoy's.
+    #[must_use]
+    pub fn push(&mut self, piece: &[u8]) -> bool {
+        let mut lines = std::mem::take(&mut self.lines);
+        let is_stats = lines.push(piece, &mut |line| self.line(line));
+        self.lines = lines;
+        is_stats
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        match Gauge::in_line(line) {
+            Some((Gauge::Listener(b"admin"), _)) => self.sees_listeners = true,
+            Some((Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin"), _)) => {}
+            Some((Gauge::Listener(name), _)) => self.gauges.add_cx(name, 0),
+            Some((Gauge::PreConnection(name), _)) => self.gauges.add_pre_cx(name, 0),
+            Some((Gauge::WorkersStarted, value)) => self.workers_started = value != Some(0),
+            _ => {}
+        }
+    }
+
+    /// The listeners of the body of [`LISTENERS`] that have no gauge, once the whole response was
+    /// pushed. None where no listener's gauges are visible, which each poll shows by its coverage.
+    ///
+    /// # Errors
+    /// A clause that fits behind the request: the body is not a list of listeners, or Envoy has not
+    /// started them.
+    pub fn hidden_of(mut self, body: &[u8]) -> Result<HiddenListeners, &'static str> {
+        let lines = std::mem::take(&mut self.lines);
+        self.line(lines.last());
+        if !self.workers_started {
+            return Err("Envoy is starting, and its listeners have no gauges yet");
+        }
+        let (listeners, _) = self.gauges.finish();
+        // Sorted, with whether a listener has it.
+        let mut gauges: Vec<(&[u8], bool)> = listeners
+            .iter()
+            // Workers' copies of the admin interface's gauge are a listener's of that name.
+            .filter(|gauge| gauge.cx.is_some() || *gauge.name == *b"admin")
+            .filter(|gauge| !gauge.name.starts_with(INTERNAL))
+            .map(|gauge| (&*gauge.name, false))
+            .collect();
+        let mut listed: Vec<Listed> = Vec::new();
+        for line in body.split(|byte| *byte == b'\n') {
+            // Part of a name may be before it, if that has a line break in it.
+            let Some((name, address)) = split(line) else { continue };
+            let mut is_settled = address.starts_with(b"envoy://")
+                || self.exclusions.excludes(name)
+                || self.exclusions.excludes(&gauge_name(address));
+            is_settled |= match_gauge(line, &mut gauges);
+            match listed.last_mut() {
+                // Only the first of its addresses names its gauge.
+                Some(last) if last.name == name => last.is_settled |= is_settled,
+                _ => listed.push(Listed { name: name.to_vec(), is_settled }),
+            }
+        }
+        if listed.is_empty() && !body.trim_ascii().is_empty() {
+            return Err("the response is not a list of listeners");
+        }
+        let (mut left, mut prefixes) = (0, 0);
+        for (name, _) in gauges.iter().filter(|(_, is_matched)| !is_matched) {
+            left += 1;
+            prefixes += usize::from(port_0(name).is_none());
+        }
+        let hidden = listed.into_iter().filter(|listener| !listener.is_settled);
+        let names: Vec<String> =
+            hidden.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect();
+        if !self.sees_listeners || names.len() <= prefixes {
+            return Ok(HiddenListeners::default());
+        }
+        Ok(HiddenListeners { names, certain: left == 0 })
+    }
+}
+
+/// Name and address of a listener: `[::1]:80` has colons in it, and a name may.
+fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let bracket = line.windows(3).rposition(|text| text == b"::[");
+    let is_ipv6 = |at: &usize| line[at + 3..].windows(2).any(|text| text == b"]:");
+    let at = bracket.filter(is_ipv6).or_else(|| line.windows(2).rposition(|text| text == b"::"))?;
+    Some((&line[..at], &line[at + 2..]))
+}
+
+/// Marks the gauge of the listener in this line, whatever behind a `::` is its address. Whether it
+/// has one. If its port was 0 it has another now, and its gauge has not.
+fn match_gauge(line: &[u8], gauges: &mut [(&[u8], bool)]) -> bool {
+    let start = line.len().saturating_sub(MAX_ADDRESS);
+    for at in (start + 2..line.len()).rev().filter(|at| line[at - 2..*at] == *b"::") {
+        let name = gauge_name(&line[at..]);
+        let other = port_0(&name);
+        for name in [Some(name), other].into_iter().flatten() {
+            if let Ok(index) = gauges.binary_search_by(|(gauge, _)| (*gauge).cmp(&name)) {
+                gauges[index].1 = true;
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// The name that Envoy gives to the gauges of a listener at this address.
+fn gauge_name(address: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(address.len());
+    let mut rest = address;
+    while let Some((first, others)) = rest.split_first() {
+        rest = others;
+        if *first != b':' {
+            name.push(*first);
+            continue;
+        }
+        name.push(b'_');
+        // `://` and `:/` become one.
+        for _ in 0..2 {
+            rest = rest.strip_prefix(b"/").unwrap_or(rest);
+        }
+    }
+    name
+}
+
+/// The name with port 0, if it is that of an IP address and a port.
+fn port_0(gauge: &[u8]) -> Option<Vec<u8>> {
+    let at = gauge.iter().rposition(|byte| *byte == b'_')? + 1;
+    let (host, port) = (&gauge[..at], &gauge[at..]);
+    let is_ip = host.starts_with(b"[") || host.iter().filter(|byte| **byte == b'.').count() == 3;
+    let in_ip = |byte: &u8| byte.is_ascii_hexdigit() || b"._[]".contains(byte);
+    (is_ip && host.iter().all(in_ip) && port.iter().all(u8::is_ascii_digit))
+        .then(|| [host, b"0"].concat())
+}
+
+#[cfg(test)]
+mod tests;
