@@ -188,13 +188,7 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
             "/healthcheck/fail" => (405, "a\u{1b}[2J\nb\n"),
             "/healthcheck/ok" => (500, ""),
             "/ready" => (404, "\nsecond"),
-            _ => (
-                400,
-                concat!(
-                    "0123456789012345678901234567890123456789012345678901234567890123456789",
-                    "0123456789012345678901234567890123456789012345678901234567890123456789"
-                ),
-            ),
+            _ => (400, Box::leak("0123456789".repeat(100).into_boxed_str()) as &str),
         };
         Some((Duration::ZERO, status, body))
     });
@@ -209,7 +203,7 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
         (Call::ReadStats, r#"890123456789""#),
     ] {
         let error = envoy.error(&mut AdminClient::default(), call, None);
-        assert!(error.text.ends_with(end) && error.text.len() < 400, "{error:?}");
+        assert!(error.text.ends_with(end) && error.text.len() < 300, "{error:?}");
         assert!(error.kind == AdminErrorKind::Status && error.answered(), "{error:?}");
     }
 }
@@ -231,6 +225,15 @@ fn a_check_of_listeners_compares_two_responses() {
     let reply = AdminClient::default().call(Call::CheckListeners, &options, None).unwrap();
     let names = vec!["hidden".to_owned()];
     assert_eq!(reply, Reply::Listeners(HiddenListeners { names, certain: true }));
+}
+
+#[test]
+fn a_response_without_end_is_given_up() {
+    let envoy = Envoy::start(|_| {
+        Some((Duration::ZERO, 200, Box::leak("x".repeat(stats::MAX_BODY + 1).into_boxed_str())))
+    });
+    let error = envoy.error(&mut AdminClient::default(), Call::FailHealthChecks, None);
+    assert_eq!(error.kind, AdminErrorKind::TooLong, "{error:?}");
 }
 
 #[test]

@@ -101,9 +101,9 @@ fn names_and_addresses_may_hold_anything() {
         ("new\nline::127.0.0.1:81::127.0.0.1:80", "127.0.0.1_80", "line::127.0.0.1:81"),
         ("c\rr::127.0.0.1:80", "127.0.0.1_80", "c\rr"),
     ] {
-        let lines = format!("{listener}\n");
-        assert_eq!(hidden_with(&lines, &[gauge], &[]), hidden(&[], false), "{listener:?}");
-        assert_eq!(hidden_with(&lines, &[], &[]), hidden(&[name], true), "{listener:?}");
+        let lines = format!("{listener}\nother::127.0.0.9:9\n");
+        assert_eq!(hidden_with(&lines, &[gauge], &[]), hidden(&["other"], true), "{listener:?}");
+        assert_eq!(hidden_with(&lines, &[], &[]), hidden(&[name, "other"], true), "{listener:?}");
     }
     let long = format!("{}::127.0.0.1:80\n", "n".repeat(1000));
     assert_eq!(hidden_with(&long, &["127.0.0.1_80"], &[]), hidden(&[], false));

@@ -234,6 +234,17 @@ fn a_response_may_be_16_mebibytes_long() {
 }
 
 #[test]
+fn an_order_that_is_not_envoys_makes_the_count_larger() {
+    // That this is a listener of its own shows too late.
+    let lines = "listener.a.downstream_cx_active: 3\n\
+        listener.a.worker_0.downstream_cx_active: 2\n\
+        listener.b.downstream_cx_active: 1\n\
+        listener.a.worker_0.downstream_pre_cx_active: 4\n";
+    assert_eq!(open(lines), 3 + 2 + 1 + 4);
+    assert_eq!(open_without(lines, &["a"]), 2 + 1 + 4);
+}
+
+#[test]
 fn excluded_names_are_exact() {
     let lines = "listener.metrics.downstream_cx_active: 1\n\
         listener.metrics2.downstream_cx_active: 2\n\
@@ -242,7 +253,24 @@ fn excluded_names_are_exact() {
     assert_eq!(open_without(lines, &["metrics"]), 6);
     assert_eq!(open_without(lines, &["metric"]), 7);
     assert_eq!(open_without(lines, &["x.y"]), 3);
-    // Whether the excluded connections are on the excluded listener is in doubt.
+    // These are no copies, since nothing else is there of which they would be.
+    let lines = "listener.l.worker_0.downstream_cx_active: 2\nlistener.a.downstream_cx_active: 1\n\
+        http.stats.downstream_cx_active: 2\n";
+    assert_eq!(open_without(lines, &["l.worker_0"]), 1);
+    // These are, and excluded with their listener.
+    for listener in ["l.downstream_cx_active: 0", "l.downstream_pre_cx_active: 1"] {
+        let lines = format!("listener.{listener}\nlistener.l.worker_0.downstream_cx_active: 2\n");
+        assert_eq!(open_without(&lines, &["l"]), 0, "{listener}");
+    }
+    assert_eq!(open_without("listener.admin.worker_0.downstream_cx_active: 2\n", &["admin"]), 0);
+}
+
+#[test]
+fn what_is_excluded_twice_may_be_the_same() {
+    let lines = "listener.metrics.downstream_cx_active: 1\n\
+        listener.metrics2.downstream_cx_active: 2\n\
+        listener.x.downstream_cx_active: 4\n\
+        http.x.y.downstream_cx_active: 4\n";
     assert_eq!(open_without(lines, &["metrics", "x.y"]), 6 - (4 - 1));
 }
 
