@@ -186,11 +186,11 @@ impl AdminCall<'_> {
         match result {
             Ok(status) if expected.contains(&status) => Ok(()),
             Ok(status) => {
-                let message = String::from_utf8_lossy(&message);
-                let what = match message.lines().next() {
-                    None | Some("") => format!("responded with status {status}"),
-                    Some(line) => format!("responded with status {status}: {line:?}"),
-                };
+                let mut what = format!("responded with status {status}");
+                let line = message.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                if !line.is_empty() {
+                    what += &format!(": {:?}", String::from_utf8_lossy(line));
+                }
                 Err(self.error(AdminErrorKind::Status, method, path, &what))
             }
             Err(error) => {

@@ -53,23 +53,25 @@ pub enum Gauge<'a> {
 
 impl<'a> Gauge<'a> {
     fn of(name: &'a [u8]) -> Option<Self> {
-        let between = |prefix: &[u8], suffix: &[u8]| {
-            name.strip_prefix(prefix)?.strip_suffix(suffix).filter(|name| !name.is_empty())
+        let named = |name: &'a [u8], suffix: &[u8]| {
+            name.strip_suffix(suffix).filter(|name| !name.is_empty())
         };
+        if let Some(rest) = name.strip_prefix(b"listener.") {
+            return match named(rest, b".downstream_cx_active") {
+                Some(listener) => Some(Self::Listener(listener)),
+                None => named(rest, b".downstream_pre_cx_active").map(Self::PreConnection),
+            };
+        }
+        if let Some(rest) = name.strip_prefix(b"http.") {
+            return named(rest, b".downstream_cx_active").map(Self::Http);
+        }
         Some(match name {
             b"server.live" => Self::ServerLive,
             b"server.parent_connections" => Self::ParentConnections,
             b"server.total_connections" => Self::TotalConnections,
             b"server.uptime" => Self::Uptime,
             b"listener_manager.workers_started" => Self::WorkersStarted,
-            _ => {
-                return between(b"listener.", b".downstream_cx_active")
-                    .map(Self::Listener)
-                    .or_else(|| {
-                        between(b"listener.", b".downstream_pre_cx_active").map(Self::PreConnection)
-                    })
-                    .or_else(|| between(b"http.", b".downstream_cx_active").map(Self::Http));
-            }
+            _ => return None,
         })
     }
 
