@@ -58,11 +58,11 @@ fn raw(head: &str, body: &str) -> Fault {
     Fault::Raw(format!("{head}\r\n\r\n{body}").into())
 }
 
-/// A response in chunks that is longer than any of Envoy's.
+/// A response in chunks that is longer than any of Envoy's, of more than 16 MiB.
 fn chunks_without_end(line: &str) -> Fault {
     let chunk = line.repeat((64 << 10) / line.len());
     let chunk = format!("{:x}\r\n{chunk}\r\n", chunk.len());
-    raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked", &chunk.repeat(64))
+    raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked", &chunk.repeat(260))
 }
 
 #[derive(Clone, Copy, Debug)]
