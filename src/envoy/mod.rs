@@ -69,14 +69,15 @@ pub struct Poll {
     pub total: Option<ServerTotal>,
 }
 
-/// All connections of all workers, hidden ones included, as Envoy counted them at a moment that may
-/// be seconds ago.
+/// All connections of all workers, hidden ones included, as Envoy counted them at its last flush of
+/// stats: by default up to 5 s ago, at most 5 minutes. At Envoy's start it is 0 until the first flush.
+/// During a hot restart it may be too large, until the old process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerTotal {
     /// `server.total_connections`
     pub connections: u64,
-    /// `server.uptime`, in seconds, which Envoy writes in the same moment: it tells a new count from
-    /// the same one.
+    /// `server.uptime`, in seconds, which Envoy writes in the same moment: if it has changed, the
+    /// count is new. It may be new without that, if flushes are less than a second apart.
     pub uptime: u64,
 }
 

@@ -150,9 +150,15 @@ fn rustdoc_and_the_forge_lead_to_the_same_places() {
             assert!(fits, "{}: {target} must be a reference", page.path.display());
         }
         for (label, target) in &page.definitions {
-            let expected = match target.split_once(".md").unwrap() {
-                ("../../README", "") => "crate".to_owned(),
-                (page, anchor) => format!("crate::manual::{page}{anchor}"),
+            let module = target.strip_prefix("../").and_then(|path| path.strip_suffix(".rs"));
+            let expected = match (module, target.split_once(".md")) {
+                // The documentation of a module.
+                (Some(module), _) => format!("crate::{}", module.replace('/', "::")),
+                (None, Some(("../../README", ""))) => "crate".to_owned(),
+                (None, page) => {
+                    let (page, anchor) = page.unwrap();
+                    format!("crate::manual::{page}{anchor}")
+                }
             };
             let link = links.get(label.as_str());
             assert_eq!(link, Some(&expected.as_str()), "{}: {label}", page.path.display());
