@@ -1,8 +1,10 @@
-//! The response to a poll of Envoy's stats. A line `exclude NAME`, which is no gauge, is an option.
+//! The response to a poll of Envoy's stats, and the one that names all listeners. A line
+//! `exclude NAME`, which is no gauge, is an option; one with `::` in it is a listener.
 #![no_main]
 
 use std::collections::BTreeMap;
 
+use envoy_shutdown_manager::envoy::listeners::GaugeNames;
 use envoy_shutdown_manager::envoy::stats::{
     Exclusions, Observation, StatsCoverage, StatsError, StatsParser,
 };
@@ -49,6 +51,20 @@ fuzz_target!(|input: &[u8]| {
         (Err(StatsError::BadValue(_)), Err(StatsError::BadValue(_)))
         | (Err(StatsError::NothingVisible), Err(StatsError::NothingVisible)) => {}
         (whole, reordered) => panic!("{whole:?}, in another order {reordered:?}"),
+    }
+    let hidden = |size| {
+        let exclusions = Exclusions { names: &excluded, ignored_suffixes: &[IGNORED_SUFFIX] };
+        let mut gauges = GaugeNames::new(exclusions);
+        assert!(input.chunks(size).all(|piece| gauges.push(piece)), "a line is too long");
+        gauges.hidden_of(input)
+    };
+    let hidden_whole = hidden(usize::MAX);
+    assert_eq!(hidden(1 + input.len() % 61), hidden_whole, "in pieces");
+    if let Ok(hidden) = hidden_whole {
+        for name in &hidden.names {
+            assert!(lossy.contains(&format!("{name}::")), "{name:?} is no listener");
+            assert!(!excluded.contains(name), "{name:?} is excluded");
+        }
     }
 });
 
