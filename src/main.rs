@@ -75,7 +75,7 @@ fn run_sidecar(args: &Args) -> Result<(), String> {
         remove_ready_file(path);
     }
 
-    let coordinator = Coordinator::new(options.clone(), !args.no_restore);
+    let coordinator = Coordinator::new(options.clone(), &args.overrides, !args.no_restore);
     let worker = coordinator.clone();
     start("worker", Box::new(move || worker.work(&mut AdminClient::default())))?;
 

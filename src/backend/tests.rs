@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use tempfile::TempDir;
 
 use super::*;
-use crate::cli::options::Options;
+use crate::cli::options::{Options, Overrides};
 use crate::control_socket::{self, Sockets};
 use crate::coordinator::Coordinator;
 use crate::drain::{Ended, Outcome};
@@ -37,7 +37,7 @@ impl Harness {
         let folder = tempfile::tempdir().unwrap();
         let Sockets { backend, files, .. } =
             control_socket::bind(&[folder.path().join("s")]).unwrap();
-        let coordinator = Coordinator::new(Options::default(), false);
+        let coordinator = Coordinator::new(Options::default(), &Overrides::default(), false);
         let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
         let mut backend = Backend::new(backend, Arc::new(files), trigger, observer);
         let restart_signal = backend.restart_signal();
@@ -137,7 +137,17 @@ fn a_drain_is_started_or_joined_or_rejected_with_the_reason() {
     harness.assert_plain("POST /drain?error=x", 200, "joined 1\n");
     let stopped = Harness::new();
     stopped.coordinator.stop();
+    stopped.coordinator.work(&mut UnreachableEnvoy);
     stopped.assert_plain("POST /drain", 503, "the sidecar is stopping\n");
+}
+
+#[test]
+fn a_hook_that_means_another_envoy_is_refused() {
+    let harness = Harness::new();
+    harness.assert_plain("POST /drain?admin-address=/a.sock", 200, "started 1\n");
+    let refusal = "this sidecar drains the Envoy at /a.sock alone\n";
+    harness.assert_plain("POST /drain?admin-address=/b.sock", 409, refusal);
+    harness.assert_plain("POST /drain?admin-address=unix:/a.sock", 200, "joined 1\n");
 }
 
 #[test]
@@ -155,7 +165,8 @@ fn envoys_hook_gets_ok_or_the_explanation_and_the_exec_hook_the_outcome_and_the_
         (Outcome::drained(0), "OK".to_owned(), format!("drained\n{drained}\n")),
         (Outcome::timed_out(Some(3)), format!("{gave_up}\n"), format!("timed_out\n{gave_up}\n")),
     ] {
-        let ended = Ended { number: 1, outcome, threshold: 0, took: Duration::ZERO };
+        let ended =
+            Ended { number: 1, outcome, threshold: 0, envoy_hook: true, took: Duration::ZERO };
         let result = WaitResult::Ended(ended);
         let (envoy_hook, exec_hook) =
             (hook_response(&result, envoy_hook_text), hook_response(&result, exec_hook_text));

@@ -244,6 +244,10 @@ impl Overrides {
         Ok(())
     }
 
+    pub fn has(&self, option: DrainOption) -> bool {
+        self.0.iter().any(|(given, _)| *given == option)
+    }
+
     pub fn pairs(&self) -> &[(DrainOption, String)] {
         &self.0
     }

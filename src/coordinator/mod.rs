@@ -11,8 +11,8 @@ use std::time::Duration;
 pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::DrainRequest;
-use crate::cli::options::Options;
-use crate::drain::{Action, DrainStart, Ended, Event, Machine, Phase, Step};
+use crate::cli::options::{Options, Overrides};
+use crate::drain::{Action, Drain, DrainEvent, DrainStart, Ended, Event, Machine, Phase, Step};
 use crate::envoy::Call;
 use crate::envoy::admin::Admin;
 use crate::observe::counters::Counters;
@@ -99,7 +99,6 @@ struct State {
     stale_ready_file: Option<PathBuf>,
     /// Something has changed since the worker's latest step.
     step_due: bool,
-    stopping: bool,
     worker_running: bool,
     /// The worker has records to write of what has already happened.
     logging: bool,
@@ -129,10 +128,10 @@ pub enum StartError {
 }
 
 impl Coordinator {
-    /// A coordinator with the sidecar's own options. `restore`: see [`Machine::new`].
-    pub fn new(options: Options, restore: bool) -> Self {
+    /// A coordinator with the sidecar's own options. See [`Machine::new`].
+    pub fn new(options: Options, given: &Overrides, restore: bool) -> Self {
         let state = State {
-            machine: Machine::new(clock::now(), restore),
+            machine: Machine::new(options.clone(), given, restore, clock::now()),
             log: DrainLog::default(),
             counters: Counters::default(),
             options,
@@ -142,7 +141,6 @@ impl Coordinator {
             hook_expected_at: Timestamp::ZERO,
             stale_ready_file: None,
             step_due: false,
-            stopping: false,
             worker_running: false,
             logging: false,
         };
@@ -176,8 +174,8 @@ impl Coordinator {
             }
             event = match task {
                 Task::Wait(until) => self.0.wait_for_step(until),
-                Task::Call { call, drain, options } => {
-                    Event::Reply { drain, call, result: admin.call(call, &options, None) }
+                Task::Call { call, drain, options, limit } => {
+                    Event::Reply { drain, call, result: admin.call(call, &options, limit) }
                 }
                 Task::RemoveReadyFile(path) => {
                     ready_file::remove(&path);
@@ -194,10 +192,11 @@ impl Coordinator {
         }
     }
 
-    /// From now on no drain starts, and when none is in progress the work is over.
+    /// From now on no drain starts, but for an Envoy whose own hook waits; when none is in progress
+    /// the work is over. See [`Machine::stop`].
     pub fn stop(&self) {
         let mut state = self.0.lock();
-        state.stopping = true;
+        state.machine.stop(clock::now());
         state.step_due = true;
         drop(state);
         self.0.notify(Change::Stopping);
@@ -208,9 +207,15 @@ impl Coordinator {
     pub fn wait_until_over(&self) {
         let shared = &self.0;
         let mut state = shared.lock();
-        while !state.is_over() {
-            state = shared.wait(state, None);
+        loop {
+            // Not left to the worker, which may be in a call that takes its time.
+            let until = state.machine.update_over(clock::now());
+            if state.machine.is_over() {
+                break;
+            }
+            state = shared.wait(state, until);
         }
+        shared.notify(Change::Stopping);
         let deadline = clock::now() + FINAL_ANSWERS_TIMEOUT;
         loop {
             let until = if state.envoy_hooks + state.exec_hooks > 0 || state.logging {
@@ -241,15 +246,13 @@ impl DrainTrigger {
             if request.expires.is_some_and(|expires| now > expires) {
                 return Err(StartError::Expired);
             }
-            if state.is_over() {
+            if state.machine.is_over() {
                 return Err(StartError::Stopping);
             }
-            let options = state.options.with(&request.overrides);
-            let ready_file = options.ready_file.clone();
-            let start = state.machine.start(options, now);
+            let start = state.machine.request(&request.overrides, now);
+            let start = start.map_err(StartError::OtherEnvoy)?;
             if let DrainStart::Started(_) = start {
-                state.counters.last_error = None;
-                state.stale_ready_file = ready_file;
+                state.drain_started();
             }
             state.step_due = true;
             state.hooks_expected += 1;
@@ -295,10 +298,10 @@ impl DrainObserver {
         let mut state = self.0.lock();
         let awaited = state.machine.awaited_drain();
         loop {
-            if let Some(ended) = state.machine.end_of(awaited) {
+            if let Some(ended) = state.machine.answer_to(awaited) {
                 return WaitResult::Ended(ended.clone());
             }
-            if state.is_over() {
+            if state.machine.is_over() {
                 return WaitResult::Stopping;
             }
             if state.envoy_hooks == 0 {
@@ -388,7 +391,7 @@ impl Drop for WaiterGuard {
 /// What the worker does next.
 enum Task {
     Wait(Option<Timestamp>),
-    Call { call: Call, drain: u64, options: Options },
+    Call { call: Call, drain: u64, options: Options, limit: Option<Duration> },
     RemoveReadyFile(PathBuf),
     Finish(Option<PathBuf>),
     Stop,
@@ -427,17 +430,21 @@ impl Shared {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.step_due = false;
-        if let Some(path) = state.stale_ready_file.take() {
-            // The event may be dropped: a drain has just started, so a reply still on its way
-            // belongs to an earlier one.
-            return (Vec::new(), Task::RemoveReadyFile(path));
-        }
         let now = clock::now();
         let Step { action, events } = state.machine.step(event, now);
-        events.iter().for_each(|event| state.counters.record(event));
+        for event in &events {
+            state.counters.record(event);
+            match event {
+                DrainEvent::StartedBySignal => state.drain_started(),
+                DrainEvent::OutcomeOutdated => state.stale_ready_file = state.ready_file(),
+                _ => {}
+            }
+        }
         let records = state.log.record(&events, &state.machine, now);
         state.logging = !records.is_empty();
-        (records, state.task(action))
+        // The machine asks for its action again in the next step.
+        let stale = state.stale_ready_file.take().map(Task::RemoveReadyFile);
+        (records, stale.unwrap_or_else(|| state.task(action, now)))
     }
 
     /// Waits until then, or until something has changed.
@@ -451,24 +458,33 @@ impl Shared {
 }
 
 impl State {
-    /// Whether the coordinator was stopped and no drain is in progress.
-    fn is_over(&self) -> bool {
-        self.stopping && self.machine.drain().is_none()
+    fn drain_started(&mut self) {
+        self.counters.error = None;
+        // One that may end as the one before has keeps its file until it does not.
+        let confirms = self.machine.drain().is_some_and(Drain::confirms_outcome);
+        self.stale_ready_file = self.ready_file().filter(|_| !confirms);
     }
 
-    fn task(&self, action: Action) -> Task {
-        if self.is_over() {
+    fn ready_file(&self) -> Option<PathBuf> {
+        self.machine.options().and_then(|options| options.ready_file.clone())
+    }
+
+    fn task(&self, action: Action, now: Timestamp) -> Task {
+        if self.machine.is_over() {
             return Task::Stop;
         }
-        let options = self.machine.options().unwrap_or(&self.options);
         let until = match action {
             Action::Call(call) => {
-                let drain = self.machine.number();
-                return Task::Call { call, drain, options: options.clone() };
+                return Task::Call {
+                    call,
+                    drain: self.machine.number(),
+                    options: self.machine.options().unwrap_or(&self.options).clone(),
+                    limit: self.machine.drain().and_then(|drain| drain.time_left(now)),
+                };
             }
             Action::Finish(outcome) => {
                 let nothing_left = outcome.kind.nothing_left();
-                return Task::Finish(options.ready_file.clone().filter(|_| nothing_left));
+                return Task::Finish(self.ready_file().filter(|_| nothing_left));
             }
             Action::Sleep => None,
             Action::SleepUntil(time) => Some(time),

@@ -48,7 +48,7 @@ where
     let bound = *builder.preemption_bound.get_or_insert(preemptions);
     builder.check(move || {
         let options = Options { check_delay: Duration::ZERO, ..Options::default() };
-        let result = scenario(&Coordinator::new(options, false));
+        let result = scenario(&Coordinator::new(options, &Overrides::default(), false));
         let mut sees = sees.lock().unwrap();
         sees.0 += 1;
         sees.1.insert(result);
@@ -82,13 +82,20 @@ use Heard::{Drained, NoWaiter, Stopping};
 fn heard(result: &WaitResult) -> Heard {
     match result {
         WaitResult::Ended(ended) => {
-            assert_eq!((ended.number, ended.outcome), (1, Outcome::drained(0)));
+            assert_eq!(ended.outcome, Outcome::drained(0));
             Drained
         }
         WaitResult::Stopping => Stopping,
         WaitResult::NoWaiter => NoWaiter,
         WaitResult::UnknownDrain => panic!("a drain that is not known"),
     }
+}
+
+/// Whether a client came before the sidecar was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Came {
+    BeforeTheEnd,
+    Perhaps,
 }
 
 /// An exec hook, from its beginning to its answer.
@@ -121,18 +128,19 @@ fn stop(coordinator: &Coordinator) {
     assert_eq!((state.exec_hooks, state.hooks_expected, state.logging), (0, 0, false));
 }
 
-/// The same, when a client that waits at the signal is answered before its end.
+/// The same, when a client that waits at the signal hears of a drain before its end.
 fn stop_and_answer(coordinator: &Coordinator) {
     let waited = coordinator.observer().snapshot().envoy_hooks;
     stop(coordinator);
-    assert!(waited == 0 || coordinator.observer().snapshot().envoy_hooks == 0);
+    let after = coordinator.observer().snapshot();
+    assert!(waited == 0 || after.envoy_hooks == 0 && after.drain > 0);
 }
 
 /// The worker has ended, and every waiter has been answered and has left.
 fn assert_over(coordinator: &Coordinator) {
     let state = coordinator.0.lock();
     assert_eq!((state.envoy_hooks, state.exec_hooks, state.hooks_expected), (0, 0, 0));
-    assert!(state.is_over() && !state.worker_running && !state.logging);
+    assert!(state.machine.is_over() && !state.worker_running && !state.logging);
     assert_eq!(state.counters.drains, [state.machine.number(), 0, 0, 0]);
 }
 
@@ -152,43 +160,72 @@ fn pod(
     all
 }
 
+/// The same, without a signal before both hooks are answered.
+fn deletion(
+    coordinator: &Coordinator,
+    work: impl FnOnce(&Coordinator) + 'static,
+    hook: impl FnOnce(&Coordinator) -> Heard,
+) -> (Heard, Heard) {
+    let worker = spawn(coordinator, work);
+    let waiter = spawn(coordinator, waiter);
+    let all = (hook(coordinator), waiter.join().unwrap());
+    stop(coordinator);
+    worker.join().unwrap();
+    assert_over(coordinator);
+    all
+}
+
+/// What two hooks may hear: of a drain, or, if they come after the end, of the stop.
+const ANYTHING: [(Heard, Heard); 4] =
+    [(Drained, Drained), (Drained, Stopping), (Stopping, Drained), (Stopping, Stopping)];
+
 #[test]
-fn both_hooks_hear_the_same_however_early_the_sidecar_is_stopped() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
-        pod(coordinator, work, hook, stop_and_answer)
-    });
+fn both_hooks_hear_of_an_end_however_early_the_sidecar_is_stopped() {
+    explore(2, &ANYTHING, |coordinator| pod(coordinator, work, hook, stop_and_answer));
 }
 
 #[test]
 fn both_hooks_hear_the_end_though_nothing_stops_the_sidecar() {
-    explore(2, &[(Drained, Drained)], |coordinator| {
-        let worker = spawn(coordinator, work);
-        let waiter = spawn(coordinator, waiter);
-        let all = (hook(coordinator), waiter.join().unwrap());
-        stop(coordinator);
-        worker.join().unwrap();
-        assert_over(coordinator);
-        all
-    });
+    explore(2, &[(Drained, Drained)], |coordinator| deletion(coordinator, work, hook));
+}
+
+fn hook_that_requires_the_other(coordinator: &Coordinator) -> Heard {
+    let mut requires = Overrides::default();
+    requires.set(DrainOption::RequireEnvoyHook, ON).unwrap();
+    hook_with(coordinator, requires)
 }
 
 #[test]
 fn a_drain_that_requires_envoys_hook_goes_on_when_that_comes() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
-        let mut requires = Overrides::default();
-        requires.set(DrainOption::RequireEnvoyHook, ON).unwrap();
-        pod(coordinator, work, |coordinator| hook_with(coordinator, requires), stop)
+    explore(2, &[(Drained, Drained)], |coordinator| {
+        deletion(coordinator, work, hook_that_requires_the_other)
     });
+    // The exec hook hears of a drain only together with Envoy's.
+    let results = [(Drained, Drained), (Stopping, Drained), (Stopping, Stopping)];
+    explore(1, &results, |coordinator| pod(coordinator, work, hook_that_requires_the_other, stop));
 }
 
-/// The worker dies at that task of a drain, and is restarted.
+/// [`work`], but the worker dies at that task, and is restarted.
+fn work_again<const TASK: u32>(coordinator: &Coordinator) {
+    die_at(coordinator, TASK);
+    work(coordinator);
+}
+
 fn explore_death<const TASK: u32>() {
-    explore(2, &[(Drained, Drained), (Stopping, Stopping)], |coordinator| {
-        let work = |coordinator: &Coordinator| {
-            die_at(coordinator, TASK);
-            work(coordinator);
-        };
-        pod(coordinator, work, hook, stop)
+    explore(2, &[(Drained, Drained)], |coordinator| {
+        deletion(coordinator, work_again::<TASK>, hook)
+    });
+    // Both come before the signal only where two threads are preempted, as above.
+    let one_too_late = [(Drained, Stopping), (Stopping, Drained), (Stopping, Stopping)];
+    explore(1, &one_too_late, |coordinator| pod(coordinator, work_again::<TASK>, hook, stop));
+    explore(2, &[Drained, Stopping], |coordinator| {
+        let worker = spawn(coordinator, work_again::<TASK>);
+        let waiter = spawn(coordinator, waiter);
+        stop(coordinator);
+        let heard = waiter.join().unwrap();
+        worker.join().unwrap();
+        assert_over(coordinator);
+        heard
     });
 }
 
@@ -199,6 +236,7 @@ fn a_worker_that_dies_in_a_drain_and_is_restarted_finishes_it() {
     explore_death::<3>();
     explore_death::<4>();
     explore_death::<5>();
+    explore_death::<6>();
 }
 
 /// [`Coordinator::work`] to that task, which is not done. Nothing is unwound, since all threads of
@@ -220,8 +258,8 @@ fn die_at(coordinator: &Coordinator, task: u32) {
         }
         event = match task {
             Task::Wait(until) => shared.wait_for_step(until),
-            Task::Call { call, drain, options } => {
-                Event::Reply { drain, call, result: Idle.call(call, &options, None) }
+            Task::Call { call, drain, options, limit } => {
+                Event::Reply { drain, call, result: Idle.call(call, &options, limit) }
             }
             Task::Finish(_) => Event::Finished,
             Task::RemoveReadyFile(_) | Task::Stop => return,
@@ -243,10 +281,19 @@ fn a_drain_starts_before_the_stop_or_not_at_all() {
 }
 
 #[test]
-fn a_signal_ends_the_sidecar_though_a_client_waits_for_a_drain() {
-    explore(2, &[Stopping], |coordinator| {
+fn a_signal_ends_the_sidecar_but_not_before_a_client_that_waits_hears_of_a_drain() {
+    // Not one that had come before the end, and heard of the stop.
+    let results =
+        [(Came::BeforeTheEnd, Drained), (Came::Perhaps, Drained), (Came::Perhaps, Stopping)];
+    explore(2, &results, |coordinator| {
         let worker = spawn(coordinator, work);
-        let waiter = spawn(coordinator, waiter);
+        let waiter = spawn(coordinator, |coordinator| {
+            let waiting = coordinator.tracker().envoy_hook();
+            let is_over = coordinator.0.lock().machine.is_over();
+            let result = coordinator.observer().wait_for_envoy_hooks();
+            drop(waiting);
+            (if is_over { Came::Perhaps } else { Came::BeforeTheEnd }, heard(&result))
+        });
         let signal = spawn(coordinator, Coordinator::stop);
         coordinator.wait_until_over();
         signal.join().unwrap();
@@ -258,10 +305,8 @@ fn a_signal_ends_the_sidecar_though_a_client_waits_for_a_drain() {
 }
 
 #[test]
-fn two_hooks_hear_of_one_drain() {
-    let results =
-        [(Drained, Drained), (Drained, Stopping), (Stopping, Drained), (Stopping, Stopping)];
-    explore(2, &results, |coordinator| {
+fn two_hooks_hear_of_a_drain() {
+    explore(2, &ANYTHING, |coordinator| {
         let worker = spawn(coordinator, work);
         let hooks = (spawn(coordinator, hook), spawn(coordinator, hook));
         stop(coordinator);
@@ -273,15 +318,17 @@ fn two_hooks_hear_of_one_drain() {
 }
 
 /// A waiter leaves, another comes, and the backend waits on behalf of both.
-fn relay(coordinator: &Coordinator, meanwhile: fn(&Coordinator)) -> (Heard, Heard) {
+fn relay(coordinator: &Coordinator, worker: fn(&Coordinator)) -> (Heard, Heard) {
     let leaves = coordinator.tracker().envoy_hook();
     let leaves = spawn(coordinator, |_| drop(leaves));
     let server =
         spawn(coordinator, |coordinator| heard(&coordinator.observer().wait_for_envoy_hooks()));
     let comes = spawn(coordinator, waiter);
-    meanwhile(coordinator);
+    let worker = spawn(coordinator, worker);
     leaves.join().unwrap();
     let all = (server.join().unwrap(), comes.join().unwrap());
+    stop(coordinator);
+    worker.join().unwrap();
     assert_over(coordinator);
     all
 }
@@ -291,14 +338,24 @@ fn a_waiter_that_comes_while_the_last_one_leaves_hears_the_end() {
     explore(2, &[(Drained, Drained), (NoWaiter, Drained)], |coordinator| {
         coordinator.trigger().start(&DrainRequest::default()).unwrap();
         drop(coordinator.tracker().exec_hook());
-        coordinator.stop();
         relay(coordinator, work)
     });
 }
 
 #[test]
 fn a_waiter_that_comes_while_the_last_one_leaves_hears_of_the_stop() {
-    explore(3, &[(Stopping, Stopping), (NoWaiter, Stopping)], |coordinator| {
-        relay(coordinator, stop)
+    let results = [
+        (Drained, Drained),
+        (Drained, Stopping),
+        (Stopping, Drained),
+        (Stopping, Stopping),
+        (NoWaiter, Drained),
+        (NoWaiter, Stopping),
+    ];
+    explore(2, &results, |coordinator| {
+        relay(coordinator, |coordinator| {
+            coordinator.stop();
+            work(coordinator);
+        })
     });
 }

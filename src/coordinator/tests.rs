@@ -34,7 +34,7 @@ impl Admin for Script {
 
 fn coordinator() -> Coordinator {
     let options = Options { check_delay: Duration::ZERO, ..Options::default() };
-    Coordinator::new(options, false)
+    Coordinator::new(options, &Overrides::default(), false)
 }
 
 /// A coordinator at work on an Envoy with `open` connections, and what is asked of that Envoy.
@@ -44,6 +44,14 @@ fn at_work(open: u64) -> (Coordinator, mpsc::Receiver<(Call, Options)>) {
     let worker = coordinator.clone();
     thread::spawn(move || worker.work(&mut Script { open, panics: Vec::new(), calls: sender }));
     (coordinator, calls)
+}
+
+/// One that a signal has stopped while no client waited.
+fn over() -> Coordinator {
+    let (coordinator, _calls) = at_work(0);
+    coordinator.stop();
+    coordinator.wait_until_over();
+    coordinator
 }
 
 fn request(options: &[(DrainOption, &str)]) -> DrainRequest {
@@ -148,7 +156,7 @@ fn a_wait_on_behalf_of_envoys_hooks_ends_with_the_last_of_them() {
 }
 
 #[test]
-fn a_request_that_has_expired_or_comes_to_a_stopping_sidecar_starts_nothing() {
+fn a_request_that_has_expired_or_comes_after_the_end_starts_nothing() {
     let coordinator = coordinator();
     let control = coordinator.trigger();
     let expired = DrainRequest {
@@ -157,18 +165,50 @@ fn a_request_that_has_expired_or_comes_to_a_stopping_sidecar_starts_nothing() {
     };
     assert_eq!(control.start(&expired), Err(StartError::Expired));
     assert_eq!(coordinator.observer().snapshot().drain, 0);
-    coordinator.stop();
-    assert_eq!(control.start(&DrainRequest::default()), Err(StartError::Stopping));
-    assert_eq!(coordinator.observer().snapshot().drain, 0);
+    let stopped = over();
+    let start = stopped.trigger().start(&DrainRequest::default());
+    assert_eq!(start, Err(StartError::Stopping));
+    assert_eq!(stopped.observer().snapshot().drain, 0);
 }
 
 #[test]
 fn a_wait_for_no_drain_ends_at_once() {
     let coordinator = coordinator();
     assert_eq!(hook(&coordinator).recv_timeout(PATIENCE), Ok(WaitResult::UnknownDrain));
-    let waits = waiter(&coordinator);
+    assert_eq!(waiter(&over()).recv_timeout(PATIENCE), Ok(WaitResult::Stopping));
+}
+
+#[test]
+fn a_signal_starts_a_drain_for_envoys_hook_that_waits_or_comes_at_once() {
+    for waits_before in [true, false] {
+        let (coordinator, calls) = at_work(0);
+        let early = waits_before.then(|| waiter(&coordinator));
+        coordinator.stop();
+        let hook = early.unwrap_or_else(|| waiter(&coordinator));
+        let result = hook.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(outcome(&result), Outcome::drained(0), "waits before: {waits_before}");
+        assert_eq!(calls.recv_timeout(PATIENCE).unwrap().0, Call::FailHealthChecks);
+        coordinator.wait_until_over();
+    }
+}
+
+#[test]
+fn the_drain_that_a_signal_starts_removes_a_stale_ready_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ready");
+    std::fs::write(&path, "stale").unwrap();
+    let options = Options {
+        ready_file: Some(path.clone()),
+        drain_timeout: Some(Duration::ZERO),
+        ..Options::default()
+    };
+    let coordinator = Coordinator::new(options, &Overrides::default(), false);
+    let waiter = waiter(&coordinator);
     coordinator.stop();
-    assert_eq!(waits.recv_timeout(PATIENCE), Ok(WaitResult::Stopping));
+    let (calls, _receiver) = mpsc::channel();
+    coordinator.work(&mut Script { open: 0, panics: Vec::new(), calls });
+    assert_eq!(outcome(&waiter.recv_timeout(PATIENCE).unwrap()), Outcome::timed_out(None));
+    assert!(!path.exists(), "a drain that gave up has none");
 }
 
 #[test]
@@ -193,7 +233,7 @@ fn what_a_hook_was_given_holds_until_nothing_of_its_drain_is_left() {
     until(&coordinator, |state| state.machine.phase() == Phase::Ended);
     let snapshot = coordinator.observer().snapshot();
     assert_eq!((snapshot.threshold, snapshot.admin_address.as_str()), (5, "/other/admin.sock"));
-    for call in [Call::FailHealthChecks, Call::ReadStats] {
+    for call in [Call::FailHealthChecks, Call::CheckListeners, Call::ReadStats] {
         let (called, options) = calls.recv_timeout(PATIENCE).unwrap();
         assert_eq!(
             (called, options.admin_address.to_string().as_str()),

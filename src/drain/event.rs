@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::outcome::{Ended, Outcome};
 use crate::envoy::error::AdminError;
-use crate::envoy::{Call, CallResult, Health, Poll};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll};
 use crate::os::clock::Timestamp;
 
 /// What goes into the machine.
@@ -42,7 +42,7 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DrainEvent {
     /// A call succeeded. What it brought is an event of its own.
-    CallSucceeded,
+    CallSucceeded(Call),
     CallFailed {
         call: Call,
         error: AdminError,
@@ -51,10 +51,21 @@ pub enum DrainEvent {
         first_poll_in: Duration,
     },
     ListenersDraining,
+    /// Which of Envoy's listeners have no gauges.
+    ListenersCompared(HiddenListeners),
+    /// Why that could not be found out.
+    ListenersNotCompared(AdminError),
     /// Envoy is back in service, or has restarted, so that its state is unknown; its health checks
     /// are failed again.
     Reverted(Health),
+    /// A poll that counts: not one that others must confirm first.
     Polled(Poll),
+    /// The drain that ended just before no longer holds: this one begins.
+    OutcomeOutdated,
+    /// Nothing has ever responded at the admin address, while Envoy's own hook waits.
+    NeverResponded,
+    /// A signal came while Envoy's own hook waited, so it started a drain.
+    StartedBySignal,
     /// Envoy's own hook has come, as seen when the hooks can no longer be a pair.
     EnvoyHookWaits,
     /// It has not come. `listeners_not_drained`: so the listeners, which the options would drain,
@@ -73,6 +84,8 @@ pub enum DrainEvent {
     NotRestored,
     /// The check after a drain has found Envoy out of service.
     StillOutOfService,
+    /// The startup check has found Envoy starting for a minute, and goes on more slowly.
+    StillStarting,
     /// The startup check has given up.
     NeverReady,
 }

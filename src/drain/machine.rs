@@ -2,24 +2,31 @@
 
 use std::time::Duration;
 
+use super::confirmation::{Confirmation, StillHolds, still_holds};
 use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
-use super::progress::{Drain, HOOK_PAIRING_WINDOW, Stage};
+use super::progress::{Drain, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
-use crate::cli::options::Options;
-use crate::envoy::{Call, CallResult};
+use crate::cli::address::AdminAddress;
+use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::envoy::{Call, CallResult, HiddenListeners, Reply};
 use crate::os::clock::Timestamp;
 
-/// An ended drain answers late waiters and repeated hooks for this long: a kubelet that restarts
-/// in the middle runs both hooks again.
+/// An ended drain answers late waiters and repeated hooks for this long, if it still holds: a kubelet
+/// that restarts in the middle runs both hooks again.
 pub const OUTCOME_RETENTION: Duration = Duration::from_secs(30);
+
+/// A signal and Envoy's own hook belong to one deletion if the hook comes no later than this after
+/// the signal: the kubelet does both within 80 ms (measured).
+// In the model of the coordinator time stands still.
+pub const STOP_DELAY: Duration = Duration::from_millis(if cfg!(loom) { 0 } else { 300 });
 
 /// Whether a request to drain started one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainStart {
     /// It started the drain of this number.
     Started(u64),
-    /// The drain of this number was in progress, or had ended just before.
+    /// The drain of this number was in progress.
     Joined(u64),
 }
 
@@ -34,15 +41,26 @@ impl DrainStart {
 /// The state of the sidecar.
 #[derive(Clone, Debug)]
 pub struct Machine {
+    /// The sidecar's own options, which a hook's override.
+    own: Options,
+    /// The address of the Envoy that this sidecar drains: the one that the sidecar was given, else the
+    /// first where Envoy has responded. Another's hook is refused.
+    envoy: Option<AdminAddress>,
+    /// Whether Envoy has responded there.
+    responded: bool,
+    /// Its listeners that have no gauges, as last found out.
+    hidden: HiddenListeners,
     state: State,
     /// The number of the latest drain; 0 before the first.
     number: u64,
     last: Option<Ended>,
     /// The options of the latest drain, for as long as they matter.
     last_options: Option<Options>,
-    /// Whether a client waits for a drain as Envoy's own hook does, and when the latest came.
+    /// Whether a client waits for a drain as Envoy's own hook does.
     awaited: bool,
-    arrived: Option<Timestamp>,
+    /// When the sidecar was told to stop, and whether it has nothing left to do.
+    stopping: Option<Timestamp>,
+    over: bool,
     /// The startup check that was still to be done when the drain started.
     suspended_check: Option<StartupCheck>,
 }
@@ -51,56 +69,139 @@ pub struct Machine {
 enum State {
     Idle(Option<StartupCheck>),
     Draining(Box<Drain>),
-    Ended { until: Timestamp },
+    Ended(Retained),
+}
+
+/// A drain that has ended, for as long as it may answer hooks that come late.
+#[derive(Clone, Debug)]
+struct Retained {
+    until: Timestamp,
+    /// Whether those who wait as Envoy's own hook does are answered with its outcome: they waited at
+    /// its end, or it was found to hold since.
+    answers: bool,
+    /// Whether a check can find that it still holds. One that gave up answers nobody else.
+    may_hold: bool,
+    /// When it may be checked again: no network client can have Envoy polled more often.
+    check_due: Timestamp,
+    confirmation: Confirmation,
 }
 
 impl Machine {
-    /// A sidecar that has just started and will check Envoy once. `restore`: whether an Envoy that
-    /// is then out of service is restored.
-    pub fn new(now: Timestamp, restore: bool) -> Self {
+    /// A sidecar that has just started and will check Envoy once. `own`: the sidecar's options, of
+    /// which `given` were on its command line. `restore`: whether an Envoy that is then out of service
+    /// is restored.
+    pub fn new(own: Options, given: &Overrides, restore: bool, now: Timestamp) -> Self {
         let check = StartupCheck::new(CheckReason::Startup { restore }, now + RESTORE_DELAY);
         Self {
+            envoy: given.has(DrainOption::AdminAddress).then(|| own.admin_address.clone()),
+            own,
+            responded: false,
+            hidden: HiddenListeners::default(),
             state: State::Idle(Some(check)),
             number: 0,
             last: None,
             last_options: None,
             awaited: false,
-            arrived: None,
+            stopping: None,
+            over: false,
             suspended_check: None,
         }
     }
 
-    /// Starts a drain, or joins the one that is in progress or has just ended (its options then
-    /// hold).
-    pub fn start(&mut self, options: Options, now: Timestamp) -> DrainStart {
-        if let State::Idle(check) = &mut self.state {
-            self.number += 1;
-            self.suspended_check = check.take();
-            let paired = self.arrived.is_some_and(|arrived| now < arrived + HOOK_PAIRING_WINDOW);
-            self.state = State::Draining(Box::new(Drain::new(options, paired, now)));
-            DrainStart::Started(self.number)
-        } else {
-            DrainStart::Joined(self.number)
+    /// A hook's request: starts a drain with the sidecar's options and the hook's in their place, or
+    /// joins the one in progress, whose options then hold.
+    ///
+    /// # Errors
+    /// With the address of this sidecar's Envoy, when the hook means another one: two sidecars of one
+    /// pod may find each other's control socket.
+    pub fn request(
+        &mut self,
+        overrides: &Overrides,
+        now: Timestamp,
+    ) -> Result<DrainStart, AdminAddress> {
+        let mut options = self.own.with(overrides);
+        let in_progress = self.drain().map(|drain| &drain.options.admin_address);
+        if let Some(envoy) = self.envoy.as_ref().or(in_progress) {
+            if !overrides.has(DrainOption::AdminAddress) {
+                options.admin_address = envoy.clone();
+            } else if !envoy.is_same(&options.admin_address) {
+                return Err(envoy.clone());
+            }
         }
+        Ok(self.start(options, now))
+    }
+
+    /// Starts a drain with these options, or joins the one in progress.
+    pub(crate) fn start(&mut self, options: Options, now: Timestamp) -> DrainStart {
+        let (check, may_hold) = match &mut self.state {
+            State::Draining(_) => return DrainStart::Joined(self.number),
+            State::Idle(check) => (check.take(), false),
+            State::Ended(retained) => {
+                (Some(StartupCheck::new(CheckReason::AfterDrain, now)), retained.may_hold)
+            }
+        };
+        self.suspended_check = check;
+        // What the drain before did not count, this one may.
+        let counts_alike =
+            self.last_options.as_ref().is_some_and(|last| last.exclude == options.exclude);
+        let ended = self.last.as_ref().map(|ended| ended.outcome.kind);
+        let ended = ended.filter(|_| may_hold && counts_alike);
+        self.number += 1;
+        // A hook that waits now is together with this one, however early it came: on a busy node the
+        // exec hook was 1.4 s late (measured).
+        let drain = Drain::new(options, self.awaited, self.hidden.clone(), ended, now);
+        self.state = State::Draining(Box::new(drain));
+        DrainStart::Started(self.number)
+    }
+
+    /// A signal: no drain starts any more but for an Envoy whose own hook waits, and the sidecar ends
+    /// when none is in progress.
+    pub fn stop(&mut self, now: Timestamp) {
+        self.stopping.get_or_insert(now);
+        if let State::Draining(drain) = &mut self.state {
+            drain.hurry(now);
+        }
+    }
+
+    /// Whether the sidecar was stopped and has nothing left to do. It stays so.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Finds out whether the sidecar is over. Returns when time alone may have made it so.
+    pub fn update_over(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let stopped = self.stopping?;
+        let until = stopped + STOP_DELAY;
+        // The signal behind a deletion's drain comes when both hooks have been answered.
+        let both_came = self.last.as_ref().is_some_and(|last| last.envoy_hook);
+        self.over |= match &self.state {
+            State::Draining(_) => false,
+            State::Ended(retained) if self.awaited => retained.answers,
+            State::Ended(_) if both_came => true,
+            State::Idle(_) if self.awaited => false,
+            State::Idle(_) | State::Ended(_) if now < until => return Some(until),
+            State::Idle(_) | State::Ended(_) => true,
+        };
+        None
     }
 
     /// A client has come to wait for a drain, as Envoy's own hook does. Returns whether a step is
     /// due.
     pub fn waiter_arrived(&mut self, now: Timestamp) -> bool {
         let is_first = !std::mem::replace(&mut self.awaited, true);
-        self.arrived = Some(now);
         match &mut self.state {
             State::Draining(drain) => drain.waiter_arrived(is_first, now),
-            State::Idle(_) | State::Ended { .. } => false,
+            State::Ended(retained) => is_first && (!retained.answers || self.stopping.is_some()),
+            State::Idle(_) => is_first && self.stopping.is_some(),
         }
     }
 
     /// No client waits as Envoy's own hook does any more.
     pub fn last_waiter_left(&mut self, now: Timestamp) {
-        if let State::Idle(Some(check)) = &mut self.state
-            && self.awaited
-        {
-            check.postpone(now);
+        match &mut self.state {
+            State::Idle(Some(check)) if self.awaited => check.postpone(now),
+            State::Ended(retained) => retained.answers = false,
+            State::Idle(_) | State::Draining(_) => {}
         }
         self.awaited = false;
     }
@@ -122,16 +223,53 @@ impl Machine {
 
     fn replied(&mut self, call: Call, result: &CallResult, now: Timestamp, events: &mut Events) {
         events.push(match result {
-            Ok(_) => DrainEvent::CallSucceeded,
+            Ok(_) => DrainEvent::CallSucceeded(call),
             Err(error) => DrainEvent::CallFailed { call, error: error.clone() },
         });
+        let responded_before = self.responded;
+        // An error may come from something else than an Envoy, unless that is where it should be.
+        if result.is_ok() && self.envoy.is_none() {
+            let options = self.options().unwrap_or(&self.own);
+            self.envoy = Some(options.admin_address.clone());
+        }
+        let responds = result.as_ref().map_or_else(|error| error.is_response(), |_| true);
+        self.responded |= responds && self.envoy.is_some();
+        if let Ok(Reply::Listeners(hidden)) = result {
+            self.hidden = hidden.clone();
+        }
         match &mut self.state {
-            State::Draining(drain) => drain.replied(call, result, now, events),
+            State::Draining(drain) => {
+                drain.replied(call, result, responded_before, self.awaited, now, events);
+            }
             State::Idle(check) => {
                 *check = check.take().and_then(|check| check.replied(result, now, events));
             }
-            State::Ended { .. } => {}
+            State::Ended(_) => self.outcome_checked(result, now, events),
         }
+    }
+
+    /// The reply to the poll that tells whether the ended drain may answer a hook that came late.
+    fn outcome_checked(&mut self, result: &CallResult, now: Timestamp, events: &mut Events) {
+        let (State::Ended(retained), Some(last)) = (&mut self.state, &self.last) else { return };
+        let kind = last.outcome.kind;
+        match still_holds(kind, last.threshold, &mut retained.confirmation, result) {
+            StillHolds::Yes => {
+                retained.answers = self.awaited;
+                retained.check_due = now + MAX_READY_INTERVAL;
+            }
+            // At once, as it was due.
+            StillHolds::PollAgain => {}
+            StillHolds::Unknown if self.stopping.is_none() => {
+                retained.check_due = now + MAX_READY_INTERVAL;
+            }
+            // A sidecar that stops has no time to ask again: it starts a drain.
+            StillHolds::Unknown | StillHolds::No => self.forget_outcome(now, events),
+        }
+    }
+
+    fn forget_outcome(&mut self, now: Timestamp, events: &mut Events) {
+        events.push(DrainEvent::ReadyForNextDrain);
+        self.state = State::Idle(Some(StartupCheck::new(CheckReason::AfterDrain, now)));
     }
 
     fn finished(&mut self, now: Timestamp, events: &mut Events) {
@@ -141,6 +279,7 @@ impl Machine {
             number: self.number,
             outcome,
             threshold: drain.options.min_open_connections,
+            envoy_hook: drain.envoy_hook_seen,
             took: now - drain.started,
         };
         events.push(DrainEvent::Ended(ended.clone()));
@@ -154,32 +293,57 @@ impl Machine {
                     check
                 }))
             }
-            _ => State::Ended { until: now + OUTCOME_RETENTION },
+            kind => State::Ended(Retained {
+                until: now + OUTCOME_RETENTION,
+                answers: self.awaited,
+                // A count that a hidden listener makes slow is not taken twice.
+                may_hold: kind.nothing_left() && !drain.hides_listeners(),
+                check_due: now,
+                confirmation: Confirmation::default(),
+            }),
         };
     }
 
     fn next(&mut self, now: Timestamp, events: &mut Events) -> Action {
-        if let State::Ended { until } = self.state {
-            if now < until {
-                return Action::SleepUntil(until);
+        match &self.state {
+            State::Ended(retained) if now >= retained.until => self.forget_outcome(now, events),
+            State::Ended(retained) if self.awaited && !retained.answers => {
+                if retained.may_hold {
+                    let due = retained.check_due;
+                    if now >= due {
+                        return Action::Call(Call::ReadStats);
+                    }
+                    return Action::SleepUntil(due.min(retained.until));
+                }
+                // Those who come now wait for the next drain.
+                self.forget_outcome(now, events);
             }
-            events.push(DrainEvent::ReadyForNextDrain);
-            self.state = State::Idle(Some(StartupCheck::new(CheckReason::AfterDrain, now)));
+            _ => {}
+        }
+        if self.stopping.is_some() && self.drain().is_none() {
+            let until = self.update_over(now);
+            if self.over || !self.awaited {
+                return until.map_or(Action::Sleep, Action::SleepUntil);
+            }
+            events.push(DrainEvent::StartedBySignal);
+            let envoy = self.envoy.clone().unwrap_or_else(|| self.own.admin_address.clone());
+            self.start(Options { admin_address: envoy, ..self.own.clone() }, now);
         }
         match &mut self.state {
             State::Draining(drain) => drain.next(self.awaited, now, events),
+            State::Ended(retained) => Action::SleepUntil(retained.until),
             // A deletion may be under way.
             State::Idle(Some(check)) if check.restores() && self.awaited => Action::Sleep,
             State::Idle(Some(check)) if now < check.due => Action::SleepUntil(check.due),
             State::Idle(Some(check)) => Action::Call(check.call),
-            State::Idle(None) | State::Ended { .. } => Action::Sleep,
+            State::Idle(None) => Action::Sleep,
         }
     }
 
     pub fn phase(&self) -> Phase {
         match &self.state {
             State::Idle(_) => Phase::Idle,
-            State::Ended { .. } => Phase::Ended,
+            State::Ended(_) => Phase::Ended,
             State::Draining(drain) => drain.phase(),
         }
     }
@@ -188,7 +352,7 @@ impl Machine {
     pub fn drain(&self) -> Option<&Drain> {
         match &self.state {
             State::Draining(drain) => Some(drain),
-            State::Idle(_) | State::Ended { .. } => None,
+            State::Idle(_) | State::Ended(_) => None,
         }
     }
 
@@ -197,7 +361,7 @@ impl Machine {
     pub(super) fn drain_mut(&mut self) -> Option<&mut Drain> {
         match &mut self.state {
             State::Draining(drain) => Some(drain),
-            State::Idle(_) | State::Ended { .. } => None,
+            State::Idle(_) | State::Ended(_) => None,
         }
     }
 
@@ -216,7 +380,7 @@ impl Machine {
     pub fn options(&self) -> Option<&Options> {
         match &self.state {
             State::Draining(drain) => Some(&drain.options),
-            State::Ended { .. }
+            State::Ended(_)
             | State::Idle(Some(StartupCheck { reason: CheckReason::AfterDrain, .. })) => {
                 self.last_options.as_ref()
             }
@@ -224,16 +388,25 @@ impl Machine {
         }
     }
 
-    /// The drain that a new waiter waits for: the current or just-ended one, else the next.
+    /// The drain that a new waiter waits for: the current one, or the one that has just ended if that
+    /// answers, else the next.
     pub fn awaited_drain(&self) -> u64 {
-        match self.state {
-            State::Idle(_) => self.number + 1,
-            State::Draining(_) | State::Ended { .. } => self.number,
+        match &self.state {
+            State::Draining(_) => self.number,
+            State::Ended(retained) if retained.answers => self.number,
+            State::Idle(_) | State::Ended(_) => self.number + 1,
         }
     }
 
     /// How the drain of this number ended, if it has; a later one's end stands in for it.
     pub fn end_of(&self, number: u64) -> Option<&Ended> {
         self.last.as_ref().filter(|ended| ended.number >= number)
+    }
+
+    /// The end that answers one who has come to wait for the drain of this number as Envoy's own hook
+    /// does: of that drain, or of the one before if that was found to hold.
+    pub fn answer_to(&self, awaited: u64) -> Option<&Ended> {
+        let holds = matches!(&self.state, State::Ended(retained) if retained.answers);
+        self.end_of(awaited).or_else(|| self.last.as_ref().filter(|_| holds))
     }
 }

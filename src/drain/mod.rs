@@ -12,23 +12,38 @@
 //! Where Envoy's listeners are drained too, that is one more call: in the drain delay, or behind
 //! Failing, and only while Envoy's own hook waits, for it cannot be undone.
 //!
-//! Three refused calls in a row end the drain at any time (Envoy is gone). Its timeout ends it too,
-//! but not while Envoy's own hook is awaited, nor before the first try to fail health checks. Where
-//! Envoy's own hook is required, the drain first waits for it, and is over when it has not come
-//! within 3 s. The worker performs what [`Machine::step`] asks for, one call at a time,
-//! and feeds back what came of it; a reply that belongs to an earlier drain is dropped.
+//! What ends a drain:
 //!
-//! While idle the machine asks for nothing, but for one check of Envoy after the start, which
-//! finds an Envoy that a previous run of this sidecar left out of service.
+//! - A poll at the threshold, if nothing was subtracted for it; else four polls in a row. Where
+//!   listeners are hidden, Envoy's second count must agree, and be younger than the polls.
+//! - Three refused calls in a row, at any time: Envoy is gone. But an address at which nothing has ever
+//!   responded is a wrong one while Envoy's own hook waits, which runs only while Envoy does.
+//! - Its timeout, but not while Envoy's own hook is awaited, nor before the first try to fail health
+//!   checks.
+//! - Where Envoy's own hook is required, and neither waits at the start nor comes within 3 s: Envoy is
+//!   left in service.
+//!
+//! A hook that comes within 30 s of an end starts a drain of its own, which first confirms that end:
+//! where that still holds it is over at once. One that gave up is not confirmed.
+//!
+//! A signal starts a drain while Envoy's own hook waits, since then the pod is being deleted and the
+//! exec hook did not come. In a drain it ends nothing, but hurries: the kubelet kills 2 s later.
+//!
+//! The worker performs what [`Machine::step`] asks for, one call at a time, and feeds back what came of
+//! it; a reply that belongs to an earlier drain is dropped. While idle the machine asks for nothing,
+//! but for one check of Envoy after the start, which finds an Envoy that a previous run of this
+//! sidecar left out of service.
 
+mod confirmation;
 mod event;
 mod machine;
 mod outcome;
 mod progress;
+mod replies;
 mod startup_check;
 
 pub use self::event::{Action, DrainEvent, Event, Step};
-pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION};
+pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION, STOP_DELAY};
 pub use self::outcome::{Ended, Outcome, OutcomeKind, Phase};
 pub use self::progress::{Drain, HOOK_PAIRING_WINDOW};
 pub use self::startup_check::RESTORE_DELAY;

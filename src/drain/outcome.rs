@@ -38,7 +38,6 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub const ENVOY_GONE: Self = Self { kind: OutcomeKind::EnvoyGone, open: Some(0) };
     pub const NO_ENVOY_HOOK: Self = Self { kind: OutcomeKind::NoEnvoyHook, open: None };
 
     pub const fn drained(open: u64) -> Self {
@@ -48,6 +47,11 @@ impl Outcome {
     /// `open`: at the last valid poll, if there was one.
     pub const fn timed_out(open: Option<u64>) -> Self {
         Self { kind: OutcomeKind::TimedOut, open }
+    }
+
+    /// `open`: at the last valid poll, if there was one.
+    pub const fn envoy_gone(open: Option<u64>) -> Self {
+        Self { kind: OutcomeKind::EnvoyGone, open }
     }
 
     /// The outcome as a clause for an operator.
@@ -63,8 +67,17 @@ impl Outcome {
             (OutcomeKind::TimedOut, None) => {
                 "gave up at the drain timeout, before the open connections could be counted"
             }
-            (OutcomeKind::EnvoyGone, _) => {
+            (OutcomeKind::EnvoyGone, Some(open @ 1..)) => {
+                return format!(
+                    "Envoy is gone: nothing listens at its admin address; {open} open at the last poll"
+                );
+            }
+            (OutcomeKind::EnvoyGone, Some(0)) => {
                 "Envoy is gone: nothing listens at its admin address, so nothing is left to drain"
+            }
+            (OutcomeKind::EnvoyGone, None) => {
+                "Envoy is gone: nothing listens at its admin address; its open connections were not \
+                 counted"
             }
             (OutcomeKind::NoEnvoyHook, _) => {
                 "Envoy left in service: its own hook did not come to /shutdown within 3s, so only \
@@ -83,6 +96,8 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Connections that were allowed to be open.
     pub threshold: u64,
+    /// Whether Envoy's own hook came.
+    pub envoy_hook: bool,
     pub took: Duration,
 }
 

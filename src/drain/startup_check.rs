@@ -15,11 +15,16 @@ pub const RESTORE_DELAY: Duration = Duration::from_secs(2);
 const STARTUP_CHECKS: u32 = 12;
 const STARTUP_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// One that is still starting then may have been left out of service, and takes as long as its
+/// control plane does: it is checked for as long as that takes.
+const STARTING_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Debug)]
 pub(super) struct StartupCheck {
     pub call: Call,
     pub due: Timestamp,
     tries_left: u32,
+    starting_reported: bool,
     pub reason: CheckReason,
 }
 
@@ -35,7 +40,7 @@ pub(super) enum CheckReason {
 impl StartupCheck {
     pub fn new(reason: CheckReason, due: Timestamp) -> Self {
         let tries_left = if reason == CheckReason::AfterDrain { 1 } else { STARTUP_CHECKS };
-        Self { call: Call::CheckReady, due, tries_left, reason }
+        Self { call: Call::CheckReady, due, tries_left, starting_reported: false, reason }
     }
 
     /// Whether an Envoy that is found out of service is restored.
@@ -79,10 +84,23 @@ impl StartupCheck {
             }
             Ok(Reply::Stats(poll)) => {
                 events.push(DrainEvent::StartupCheckPassed(*poll));
+                self.call = Call::CheckListeners;
+            }
+            Ok(Reply::Listeners(hidden)) => {
+                events.push(DrainEvent::ListenersCompared(hidden.clone()));
                 return None;
             }
             // It may have been taken out of service before it had started.
-            Ok(Reply::Ready(Health::Starting)) => self.retry(now),
+            Ok(Reply::Ready(Health::Starting)) => {
+                self.retry(now);
+                if self.tries_left == 0 && !after_drain {
+                    self.tries_left = 1;
+                    self.due = now + STARTING_CHECK_INTERVAL;
+                    if !std::mem::replace(&mut self.starting_reported, true) {
+                        events.push(DrainEvent::StillStarting);
+                    }
+                }
+            }
             Err(error) if error.is_refusal() => {
                 // This Envoy is younger than the sidecar, so no previous run of the sidecar has
                 // taken it out of service.
@@ -90,6 +108,10 @@ impl StartupCheck {
                     *restore = false;
                 }
                 self.retry(now);
+            }
+            Err(error) if self.call == Call::CheckListeners => {
+                events.push(DrainEvent::ListenersNotCompared(error.clone()));
+                return None;
             }
             Err(_) if self.call != Call::ReadStats => self.retry(now),
             _ => return None,

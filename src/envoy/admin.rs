@@ -100,9 +100,11 @@ impl AdminCall<'_> {
             }
             Call::CheckReady => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
-            Call::CheckListeners => {
-                Reply::Listeners(self.check_listeners(GaugeNames::new(exclusions))?)
-            }
+            Call::CheckListeners => match self.check_ready()? {
+                // Its static listeners are listed, and none listens or has a gauge yet (measured).
+                Health::Starting => Reply::Ready(Health::Starting),
+                _ => Reply::Listeners(self.check_listeners(GaugeNames::new(exclusions))?),
+            },
             Call::RestoreHealthChecks => {
                 self.post("/healthcheck/ok")?;
                 Reply::HealthChecksRestored

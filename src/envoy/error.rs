@@ -12,15 +12,15 @@ pub struct AdminError {
 }
 
 impl AdminError {
+    /// Whether something responded all the same, though not as expected.
+    pub fn is_response(&self) -> bool {
+        use AdminErrorKind::{Content, Status, TooLong};
+        matches!(self.kind, Status | Content | TooLong)
+    }
+
     /// Whether nothing listens at the admin address.
     pub fn is_refusal(&self) -> bool {
         self.kind == AdminErrorKind::Refused
-    }
-
-    /// Whether something at the admin address answered with HTTP.
-    pub fn answered(&self) -> bool {
-        use AdminErrorKind::{Content, Status, TooLong};
-        matches!(self.kind, Status | Content | TooLong)
     }
 }
 

@@ -21,10 +21,19 @@ pub enum Call {
     CheckReady,
     /// `GET /stats`
     ReadStats,
-    /// `GET /listeners`, compared with all listeners' gauges: finds those that have none.
+    /// `GET /listeners`, compared with all listeners' gauges: finds those that have none. Of an Envoy
+    /// that is starting it brings [`Reply::Ready`], since none of them listens yet.
     CheckListeners,
     /// `POST /healthcheck/ok`: restores Envoy to service.
     RestoreHealthChecks,
+}
+
+impl Call {
+    /// Whether its success ends an error of the call `failed`. Checks of readiness come between all
+    /// others: a call that fails at each try is not well because one of these succeeds.
+    pub fn ends_error_of(self, failed: Self) -> bool {
+        self == failed || failed == Self::CheckReady
+    }
 }
 
 /// How many kinds of [`Call`] there are.

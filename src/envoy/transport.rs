@@ -84,7 +84,8 @@ pub fn request(
         // The default is read from the environment.
         .proxy(None)
         .input_buffer_size(8 * 1024)
-        .output_buffer_size(4 * 1024)
+        // The request line must fit into it, and each header.
+        .output_buffer_size(4 * 1024 + path.len())
         // It must be less than the buffer, or a longer header looks like a closed connection.
         .max_response_header_size(4 * 1024)
         .timeout_global(timeout)

@@ -1,9 +1,9 @@
 //! What status and metrics keep of what has happened since the sidecar's start.
 
 use crate::drain::{DrainEvent, OutcomeKind};
-use crate::envoy::Call;
 use crate::envoy::error::AdminErrorKind;
 use crate::envoy::stats::StatsCoverage;
+use crate::envoy::{Call, HiddenListeners};
 use crate::route::{PublicRoute, Status};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,35 +19,76 @@ pub struct Counters {
     pub requests: [[u64; Status::ALL.len()]; PublicRoute::ALL.len() + 1],
     /// Connections to the public port that were evicted or not served, for want of a slot.
     pub connections_rejected: u64,
-    /// Why the latest call to Envoy failed, if it did.
-    pub last_error: Option<String>,
+    /// The call to Envoy that failed last, and why, until it succeeds.
+    pub error: Option<(Call, String)>,
     /// What the latest poll could count.
     pub coverage: StatsCoverage,
+    /// What the latest comparison of listeners and gauges has shown.
+    pub hidden: HiddenListeners,
 }
 
 impl Counters {
     pub fn record(&mut self, event: &DrainEvent) {
         match event {
-            DrainEvent::CallSucceeded => self.last_error = None,
+            DrainEvent::CallSucceeded(call) => {
+                self.error.take_if(|(failed, _)| call.ends_error_of(*failed));
+                self.polls += u64::from(*call == Call::ReadStats);
+            }
+            DrainEvent::CallFailed { call: Call::CheckListeners, error } if !error.is_refusal() => {
+            }
             DrainEvent::CallFailed { call, error } => {
-                self.last_error = Some(error.text.clone());
+                // Any call may be the one that finds Envoy gone, and any that succeeds finds it back.
+                let call = if *call == Call::CheckListeners { &Call::CheckReady } else { call };
+                // What a check meets says less than what the drain waits for.
+                let stands = self.error.as_ref().is_some_and(|(failed, _)| *failed != *call);
+                if *call != Call::CheckReady || !stands {
+                    self.error = Some((*call, error.text.clone()));
+                }
                 if *call == Call::ReadStats {
                     self.polls += 1;
                     self.poll_errors[error.kind as usize] += 1;
                 }
             }
             DrainEvent::Polled(poll) | DrainEvent::StartupCheckPassed(poll) => {
-                self.polls += 1;
                 self.coverage = poll.coverage;
             }
+            DrainEvent::ListenersCompared(hidden) => self.hidden = hidden.clone(),
             DrainEvent::Ended(ended) => self.drains[ended.outcome.kind as usize] += 1,
             _ => {}
         }
+    }
+
+    /// Why a call to Envoy failed, if none has succeeded since.
+    pub fn last_error(&self) -> Option<&str> {
+        self.error.as_ref().map(|(_, text)| text.as_str())
     }
 
     /// Counts `times` responses of the public port; `route`: to what, where that could be known.
     pub fn count_responses(&mut self, route: Option<PublicRoute>, status: Status, times: u64) {
         let row = route.map_or(PublicRoute::ALL.len(), |route| route as usize);
         self.requests[row][status as usize] += times;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::error::AdminError;
+
+    #[test]
+    fn a_refusal_is_shown_whichever_call_meets_it_until_one_succeeds() {
+        for call in [Call::CheckListeners, Call::CheckReady] {
+            for ends in [Call::CheckListeners, Call::CheckReady, Call::ReadStats] {
+                let mut counters = Counters::default();
+                let failed = |kind| {
+                    let error = AdminError { kind, text: "why".to_owned() };
+                    DrainEvent::CallFailed { call, error }
+                };
+                counters.record(&failed(AdminErrorKind::Refused));
+                assert_eq!(counters.last_error(), Some("why"));
+                counters.record(&DrainEvent::CallSucceeded(ends));
+                assert_eq!(counters.last_error(), None);
+            }
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::log::Record;
+use super::log::{RateLimit, Record};
 use super::messages;
 use super::status::whole;
 use crate::cli::options::Overrides;
-use crate::drain::{DrainEvent, DrainStart, Ended, Machine, OutcomeKind};
+use crate::drain::{DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
 use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, Health, Poll};
+use crate::envoy::{Call, Health, HiddenListeners, Poll};
 use crate::os::clock::Timestamp;
 
 /// While a drain is in progress, the log is not silent for longer than this.
@@ -18,12 +18,30 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// What has been logged already.
 #[derive(Debug, Default)]
 pub struct DrainLog {
-    error: Option<AdminError>,
-    /// How often the error has come again since it was logged.
-    repeated: u64,
+    /// The latest error of each call that has not succeeded since.
+    errors: Vec<CallError>,
     open: Option<u64>,
     coverage: StatsCoverage,
+    hidden: HiddenListeners,
+    total_hidden: bool,
+    /// An Envoy may come back in service again and again.
+    reverts: RateLimit<10>,
     last_record: Timestamp,
+}
+
+/// An error that has been logged.
+#[derive(Debug)]
+struct CallError {
+    call: Call,
+    error: AdminError,
+    /// How often it has come again since.
+    repeated: u64,
+}
+
+impl CallError {
+    fn repeated(&self) -> Option<u64> {
+        Some(self.repeated).filter(|repeated| *repeated > 0)
+    }
 }
 
 impl DrainLog {
@@ -47,7 +65,8 @@ impl DrainLog {
             let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
             return vec![record.with("phase", machine.phase().name()).with("ignored", ignored)];
         };
-        *self = Self { last_record: now, ..Self::default() };
+        *self =
+            Self { last_record: now, hidden: std::mem::take(&mut self.hidden), ..Self::default() };
         let options = &drain.options;
         let mut record = Record::info(messages::DRAIN_STARTED)
             .with("drain", number)
@@ -74,7 +93,7 @@ impl DrainLog {
     ) -> Vec<Record> {
         let mut records = Vec::new();
         for event in events {
-            self.event(event, machine, &mut records);
+            self.event(event, machine, now, &mut records);
         }
         if records.is_empty() && self.reminder(machine).is_some_and(|due| now >= due) {
             records.push(self.still_waiting(machine, now));
@@ -90,23 +109,45 @@ impl DrainLog {
         machine.drain().map(|_| self.last_record + REMINDER)
     }
 
-    fn event(&mut self, event: &DrainEvent, machine: &Machine, records: &mut Vec<Record>) {
+    fn event(
+        &mut self,
+        event: &DrainEvent,
+        machine: &Machine,
+        now: Timestamp,
+        records: &mut Vec<Record>,
+    ) {
         let of_drain = |record: Record| record.with("drain", machine.number());
         let info = |message| of_drain(Record::info(message));
         let warn = |message| of_drain(Record::warn(message));
         let record = match event {
-            DrainEvent::CallSucceeded => return records.extend(self.responds_again()),
+            DrainEvent::CallSucceeded(call) => {
+                return records.extend(self.responds_again(*call));
+            }
             DrainEvent::CallFailed { call, error } => {
                 return records.extend(self.call_failed(*call, error, machine));
             }
+            DrainEvent::OutOfService { .. } if self.reverts.is_limiting() => return,
             DrainEvent::OutOfService { first_poll_in } => {
                 info(messages::OUT_OF_SERVICE).with("first_poll_in", whole(*first_poll_in))
             }
             DrainEvent::ListenersDraining => info(messages::LISTENERS_DRAINING),
-            DrainEvent::Reverted(Health::Starting) => warn(messages::ENVOY_RESTARTED),
-            DrainEvent::Reverted(_) => warn(messages::ENVOY_LIVE_AGAIN),
+            DrainEvent::ListenersCompared(hidden) => {
+                return records.extend(self.listeners_compared(hidden));
+            }
+            DrainEvent::ListenersNotCompared(error) => {
+                let record = Record::warn(messages::LISTENERS_NOT_COMPARED);
+                record.with("error", error.text.as_str())
+            }
+            DrainEvent::Reverted(health) => {
+                let Some(times) = self.reverts.happened(now) else { return };
+                let restarted = *health == Health::Starting;
+                let message =
+                    if restarted { messages::ENVOY_RESTARTED } else { messages::ENVOY_LIVE_AGAIN };
+                warn(message).with("times", Some(times).filter(|times| *times > 1))
+            }
             DrainEvent::Polled(poll) => {
                 records.extend(self.hidden_stats(poll));
+                records.extend(self.total_hidden(poll, machine));
                 if self.open.replace(poll.open) == Some(poll.open) {
                     return;
                 }
@@ -115,6 +156,17 @@ impl DrainLog {
                 info(messages::OPEN_CONNECTIONS)
                     .with("open_connections", poll.open)
                     .with("threshold_connections", threshold)
+            }
+            DrainEvent::OutcomeOutdated => info(messages::OUTCOME_OUTDATED),
+            DrainEvent::NeverResponded => {
+                let address = machine.drain().map(|drain| drain.options.admin_address.to_string());
+                warn(messages::ENVOY_NEVER_RESPONDED).with("admin_address", address)
+            }
+            DrainEvent::StartedBySignal => {
+                records.push(warn(messages::STARTED_BY_SIGNAL));
+                let start = DrainStart::Started(machine.number());
+                let started = self.drain_started(start, &Overrides::default(), machine, now);
+                return records.extend(started);
             }
             DrainEvent::EnvoyHookWaits => info(messages::ENVOY_HOOK_WAITS),
             DrainEvent::EnvoyHookMissing { listeners_not_drained } => {
@@ -135,38 +187,66 @@ impl DrainLog {
             DrainEvent::Restored => Record::warn(messages::ENVOY_RESTORED),
             DrainEvent::NotRestored => Record::warn(messages::ENVOY_NOT_RESTORED),
             DrainEvent::StillOutOfService => Record::warn(messages::ENVOY_STILL_OUT_OF_SERVICE),
+            DrainEvent::StillStarting => Record::info(messages::ENVOY_STILL_STARTING),
             DrainEvent::NeverReady => Record::warn(messages::ENVOY_NEVER_READY),
         };
         records.push(record);
     }
 
-    fn responds_again(&mut self) -> Option<Record> {
-        let record = Record::info(messages::ENVOY_RESPONDS_AGAIN)
-            .with("previous_error", self.error.take()?.text);
-        Some(record.with("repeated", self.take_repeated()))
+    fn responds_again(&mut self, call: Call) -> Option<Record> {
+        // Others may still fail at each try.
+        let ended = self.errors.iter().rposition(|error| call.ends_error_of(error.call))?;
+        let ended = self.errors.remove(ended);
+        self.errors.retain(|error| !call.ends_error_of(error.call));
+        let record = Record::info(messages::ENVOY_RESPONDS_AGAIN);
+        let repeated = ended.repeated();
+        Some(record.with("previous_error", ended.error.text).with("repeated", repeated))
     }
 
-    fn take_repeated(&mut self) -> Option<u64> {
-        Some(std::mem::take(&mut self.repeated)).filter(|repeated| *repeated > 0)
+    /// Names the listeners without gauges, unless that was logged before.
+    fn listeners_compared(&mut self, hidden: &HiddenListeners) -> Option<Record> {
+        if self.hidden == *hidden {
+            return None;
+        }
+        self.hidden = hidden.clone();
+        let record = Record::warn(messages::hidden_listeners(hidden)?);
+        Some(record.with("listeners", hidden.names.join(", ")))
     }
 
     fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {
-        if self.error.as_ref() == Some(error) {
-            self.repeated += 1;
+        // An event of its own says when it is tried no more.
+        if call == Call::CheckListeners && !error.is_refusal() {
             return None;
         }
+        // A poll may ask for /ready too, and meet what a check has met.
+        if let Some(known) = self.errors.iter_mut().find(|known| known.error == *error) {
+            known.repeated += 1;
+            return None;
+        }
+        let known = self.errors.iter().position(|known| known.call == call);
+        let previous = known.map(|index| self.errors.remove(index));
+        self.errors.push(CallError { call, error: error.clone(), repeated: 0 });
         let mut record = match machine.drain() {
             Some(_) => Record::warn(messages::ENVOY_CALL_FAILED).with("drain", machine.number()),
             None if call == Call::ReadStats => Record::warn(messages::ENVOY_NOT_COUNTABLE),
             None => Record::info(messages::ENVOY_NOT_RESPONDING_YET),
         };
         record = record.with("error", error.text.as_str());
-        let previous = self.error.replace(error.clone());
-        if let Some(repeated) = self.take_repeated() {
-            let previous = previous.map(|error| error.text);
+        if let Some(repeated) = previous.as_ref().and_then(CallError::repeated) {
+            let previous = previous.map(|previous| previous.error.text);
             record = record.with("previous_error", previous).with("repeated", repeated);
         }
         Some(record)
+    }
+
+    /// Says once in a drain that nothing can count the connections it waits for.
+    fn total_hidden(&mut self, poll: &Poll, machine: &Machine) -> Option<Record> {
+        let waits = machine.phase() == Phase::WaitingForConnections;
+        let hidden = waits && !self.hidden.names.is_empty() && poll.total.is_none();
+        if !hidden || std::mem::replace(&mut self.total_hidden, true) {
+            return None;
+        }
+        Some(Record::warn(messages::TOTAL_HIDDEN).with("drain", machine.number()))
     }
 
     /// Says once what cannot be seen.
@@ -184,29 +264,42 @@ impl DrainLog {
             OutcomeKind::EnvoyGone => messages::ENVOY_GONE,
             OutcomeKind::NoEnvoyHook => messages::NO_ENVOY_HOOK,
         };
-        let record = if kind.gave_up() { Record::warn(message) } else { Record::info(message) };
-        let hidden = self.coverage == StatsCoverage::HttpOnly;
+        let open = ended.outcome.open;
+        let hint = match (kind, open) {
+            (OutcomeKind::EnvoyGone, _) if !ended.envoy_hook => Some(messages::HINT_ENVOY_STOPPED),
+            (OutcomeKind::EnvoyGone, Some(1..)) => Some(messages::HINT_CONNECTIONS_CUT),
+            _ => None,
+        };
+        let warns = kind.gave_up() || hint.is_some();
+        let record = if warns { Record::warn(message) } else { Record::info(message) };
+        let not_counted = match self.coverage {
+            StatsCoverage::HttpOnly => Some("connections that are not HTTP".to_owned()),
+            _ => None,
+        };
+        let hidden = Some(self.hidden.names.join(", ")).filter(|names| !names.is_empty());
         record
             .with("drain", ended.number)
             .with("outcome", kind.name())
-            .with("open_connections", ended.outcome.open)
+            .with("open_connections", open)
             .with("threshold_connections", ended.threshold)
             .with("took_seconds", ended.took)
-            .with("not_counted", hidden.then_some("connections that are not HTTP"))
+            .with("not_counted", not_counted)
+            .with("listeners_without_gauges", hidden)
+            .with("hint", hint)
     }
 
     fn still_waiting(&self, machine: &Machine, now: Timestamp) -> Record {
         let drain = machine.drain();
         let open = drain.and_then(|drain| drain.last_poll).map(|poll| poll.open);
-        let error = self.error.as_ref();
+        let error = self.errors.last();
         Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
             .with("phase", machine.phase().name())
             .with("open_connections", open)
             .with("threshold_connections", drain.map(|drain| drain.options.min_open_connections))
             .with("elapsed_seconds", drain.map(|drain| now - drain.started))
-            .with("error", error.map(|error| error.text.as_str()))
-            .with("repeated", error.map(|_| self.repeated))
+            .with("error", error.map(|error| error.error.text.as_str()))
+            .with("repeated", error.map(|error| error.repeated))
     }
 }
 

@@ -141,24 +141,27 @@ fn key(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// For what clients can cause very often: it is logged once a minute at most, and counted.
+/// For what others can cause very often: it is logged once in so many seconds, and counted.
 #[derive(Debug, Default)]
-pub struct RateLimit {
+pub struct RateLimit<const SECONDS: u64 = 60> {
     logged: Option<Timestamp>,
     unlogged: u64,
 }
 
-impl RateLimit {
-    const PAUSE: Duration = Duration::from_secs(60);
-
+impl<const SECONDS: u64> RateLimit<SECONDS> {
     /// It has happened. If it is to be logged, how often it has since it was logged before.
     pub fn happened(&mut self, now: Timestamp) -> Option<u64> {
         self.unlogged += 1;
-        if self.logged.is_some_and(|logged| now < logged + Self::PAUSE) {
+        if self.logged.is_some_and(|logged| now < logged + Duration::from_secs(SECONDS)) {
             return None;
         }
         self.logged = Some(now);
         Some(std::mem::take(&mut self.unlogged))
+    }
+
+    /// Whether the latest was not logged.
+    pub fn is_limiting(&self) -> bool {
+        self.unlogged > 0
     }
 }
 
@@ -247,7 +250,7 @@ mod tests {
 
     #[test]
     fn what_happens_often_is_logged_once_a_minute_and_counted() {
-        let mut limit = RateLimit::default();
+        let mut limit = <RateLimit>::default();
         let logged: Vec<_> = [5, 6, 64, 65, 66, 200]
             .map(|s| limit.happened(Timestamp::from_boot(Duration::from_secs(s))))
             .into();

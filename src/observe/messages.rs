@@ -2,6 +2,7 @@
 //! that a message can be searched for and alerted on. The page *operations* of the manual says what
 //! to do about each.
 
+use crate::envoy::HiddenListeners;
 use crate::envoy::stats::StatsCoverage;
 
 // The process.
@@ -20,8 +21,12 @@ pub const READY_FILE_NOT_REMOVED: &str = "cannot remove the ready file";
 // A drain, in the order in which it goes.
 pub const DRAIN_STARTED: &str = "drain started";
 pub const DRAIN_JOINED: &str = "a hook joined the drain, whose options apply";
-pub const TIMEOUT_BEFORE_DRAIN_DELAY: &str =
-    "the drain timeout passes before the drain delay: health checks will not be failed";
+pub const STARTED_BY_SIGNAL: &str = "a signal came while Envoy's own hook waits: the pod is being \
+    deleted, so it starts a drain; the sidecar's preStop hook did not come. Check its exec command";
+pub const OUTCOME_OUTDATED: &str =
+    "the outcome of the previous drain no longer holds: this drain runs from its start";
+pub const TIMEOUT_BEFORE_DRAIN_DELAY: &str = "the drain timeout passes before the drain delay: health \
+    checks are failed at the timeout, and connections will not be waited for";
 pub const TIMEOUT_BEFORE_FIRST_POLL: &str =
     "the drain timeout passes before the first poll: connections will not be waited for";
 pub const ENVOY_HOOK_WAITS: &str = "Envoy's own hook waits too: the pod is being deleted";
@@ -41,7 +46,13 @@ pub const ENVOY_CALL_FAILED: &str = "Envoy did not respond as expected; retrying
 pub const ENVOY_RESPONDS_AGAIN: &str = "Envoy responds again";
 pub const DRAINED: &str = "drained";
 pub const TIMED_OUT: &str = "gave up at the drain timeout";
+pub const ENVOY_NEVER_RESPONDED: &str = "nothing has ever responded at Envoy's admin address, while \
+    Envoy's own hook waits, so Envoy runs: check --admin-address. The drain goes on trying";
 pub const ENVOY_GONE: &str = "Envoy is gone: nothing listens at its admin address";
+pub const HINT_CONNECTIONS_CUT: &str = "Envoy ended with connections open at the last poll";
+pub const HINT_ENVOY_STOPPED: &str = "Envoy ended before it was drained, and its own hook never came \
+    to /shutdown: check the preStop hook of Envoy's container, and the pod's events for \
+    FailedPreStopHook";
 pub const NO_ENVOY_HOOK: &str = "Envoy left in service: its own hook did not come to /shutdown \
     within 3s, so only the sidecar is being restarted";
 pub const READY_FOR_NEXT_DRAIN: &str = "the pod lives on: ready for the next drain";
@@ -51,6 +62,8 @@ pub const ENVOY_RESPONDS: &str = "Envoy responds";
 pub const ENVOY_NOT_RESPONDING_YET: &str = "Envoy does not respond yet";
 pub const ENVOY_NOT_COUNTABLE: &str =
     "Envoy's open connections cannot be counted, so no drain would end";
+pub const ENVOY_STILL_STARTING: &str =
+    "Envoy has been starting for a minute; from now on it is checked once a minute";
 pub const ENVOY_NEVER_READY: &str = "Envoy never became ready; startup check stopped. A drain will \
     still try. Check --admin-address";
 pub const ENVOY_RESTORED: &str = "Envoy restored to service: it was out of service with no drain in \
@@ -64,6 +77,17 @@ pub const LISTENERS_HIDDEN: &str = "Envoy's stats_config hides the listeners' ga
     with \"listener.\"";
 pub const HTTP_HIDDEN: &str = "Envoy's stats_config hides the HTTP gauges: scrapes and health \
     checks look like traffic and hold a drain; let it show the names that begin with \"http.\"";
+pub const LISTENERS_WITHOUT_GAUGES: &str = "listeners have no gauges in Envoy's stats, so a drain also \
+    waits for server.total_connections, which Envoy counts every few seconds. Check the stats_matcher of \
+    the listener and of stats_config";
+pub const LISTENERS_PERHAPS_WITHOUT_GAUGES: &str = "some of these listeners have no gauges in Envoy's \
+    stats, or share a stat_prefix, so a drain also waits for server.total_connections, which Envoy counts \
+    every few seconds. Check the stats_matcher of the listener and of stats_config";
+pub const TOTAL_HIDDEN: &str = "server.total_connections and server.uptime are not in Envoy's stats, and \
+    listeners without gauges are counted by nothing else: this drain does not end as drained. Let \
+    stats_config show both";
+pub const LISTENERS_NOT_COMPARED: &str = "Envoy's listeners cannot be compared with its stats: \
+    connections of a listener that is hidden there would not be waited for";
 
 // The public port, the control socket, and the backend.
 pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";
@@ -92,5 +116,14 @@ pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
         StatsCoverage::Everything => None,
         StatsCoverage::HttpOnly => Some(LISTENERS_HIDDEN),
         StatsCoverage::ListenersOnly => Some(HTTP_HIDDEN),
+    }
+}
+
+/// What it means that some of Envoy's listeners have no gauges.
+pub const fn hidden_listeners(hidden: &HiddenListeners) -> Option<&'static str> {
+    match (hidden.names.is_empty(), hidden.certain) {
+        (true, _) => None,
+        (false, true) => Some(LISTENERS_WITHOUT_GAUGES),
+        (false, false) => Some(LISTENERS_PERHAPS_WITHOUT_GAUGES),
     }
 }

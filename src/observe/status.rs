@@ -42,6 +42,16 @@ impl Snapshot {
         }
     }
 
+    /// What cannot be seen in Envoy's stats.
+    fn stats_hidden(&self) -> Option<String> {
+        let Counters { coverage, hidden, .. } = &self.counters;
+        let listeners = messages::hidden_listeners(hidden)
+            .map(|message| format!("{}: {message}", hidden.names.join(", ")));
+        let family = messages::hidden_stats(*coverage).map(str::to_owned);
+        let texts: Vec<_> = family.into_iter().chain(listeners).collect();
+        Some(texts.join("; ")).filter(|text| !text.is_empty())
+    }
+
     /// The status as one JSON object.
     pub fn json(&self) -> String {
         let last = self.last.as_ref().map(|ended| {
@@ -60,8 +70,8 @@ impl Snapshot {
             .with("threshold_connections", self.threshold)
             .with("elapsed_seconds", self.elapsed)
             .with("envoy_hooks", self.envoy_hooks as u64)
-            .with("last_error", self.counters.last_error.as_deref())
-            .with("stats_hidden", messages::hidden_stats(self.counters.coverage))
+            .with("last_error", self.counters.last_error())
+            .with("stats_hidden", self.stats_hidden())
             .with("last_drain", last)
             .with("admin_address", self.admin_address.as_str())
             .with("worker_running", Value::Json(self.worker_running.to_string()));
@@ -80,7 +90,7 @@ impl Snapshot {
         if self.envoy_hooks > 0 {
             let _ = write!(line, ", {} waiting on /shutdown", self.envoy_hooks);
         }
-        if let Some(error) = &self.counters.last_error {
+        if let Some(error) = self.counters.last_error() {
             let _ = write!(line, "; {error}");
         }
         line.push('\n');
@@ -111,14 +121,13 @@ impl Snapshot {
             rows.push(("last drain", text));
         }
         rows.push(("envoy", self.admin_address.clone()));
-        rows.extend(self.counters.last_error.clone().map(|error| ("last error", error)));
-        let hidden = messages::hidden_stats(self.counters.coverage);
-        rows.extend(hidden.map(|text| ("stats hidden", text.to_owned())));
+        rows.extend(self.counters.last_error().map(|error| ("last error", error.to_owned())));
+        rows.extend(self.stats_hidden().map(|text| ("stats hidden", text)));
         if !self.worker_running {
             rows.push(("worker", "down; it is being restarted".to_owned()));
         }
         rows.iter().fold(String::new(), |page, (name, value)| {
-            page + &format!("{:<13}{value}\n", format!("{name}:"))
+            page + &format!("{:<13}{value}\n", format!("{name}: "))
         })
     }
 }

@@ -147,3 +147,31 @@ fn an_envoy_whose_stats_hide_everything_never_counts_as_drained() {
     assert_logged(&sidecar, &[failed, outcome("timed_out")]);
     assert!(sidecar.metric("poll_errors_total{kind=\"content\"}") > 1);
 }
+
+#[test]
+fn the_status_of_a_drain_names_the_listeners_that_are_hidden() {
+    let envoy = Envoy::builder()
+        .tcp("tcp")
+        .tcp("secret")
+        .hidden()
+        .bootstrap("stats_flush_interval: 0.5s")
+        .start();
+    let sidecar = Sidecar::beside(&envoy);
+    let client = Connection::open(envoy.port("secret"));
+    assert!(client.echoes());
+    let mut hook = sidecar.hook(&[]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    // Both have a stat_prefix, so that it may be either.
+    let text = format!("tcp, secret: {LISTENERS_PERHAPS_WITHOUT_GAUGES}");
+    let show = |args: &[&str]| {
+        let exit = sidecar.run(&[&["status"], args].concat()).wait();
+        assert_eq!(exit.code, Some(0), "{exit:?}");
+        exit.output
+    };
+    let json = Status::parse(&show(&["--json"]));
+    assert_eq!(json.stats_hidden(), Some(text.as_str()));
+    let page = show(&[]);
+    assert!(page.lines().any(|line| line == format!("stats hidden: {text}")), "{page}");
+    drop(client);
+    assert_exits(&mut hook, 0, NONE_OPEN);
+}

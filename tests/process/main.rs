@@ -13,6 +13,7 @@ mod container_restarts;
 mod control_socket;
 mod disk;
 mod drains;
+mod endings;
 mod envoy_gateway;
 mod envoy_restarts;
 mod example;

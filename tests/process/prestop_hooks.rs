@@ -129,41 +129,39 @@ fn many_waiters_have_their_responses_before_the_hook_or_the_sidecar_ends() {
 }
 
 #[test]
-fn a_signal_answers_many_waiters_when_no_drain_is_in_progress() {
+fn a_signal_starts_a_drain_for_many_waiters() {
     let envoy = envoy_with_tcp();
     let mut sidecar = Sidecar::beside(&envoy);
     let waiters = many_waiters(&sidecar);
     assert_stops(&mut sidecar);
     for waiter in waiters {
-        assert_eq!(waiter.arrived_response(), (503, STOPPING_BODY));
+        assert_eq!(waiter.arrived_response(), OK);
     }
-    assert_eq!(envoy.ready(), "LIVE");
+    assert_eq!(envoy.ready(), "DRAINING");
 }
 
 #[test]
-fn a_request_after_the_end_is_answered_at_once() {
+fn a_request_after_the_end_is_answered_at_once_while_that_holds() {
     let envoy = envoy_with_tcp();
     let mut sidecar = Sidecar::beside(&envoy);
     assert_pod_drains(&sidecar, &envoy);
-    // With a connection open, a drain of its own would not end.
-    restore(&envoy);
-    let _client = connect(&envoy);
     let public = sidecar.public();
     for path in HOOK_PATHS {
         let sent = Instant::now();
         assert_eq!(public.get(path), OK);
-        assert_took(path, sent.elapsed(), 0.0..2.0);
+        // The second one waits until Envoy may be polled again.
+        assert_took(path, sent.elapsed(), 0.0..4.0);
     }
-    assert_eq!(envoy.ready(), "LIVE", "Envoy got no further request");
     assert_stops(&mut sidecar);
 }
 
 #[test]
 fn envoys_hook_learns_how_a_drain_ended_that_did_not_drain() {
     let mut envoy = envoy_with_tcp();
-    for (code, sentence) in
-        [(1, "gave up at the drain timeout: 1 open at the last poll"), (0, ENVOY_IS_GONE)]
-    {
+    for (code, sentence) in [
+        (1, "gave up at the drain timeout: 1 open at the last poll"),
+        (0, ENVOY_IS_GONE_WITH_ONE_OPEN),
+    ] {
         let args = if code == 1 { &["--drain-timeout=500ms"][..] } else { &[] };
         let mut sidecar = Sidecar::builder().beside(&envoy).args(args).start();
         let _client = connect(&envoy);
@@ -174,7 +172,10 @@ fn envoys_hook_learns_how_a_drain_ended_that_did_not_drain() {
         }
         assert_exits(&mut hooks.exec, code, sentence);
         assert_eq!(hooks.envoy.arrived_response(), (200, format!("{sentence}\n")));
-        assert_eq!(sidecar.public().get(HOOK_PATHS[1]), (200, format!("{sentence}\n")));
+        if code == 0 {
+            // Envoy is gone still, so one that comes late learns the same.
+            assert_eq!(sidecar.public().get(HOOK_PATHS[1]), (200, format!("{sentence}\n")));
+        }
         assert_stops(&mut sidecar);
         if code == 1 {
             restore(&envoy);
@@ -357,23 +358,19 @@ fn a_required_hook_may_come_before_or_after_the_other() {
 }
 
 #[test]
-fn a_request_of_more_than_three_seconds_ago_does_not_count_as_envoys_hook() {
+fn a_request_that_waits_is_envoys_hook_however_early_it_came() {
     let envoy = envoy_with_tcp();
+    let client = connect(&envoy);
     let sidecar = Sidecar::builder().beside(&envoy).arg("--require-envoy-hook").start();
     let early = sidecar.public().start_get(HOOK_PATHS[0]);
     wait_envoy_hooks(&sidecar, 1);
-    // The time itself is what matters here.
-    thread::sleep(Duration::from_secs_f32(PAIRING_WINDOW));
+    // The time itself is what matters here: a busy node starts the exec hook late.
+    thread::sleep(Duration::from_secs_f32(PAIRING_WINDOW + 0.3));
     let mut hook = sidecar.hook(&[]);
-    wait_status(&sidecar, |status| {
-        status.phase() == AWAITING_ENVOY_HOOK && status.envoy_hooks() == 1
-    });
-    assert_exits(&mut hook, 0, LEFT_IN_SERVICE);
-    let response = early.arrived_response();
-    let explains = response.body.starts_with(LEFT_IN_SERVICE);
-    assert!(response.status == 200 && explains, "{response:?}");
-    assert_eq!(envoy.ready(), "LIVE");
-    assert_pod_drains(&sidecar, &envoy);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    drop(client);
+    assert_exits(&mut hook, 0, NONE_OPEN);
+    assert_eq!(early.arrived_response(), OK);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Signals to the sidecar.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use crate::support::prelude::*;
 
@@ -161,50 +163,98 @@ fn a_second_signal_ends_the_sidecar_at_once() {
     assert_exits(&mut hook, 3, "no sidecar could be reached");
 }
 
-#[test]
-fn a_signal_answers_requests_that_wait_when_no_drain_is_in_progress() {
-    let envoy = Envoy::builder().start();
-    let mut sidecar = Sidecar::beside(&envoy);
-    let waiters = [(); 3].map(|()| sidecar.control().start_get("/shutdown"));
-    wait_status(&sidecar, |status| status.phase() == IDLE && status.envoy_hooks() == 3);
-    assert!(waiters.iter().all(Connection::is_waiting));
-    sidecar.signal(Signal::SIGTERM);
-    assert_eq!(sidecar.wait().code, Some(0));
-    for waiter in &waiters {
-        assert_eq!(waiter.response(), (503, STOPPING_BODY));
-    }
-    assert_eq!(envoy.ready(), "LIVE");
-}
-
 /// The only child of a process.
 fn child_of(pid: u32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
 
-#[test]
-fn a_signal_ends_a_sidecar_that_is_process_1() {
-    let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    let tried = Command::new(namespace[0]).args(&namespace[1..]).arg("true").output();
-    if !tried.is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: unshare cannot make a PID namespace here");
-        return;
-    }
-    let dir = temp_dir("init");
-    let control = dir.path().join("control.sock");
-    let control_socket = format!("--control-socket={}", control.display());
-    let args = ["shutdown-manager", "--admin-address=/nonexistent/admin.sock", &control_socket];
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut unshare = run_under(&namespace, &args);
+/// A sidecar that is process 1 of its namespace.
+struct Process1 {
+    /// Its parent outside, which ends as it does.
+    unshare: Process,
+    pid: Pid,
+    control: PathBuf,
+    _dir: TempDir,
+}
+
+impl Process1 {
+    /// Nothing where there are no such namespaces.
+    fn start(admin_address: &str) -> Option<Self> {
+        let namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        let tried = Command::new(namespace[0]).args(&namespace[1..]).arg("true").output();
+        if !tried.is_ok_and(|output| output.status.success()) {
+            println!("SKIPPED: unshare cannot make a PID namespace here");
+            return None;
+        }
+        let dir = temp_dir("init");
+        let control = dir.path().join("control.sock");
+        let args = [
+            "shutdown-manager",
+            "--check-interval=50ms",
+            "--check-delay=0s",
+            &format!("--admin-address={admin_address}"),
+            &format!("--control-socket={}", control.display()),
+        ];
+        let unshare = run_under(&namespace, &args);
         unshare.wait_log(STARTED);
         let pid = wait_for("process 1", || child_of(unshare.pid()));
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:")).expect("NSpid");
         assert_eq!(inside.split_whitespace().last(), Some("1"), "{inside}");
-        kill(Pid::from_raw(pid), signal).expect("signal process 1");
-        let exit = unshare.wait();
+        Some(Self { unshare, pid: Pid::from_raw(pid), control, _dir: dir })
+    }
+
+    fn control(&self) -> Client {
+        Address::Unix(self.control.clone()).into()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("signal process 1");
+    }
+
+    fn wait_status(&self, wanted: impl Fn(&Status) -> bool) {
+        wait_until("its status", || wanted(&Status::parse(&self.control().get("/status").body)));
+    }
+}
+
+#[test]
+fn a_signal_ends_a_sidecar_that_is_process_1() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let Some(mut sidecar) = Process1::start("/nonexistent/admin.sock") else { return };
+        let sent = Instant::now();
+        sidecar.signal(signal);
+        let exit = sidecar.unshare.wait();
         assert_eq!(exit.code, Some(0), "{exit:?}");
-        assert_eq!(unshare.times_logged(stop_requested(signal, IDLE)), 1, "{exit:?}");
-        assert!(!control.exists());
+        assert_took("its end", exit.at - sent, 0.0..0.5);
+        assert_eq!(sidecar.unshare.times_logged(stop_requested(signal, IDLE)), 1, "{exit:?}");
+        assert!(!sidecar.control.exists());
+    }
+}
+
+#[test]
+fn a_signal_to_process_1_while_envoys_hook_waits_starts_a_drain() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let envoy = envoy_with_tcp();
+        let Some(mut sidecar) = Process1::start(&envoy.admin_address()) else { return };
+        let client = connect(&envoy);
+        let log = sidecar.unshare.log();
+        let serving = log.iter().find_map(|record| record.get("serving")).expect("its port");
+        let port = serving.rsplit(':').next().expect("a port").parse().expect("a port");
+        let waiter = Client::of_port(port).start_get(HOOK_PATHS[0]);
+        sidecar.wait_status(|status| status.envoy_hooks() == 1);
+        sidecar.signal(signal);
+        sidecar.wait_status(|status| {
+            status.phase() == WAITING_FOR_CONNECTIONS && status.open_connections() == Some(1)
+        });
+        assert!(waiter.is_waiting());
+        assert_eq!(envoy.ready(), "DRAINING");
+        drop(client);
+        assert_eq!(waiter.response(), OK);
+        assert_eq!(sidecar.unshare.wait().code, Some(0));
+        assert_logged(
+            &sidecar.unshare,
+            &[stop_requested(signal, IDLE), logged(STARTED_BY_SIGNAL), outcome("drained")],
+        );
     }
 }

@@ -129,6 +129,7 @@ fn both_requests_of_a_poll_share_its_time_and_the_next_poll_has_twice_as_long() 
 #[test]
 fn both_requests_of_a_check_of_listeners_share_its_time() {
     let envoy = Envoy::start(|path| match path {
+        "/ready" => Some((Duration::ZERO, 200, "LIVE\n")),
         "/listeners" => Some((3 * SECOND / 2, 200, "a::127.0.0.1:80\n")),
         _ => None,
     });
@@ -184,7 +185,6 @@ fn a_slow_envoy_has_twice_as_long_for_the_next_call() {
 fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
     let envoy = Envoy::start(|path| {
         let (status, body) = match path.split('?').next().unwrap() {
-            "/listeners" => (403, "request to path /listeners not allowed"),
             "/healthcheck/fail" => (405, "a\u{1b}[2J\nb\n"),
             "/healthcheck/ok" => (500, ""),
             "/ready" => (404, "\nsecond"),
@@ -193,10 +193,6 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
         Some((Duration::ZERO, status, body))
     });
     for (call, end) in [
-        (
-            Call::CheckListeners,
-            r#"responded with status 403: "request to path /listeners not allowed""#,
-        ),
         (Call::FailHealthChecks, r#"responded with status 405: "a\u{1b}[2J""#),
         (Call::RestoreHealthChecks, "responded with status 500"),
         (Call::CheckReady, "responded with status 404"),
@@ -204,14 +200,26 @@ fn an_unexpected_status_is_quoted_with_the_first_line_of_its_body() {
     ] {
         let error = envoy.error(&mut AdminClient::default(), call, None);
         assert!(error.text.ends_with(end) && error.text.len() < 300, "{error:?}");
-        assert!(error.kind == AdminErrorKind::Status && error.answered(), "{error:?}");
+        assert!(error.kind == AdminErrorKind::Status && error.is_response(), "{error:?}");
     }
+}
+
+#[test]
+fn what_envoy_says_of_a_path_that_is_not_allowed_is_quoted() {
+    let envoy = Envoy::start(|path| match path {
+        "/ready" => Some((Duration::ZERO, 200, "LIVE\n")),
+        _ => Some((Duration::ZERO, 403, "request to path /listeners not allowed")),
+    });
+    let error = envoy.error(&mut AdminClient::default(), Call::CheckListeners, None);
+    let end = r#"status 403: "request to path /listeners not allowed""#;
+    assert!(error.text.ends_with(end), "{error:?}");
 }
 
 #[test]
 fn a_check_of_listeners_compares_two_responses() {
     let envoy = Envoy::start(|path| {
         let body = match path {
+            "/ready" => "LIVE\n",
             "/listeners" => "web::0.0.0.0:80\nready::0.0.0.0:81\nhidden::0.0.0.0:82\n",
             listeners::GAUGES => {
                 "listener.0.0.0.0_80.downstream_cx_active: 0\n\
@@ -241,7 +249,7 @@ fn what_answers_by_http_is_told_from_what_does_not() {
     let answered = AdminErrorKind::ALL
         .map(|kind| AdminError { kind, text: String::new() })
         .into_iter()
-        .filter(AdminError::answered)
+        .filter(AdminError::is_response)
         .map(|error| error.kind.name());
     assert_eq!(answered.collect::<Vec<_>>(), ["status", "too_long", "content"]);
 }

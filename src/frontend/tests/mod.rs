@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::cli::drain_request::DrainRequest;
-use crate::cli::options::Options;
+use crate::cli::options::{Options, Overrides};
 use crate::coordinator::Coordinator;
 use crate::route;
 
@@ -57,7 +57,7 @@ impl Harness {
     fn new(router: Router, limits: Limits, listen: fn(&Path) -> (Listener, SockAddr)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (listener, address) = listen(folder.path());
-        let coordinator = Coordinator::new(Options::default(), false);
+        let coordinator = Coordinator::new(Options::default(), &Overrides::default(), false);
         let backend = folder.path().join("backend");
         let on_backend_error = Box::new(|_| {});
         let tracker = coordinator.tracker();

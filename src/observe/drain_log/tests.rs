@@ -3,6 +3,7 @@ use crate::cli::options::{DrainOption, Options};
 use crate::drain::{Action, Event, Outcome, Step};
 use crate::envoy::error::AdminErrorKind;
 use crate::envoy::{CallResult, Reply};
+use crate::observe::counters::Counters;
 use crate::observe::log::{Level, Value};
 
 const fn at(time: Duration) -> Timestamp {
@@ -17,20 +18,25 @@ const fn s(seconds: u64) -> Duration {
 struct Logged {
     machine: Machine,
     log: DrainLog,
+    counters: Counters,
     now: Duration,
     records: Vec<Record>,
     /// What the machine has asked for.
     call: Option<Call>,
 }
 
+fn machine(restore: bool) -> Machine {
+    Machine::new(Options::default(), &Overrides::default(), restore, Timestamp::ZERO)
+}
+
 impl Logged {
     fn new() -> Self {
-        Self::with(Machine::new(Timestamp::ZERO, true))
+        Self::with(machine(true))
     }
 
     fn with(machine: Machine) -> Self {
-        let (log, records) = (DrainLog::default(), Vec::new());
-        Self { machine, log, now: Duration::ZERO, records, call: None }
+        let (log, counters) = (DrainLog::default(), Counters::default());
+        Self { machine, log, counters, now: Duration::ZERO, records: Vec::new(), call: None }
     }
 
     fn draining(options: &[(DrainOption, &str)]) -> Self {
@@ -52,6 +58,7 @@ impl Logged {
 
     fn step(&mut self, event: &Event) -> Action {
         let Step { action, events } = self.machine.step(event, at(self.now));
+        events.iter().for_each(|event| self.counters.record(event));
         self.records.extend(self.log.record(&events, &self.machine, at(self.now)));
         if let Action::Call(call) = action {
             self.call = Some(call);
@@ -68,12 +75,33 @@ impl Logged {
         self.replied(Ok(reply))
     }
 
+    /// Health checks are failed, and every listener is in the stats.
+    fn out_of_service(&mut self) -> Action {
+        assert_eq!(self.reply(Reply::HealthChecksFailed), Action::Call(Call::CheckListeners));
+        self.reply(Reply::Listeners(HiddenListeners::default()))
+    }
+
     fn poll(&mut self, open: u64) -> Action {
         self.reply(polled(open, StatsCoverage::Everything, Health::Draining))
     }
 
     fn fail(&mut self, text: &str) -> Action {
-        self.replied(Err(AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() }))
+        self.fail_with(AdminErrorKind::Timeout, text)
+    }
+
+    fn fail_with(&mut self, kind: AdminErrorKind, text: &str) -> Action {
+        self.replied(Err(AdminError { kind, text: text.to_owned() }))
+    }
+
+    /// Calls are refused, this often, a second apart.
+    fn refuse(&mut self, times: u32) -> Action {
+        let mut action = Action::Sleep;
+        for _ in 0..times {
+            self.step(&Event::Tick);
+            action = self.fail_with(AdminErrorKind::Refused, "refused");
+            self.now += s(1);
+        }
+        action
     }
 
     /// It is over whether Envoy's own hook comes too.
@@ -117,7 +145,7 @@ fn a_drain_is_logged_from_its_start_to_its_outcome() {
     assert_eq!(field(&requested, "requested"), Some(&"check-delay=10s".into()));
     assert_eq!(field(&requested, "check-interval"), Some(&"5s".into()), "what is in force, too");
 
-    logged.reply(Reply::HealthChecksFailed);
+    logged.out_of_service();
     let failed = logged.only();
     assert_eq!(failed.message, messages::OUT_OF_SERVICE);
     assert_eq!(field(&failed, "first_poll_in"), Some(&"10s".into()));
@@ -236,7 +264,7 @@ fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
 #[test]
 fn an_error_is_logged_once_and_then_counted() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
-    logged.reply(Reply::HealthChecksFailed);
+    logged.out_of_service();
     logged.messages();
     for _ in 0..5 {
         logged.fail("it is slow");
@@ -265,7 +293,7 @@ fn an_error_is_logged_once_and_then_counted() {
 #[test]
 fn a_silent_minute_of_a_drain_is_broken() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
-    logged.reply(Reply::HealthChecksFailed);
+    logged.out_of_service();
     logged.poll(7);
     logged.messages();
     logged.pairing_logged().at(s(62)).poll(7);
@@ -290,27 +318,58 @@ fn a_silent_minute_of_a_drain_is_broken() {
 #[test]
 fn a_revert_is_logged_with_what_follows() {
     let mut logged = Logged::draining(&[]);
-    logged.reply(Reply::HealthChecksFailed);
+    logged.out_of_service();
     logged.messages();
     logged.reply(Reply::Ready(Health::Draining));
     assert_eq!(logged.messages(), [""; 0]);
-    logged.reply(Reply::Ready(Health::Live));
-    assert_eq!(logged.only().message, messages::ENVOY_LIVE_AGAIN);
-    logged.reply(Reply::HealthChecksFailed);
-    logged.messages();
-    logged.reply(Reply::Ready(Health::Starting));
-    assert_eq!(logged.only().message, messages::ENVOY_RESTARTED);
-    logged.reply(Reply::HealthChecksFailed);
-    logged.at(s(60)).step(&Event::Tick);
-    logged.messages();
-    logged.reply(polled(0, StatsCoverage::Everything, Health::Live));
-    assert_eq!(logged.messages()[0], messages::ENVOY_LIVE_AGAIN);
+    for (seconds, reply, message) in [
+        (10, Reply::Ready(Health::Live), messages::ENVOY_LIVE_AGAIN),
+        (20, Reply::Ready(Health::Starting), messages::ENVOY_RESTARTED),
+        (30, polled(0, StatsCoverage::Everything, Health::Live), messages::ENVOY_LIVE_AGAIN),
+    ] {
+        logged.pairing_logged().at(s(seconds)).step(&Event::Tick);
+        logged.reply(reply);
+        assert_eq!(logged.records[0].message, message);
+        assert_eq!(field(&logged.records[0], "times"), None, "it was the first, or long ago");
+        logged.messages();
+        logged.out_of_service();
+        assert_eq!(logged.messages(), [messages::OUT_OF_SERVICE]);
+    }
+}
+
+#[test]
+fn an_envoy_that_comes_back_again_and_again_is_logged_once_in_ten_seconds() {
+    let mut logged = Logged::draining(&[]);
+    logged.out_of_service();
+    logged.pairing_logged();
+    let mut found = Vec::new();
+    for seconds in (4..=24).step_by(2) {
+        logged.at(s(seconds)).step(&Event::Tick);
+        logged.reply(Reply::Ready(Health::Live));
+        logged.out_of_service();
+        for record in logged.records.drain(..) {
+            found.push((seconds, record.message, field(&record, "times").map(Value::json)));
+        }
+    }
+    let (live, out) = (messages::ENVOY_LIVE_AGAIN, messages::OUT_OF_SERVICE);
+    let times = Some("5".to_owned());
+    assert_eq!(
+        found,
+        [
+            (4, live, None),
+            (4, out, None),
+            (14, live, times.clone()),
+            (14, out, None),
+            (24, live, times),
+            (24, out, None)
+        ]
+    );
 }
 
 #[test]
 fn what_cannot_be_seen_is_logged_once_and_with_the_outcome() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
-    logged.reply(Reply::HealthChecksFailed);
+    logged.out_of_service();
     logged.messages();
     let poll = |open, coverage| polled(open, coverage, Health::Draining);
     logged.reply(poll(1, StatsCoverage::HttpOnly));
@@ -361,7 +420,7 @@ fn the_startup_check_is_logged() {
     assert_eq!(logged.only().message, messages::ENVOY_RESTORED);
 
     let mut logged = Logged::new();
-    logged.machine = Machine::new(Timestamp::ZERO, false);
+    logged.machine = machine(false);
     logged.at(s(2)).step(&Event::Tick);
     logged.reply(Reply::Ready(Health::Draining));
     assert_eq!(logged.only().message, messages::ENVOY_NOT_RESTORED);
@@ -394,12 +453,180 @@ fn an_envoy_whose_connections_cannot_be_counted_is_logged_before_a_drain_needs_i
 #[test]
 fn an_envoy_left_out_of_service_after_a_drain_is_logged() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
-    logged.reply(Reply::HealthChecksFailed);
-    logged.poll(0);
+    logged.out_of_service();
+    assert_eq!(logged.poll(0), Action::Finish(Outcome::drained(0)));
     logged.step(&Event::Finished);
     logged.messages();
     logged.at(s(30)).step(&Event::Tick);
     assert_eq!(logged.only().message, messages::READY_FOR_NEXT_DRAIN);
     logged.reply(Reply::Ready(Health::Draining));
     assert_eq!(logged.only().message, messages::ENVOY_STILL_OUT_OF_SERVICE);
+}
+
+#[test]
+fn the_end_of_an_envoy_is_a_warning_where_its_hook_or_connections_were_cut() {
+    let (stopped, cut) = (messages::HINT_ENVOY_STOPPED, messages::HINT_CONNECTIONS_CUT);
+    for (hook_came, open, hint) in [
+        (false, None, Some(stopped)),
+        (false, Some(2), Some(stopped)),
+        (true, Some(2), Some(cut)),
+        (true, Some(0), None),
+        (true, None, None),
+    ] {
+        let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+        if hook_came {
+            logged.machine.waiter_arrived(at(s(0)));
+        }
+        logged.reply(Reply::HealthChecksFailed);
+        if let Some(open) = open {
+            // It does not end the drain, since it is not known whether listeners are hidden.
+            logged.poll(open);
+        }
+        logged.at(s(5));
+        assert_eq!(logged.refuse(3), Action::Finish(Outcome::envoy_gone(open)));
+        logged.messages();
+        logged.step(&Event::Finished);
+        let record = logged.only();
+        let level = if hint.is_some() { Level::Warn } else { Level::Info };
+        assert_eq!(
+            (record.level, record.message),
+            (level, messages::ENVOY_GONE),
+            "{hook_came} {open:?}"
+        );
+        assert_eq!(field(&record, "hint"), hint.map(Value::from).as_ref());
+        assert_eq!(field(&record, "open_connections"), open.map(Value::from).as_ref());
+    }
+}
+
+#[test]
+fn an_address_where_nothing_has_ever_responded_is_named_once() {
+    let mut logged = Logged::draining(&[(DrainOption::AdminAddress, "/other/admin.sock")]);
+    logged.machine.waiter_arrived(at(s(0)));
+    logged.messages();
+    logged.refuse(3);
+    let never = logged.records.remove(1);
+    assert_eq!((never.level, never.message), (Level::Warn, messages::ENVOY_NEVER_RESPONDED));
+    assert_eq!(field(&never, "admin_address"), Some(&"/other/admin.sock".into()));
+    assert_eq!(field(&never, "drain"), Some(&1.into()));
+    assert_eq!(logged.messages(), [messages::ENVOY_CALL_FAILED]);
+    logged.pairing_logged().refuse(20);
+    assert_eq!(logged.messages(), [""; 0]);
+}
+
+#[test]
+fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
+    let hidden = |names: &[&str], certain| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Reply::Listeners(HiddenListeners { names, certain })
+    };
+    let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "70s")]);
+    for (reply, logs) in [
+        (hidden(&["web", "tls"], true), Some((messages::LISTENERS_WITHOUT_GAUGES, "web, tls"))),
+        (hidden(&["web", "tls"], true), None),
+        (hidden(&[], true), None),
+        (hidden(&["web"], false), Some((messages::LISTENERS_PERHAPS_WITHOUT_GAUGES, "web"))),
+        (hidden(&["web"], false), None),
+    ] {
+        logged.reply(Reply::HealthChecksFailed);
+        logged.messages();
+        logged.reply(reply);
+        let record = logged.records.pop();
+        let names = record.as_ref().and_then(|record| field(record, "listeners"));
+        assert_eq!(names, logs.map(|(_, names)| names.into()).as_ref());
+        assert_eq!(
+            record.map(|record| (record.level, record.message)),
+            logs.map(|(message, _)| (Level::Warn, message))
+        );
+        logged.now += s(10);
+        logged.step(&Event::Tick);
+        logged.reply(Reply::Ready(Health::Live));
+    }
+    assert_eq!(logged.counters.hidden.names, ["web"]);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.reply(hidden(&["web"], false));
+    logged.at(s(70)).step(&Event::Tick);
+    logged.messages();
+    logged.step(&Event::Finished);
+    assert_eq!(field(&logged.only(), "listeners_without_gauges"), Some(&"web".into()));
+
+    // In the next drain they are not news.
+    logged.start(&[]);
+    logged.step(&Event::Tick);
+    logged.reply(Reply::HealthChecksFailed);
+    logged.messages();
+    logged.reply(hidden(&["web"], false));
+    assert_eq!(logged.messages(), [""; 0]);
+}
+
+#[test]
+fn listeners_that_cannot_be_compared_are_a_warning_and_an_envoy_that_ends_is_not() {
+    let mut startup = Logged::new();
+    startup.at(s(2)).step(&Event::Tick);
+    startup.reply(Reply::Ready(Health::Live));
+    startup.poll(0);
+    for mut logged in [startup, Logged::draining(&[])] {
+        if logged.call == Some(Call::FailHealthChecks) {
+            logged.reply(Reply::HealthChecksFailed);
+        }
+        logged.messages();
+        assert_eq!(logged.call, Some(Call::CheckListeners));
+        let mut refused = Logged { log: DrainLog::default(), records: Vec::new(), ..logged };
+        refused.fail_with(AdminErrorKind::Status, "GET /listeners responded with status 403");
+        let record = refused.only();
+        assert_eq!((record.level, record.message), (Level::Warn, messages::LISTENERS_NOT_COMPARED));
+        let error = "GET /listeners responded with status 403";
+        assert_eq!(field(&record, "error"), Some(&error.into()));
+    }
+    let mut ended = Logged::draining(&[]);
+    ended.reply(Reply::HealthChecksFailed);
+    ended.messages();
+    ended.refuse(1);
+    assert_eq!(ended.messages(), [messages::ENVOY_CALL_FAILED]);
+}
+
+#[test]
+fn a_drain_that_a_signal_starts_is_logged_with_its_options() {
+    let mut logged = Logged::new();
+    logged.machine.waiter_arrived(at(s(1)));
+    logged.at(s(1)).machine.stop(at(s(1)));
+    assert_eq!(logged.step(&Event::Tick), Action::Call(Call::FailHealthChecks));
+    assert_eq!(logged.records.len(), 2, "{:?}", logged.records);
+    let (signal, started) = (&logged.records[0], &logged.records[1]);
+    assert_eq!((signal.level, signal.message), (Level::Warn, messages::STARTED_BY_SIGNAL));
+    assert_eq!(started.message, messages::DRAIN_STARTED);
+    for record in [signal, started] {
+        assert_eq!(field(record, "drain"), Some(&1.into()));
+    }
+    assert_eq!(field(started, "requested"), Some(&"".into()));
+    assert_eq!(field(started, "check-interval"), Some(&"5s".into()));
+}
+
+#[test]
+fn a_poll_that_must_be_confirmed_is_counted_and_not_logged() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.out_of_service();
+    logged.poll(1);
+    logged.messages();
+    logged.at(s(5)).step(&Event::Tick);
+    let doubtful = Poll { subtracted: true, ..Poll::of(0, Health::Draining) };
+    for _ in 0..3 {
+        assert_eq!(logged.reply(Reply::Stats(doubtful)), Action::Call(Call::ReadStats));
+    }
+    logged.pairing_logged();
+    logged.poll(1);
+    assert_eq!(logged.messages(), [""; 0], "no count was other than 1");
+    assert_eq!(logged.counters.polls, 5);
+}
+
+#[test]
+fn a_drain_that_starts_over_says_that_the_one_before_no_longer_holds() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.out_of_service();
+    logged.poll(0);
+    logged.step(&Event::Finished);
+    logged.at(s(10)).start(&[]);
+    logged.messages();
+    assert_eq!(logged.step(&Event::Tick), Action::Call(Call::ReadStats));
+    logged.poll(3);
+    assert_eq!(logged.only().message, messages::OUTCOME_OUTDATED);
 }

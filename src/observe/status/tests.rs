@@ -1,5 +1,7 @@
 use super::*;
 use crate::drain::Outcome;
+use crate::envoy::Call;
+use crate::envoy::HiddenListeners;
 use crate::envoy::stats::StatsCoverage;
 
 pub fn idle() -> Snapshot {
@@ -37,15 +39,22 @@ pub fn draining() -> Snapshot {
                 [0, 0, 23, 0, 0, 0, 0, 0, 0, 0, 0],
             ],
             connections_rejected: 30,
-            last_error: Some("GET /stats on \"x\": no".to_owned()),
+            error: Some((Call::ReadStats, "GET /stats on \"x\": no".to_owned())),
             coverage: StatsCoverage::HttpOnly,
+            hidden: HiddenListeners::default(),
         },
         ..idle()
     }
 }
 
 fn ended(outcome: Outcome) -> Ended {
-    Ended { number: 1, outcome, threshold: 0, took: Duration::from_millis(61_007) }
+    Ended {
+        number: 1,
+        outcome,
+        threshold: 0,
+        envoy_hook: true,
+        took: Duration::from_millis(61_007),
+    }
 }
 
 #[test]
@@ -80,7 +89,7 @@ fn open_connections_are_those_of_the_end_once_it_has_come() {
         (Outcome::drained(2), Some(2)),
         (Outcome::timed_out(Some(4)), Some(4)),
         (Outcome::timed_out(None), None),
-        (Outcome::ENVOY_GONE, Some(0)),
+        (Outcome::envoy_gone(Some(2)), Some(2)),
     ] {
         let snapshot = Snapshot { phase: Phase::Ended, last: Some(ended(outcome)), ..idle() };
         assert_eq!(snapshot.open_connections(), open, "{outcome:?}");
@@ -119,7 +128,7 @@ fn the_page_is_short_while_idle() {
         "envoy hooks: 1\n",
         "last drain:  drain 1, 1m1s: gave up at the drain timeout: 9 open at the last poll\n",
         "last error:  GET /stats on \"x\": no\n",
-        "stats hidden:Envoy's stats_config",
+        "stats hidden: Envoy's stats_config",
     ] {
         assert!(page.contains(row), "{row} in {page}");
     }
@@ -127,6 +136,23 @@ fn the_page_is_short_while_idle() {
     assert!(ended.page().starts_with("phase:       ended (drain 1)\nconnections: 9 open"));
     let down = Snapshot { worker_running: false, ..idle() };
     assert!(down.page().contains("worker:      down"));
+}
+
+#[test]
+fn listeners_that_cannot_be_seen_are_named() {
+    let mut snapshot = idle();
+    snapshot.counters.hidden =
+        HiddenListeners { names: vec!["web".to_owned(), "tls \"x\"".to_owned()], certain: true };
+    let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
+    assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));
+    assert!(snapshot.page().contains(&format!("stats hidden: {text}\n")));
+    let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
+    assert_eq!(json["stats_hidden"], text);
+
+    snapshot.counters.hidden.certain = false;
+    snapshot.counters.coverage = StatsCoverage::ListenersOnly;
+    let (http, perhaps) = (messages::HTTP_HIDDEN, messages::LISTENERS_PERHAPS_WITHOUT_GAUGES);
+    assert_eq!(snapshot.stats_hidden(), Some(format!("{http}; web, tls \"x\": {perhaps}")));
 }
 
 #[test]

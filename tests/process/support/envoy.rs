@@ -5,8 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::thread;
 use std::time::Duration;
+use std::{iter, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -24,9 +24,22 @@ pub struct Builder {
     admin: Address,
     listeners: String,
     stats_config: String,
+    bootstrap: String,
+    clusters: usize,
     flags: Vec<String>,
+    hot_restart: Option<HotRestart>,
     /// The fetched one, if no other is given.
     program: Option<PathBuf>,
+}
+
+/// What the processes of a hot restart share.
+#[derive(Debug)]
+enum HotRestart {
+    /// The first one chooses the base id, and leaves its shared memory behind.
+    First,
+    Next {
+        base_id: String,
+    },
 }
 
 /// A running Envoy; killed when it is dropped, with all files that it has left.
@@ -84,14 +97,20 @@ const TCP: &str = r#"{
   }
 }"#;
 
+/// The file with the base id that the first process of a hot restart has chosen.
+const BASE_ID: &str = "base-id";
+
+const CLUSTER: &str = r#"
+  - name: $NAME
+    type: STATIC
+    load_assignment: { cluster_name: $NAME, endpoints: [{ lb_endpoints: [{ endpoint: { address: $UPSTREAM } }] }] }"#;
+
 const CONFIG: &str = r#"
 admin: { address: $ADMIN }
 stats_config: { $STATS }
+$BOOTSTRAP
 static_resources:
-  clusters:
-  - name: upstream
-    type: STATIC
-    load_assignment: { cluster_name: upstream, endpoints: [{ lb_endpoints: [{ endpoint: { address: $UPSTREAM } }] }] }
+  clusters: $CLUSTERS
   listeners: [] # replaced when there are any
 "#;
 
@@ -168,9 +187,33 @@ impl Builder {
         self
     }
 
+    /// A field of the bootstrap, such as `stats_flush_interval: 1s`.
+    pub fn bootstrap(mut self, yaml: &str) -> Self {
+        self.bootstrap = yaml.to_owned();
+        self
+    }
+
+    /// The listener added last has no gauges in the stats (`stats_matcher`, from Envoy 1.40 on).
+    pub fn hidden(mut self) -> Self {
+        self.listeners += "\n    stats_matcher: { reject_all: true }";
+        self
+    }
+
+    /// So many clusters more, each of which has more than a hundred stats.
+    pub fn clusters(mut self, clusters: usize) -> Self {
+        self.clusters = clusters;
+        self
+    }
+
     /// One more flag of Envoy's command line.
     pub fn flag(mut self, flag: &str) -> Self {
         self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// It can be restarted by [`Envoy::hot_restart`].
+    pub fn hot_restartable(mut self) -> Self {
+        self.hot_restart = Some(HotRestart::First);
         self
     }
 
@@ -219,14 +262,24 @@ impl Builder {
         self.dir.path().join(name)
     }
 
+    fn base_id(&self) -> Option<String> {
+        matches!(self.hot_restart, Some(HotRestart::First))
+            .then(|| fs::read_to_string(self.path(BASE_ID)).ok())?
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     fn spawn(&self, upstream: &Address) -> Child {
+        let more = (0..self.clusters).map(|number| format!("cluster_{number}"));
+        let names = iter::once("upstream".to_owned()).chain(more);
+        let clusters = names.map(|name| CLUSTER.replace("$NAME", &name));
         let mut config = CONFIG
             .replace("$ADMIN", &yaml(&self.admin))
             .replace("$STATS", &self.stats_config)
+            .replace("$BOOTSTRAP", &self.bootstrap)
+            .replace("$CLUSTERS", &clusters.collect::<String>())
             .replace("$UPSTREAM", &yaml(upstream));
         if !self.listeners.is_empty() {
             config = config.replace("[] # replaced when there are any", &self.listeners);
@@ -234,10 +287,20 @@ impl Builder {
         fs::write(self.path("envoy.yaml"), config).expect("write the configuration");
         let log = File::options().create(true).append(true).open(self.path("log"));
         let log = log.expect("open the log");
-        Command::new(self.program.clone().unwrap_or_else(envoy_binary::envoy))
+        let mut command = Command::new(self.program.clone().unwrap_or_else(envoy_binary::envoy));
+        match &self.hot_restart {
+            // It would leave shared memory behind for each Envoy.
+            None => command.arg("--disable-hot-restart"),
+            Some(HotRestart::First) => {
+                command.args(["--use-dynamic-base-id", "--base-id-path", BASE_ID])
+            }
+            Some(HotRestart::Next { base_id }) => command
+                .args(["--base-id", base_id, "--restart-epoch", "1"])
+                .args(["--parent-shutdown-time-s", "600"]),
+        };
+        command
             .args(["-l", "error", "--concurrency", "1", "--drain-time-s", "600"])
-            // Hot restart would leave shared memory behind for each Envoy that is killed.
-            .args(["--disable-hot-restart", "-c", "envoy.yaml"])
+            .args(["-c", "envoy.yaml"])
             .args(["--admin-address-path", "admin-address"])
             .args(&self.flags)
             .current_dir(&self.dir)
@@ -273,7 +336,10 @@ impl Envoy {
             admin: Address::loopback(),
             listeners: String::new(),
             stats_config: String::new(),
+            bootstrap: String::new(),
+            clusters: 0,
             flags: Vec::new(),
+            hot_restart: None,
             program: None,
         }
         .admin_unix()
@@ -399,6 +465,14 @@ impl Envoy {
         self.restart();
     }
 
+    /// Starts another Envoy, which takes over from this one: the same listeners at new ports, another
+    /// admin address, and this one's ends. It must be dropped first.
+    pub fn hot_restart(&self, listeners: Builder) -> Self {
+        let base_id = self.setup.base_id().expect("a base id");
+        let hot_restart = Some(HotRestart::Next { base_id });
+        Builder { hot_restart, ..listeners }.start()
+    }
+
     /// Starts it again after a kill, and does not wait until it is live.
     pub fn start_again(&mut self) {
         self.child = self.setup.spawn(self.upstream.address());
@@ -410,6 +484,10 @@ impl Drop for Envoy {
         // First, since the upstream server's connections are Envoy's.
         let _killed_before = self.child.kill();
         let _ = self.child.wait();
+        if let Some(base_id) = self.setup.base_id() {
+            let memory = format!("/dev/shm/envoy_shared_memory_{}0", base_id.trim());
+            let _none_made = fs::remove_file(memory);
+        }
         if thread::panicking() {
             eprintln!("Envoy's log:\n{}", self.setup.log());
         }

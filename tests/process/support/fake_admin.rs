@@ -34,14 +34,18 @@ pub enum State {
 pub enum Route {
     /// `/ready`
     Ready,
-    /// `/stats`, with any query.
+    /// `/stats`, as it is polled: with `usedonly`.
     Stats,
+    /// `/stats` with unused gauges too, which is compared with the listing.
+    AllGauges,
     /// `/healthcheck/fail`
     Fail,
     /// `/healthcheck/ok`
     Ok,
     /// `/drain_listeners`, with any query.
     Listeners,
+    /// `/listeners`, which lists them.
+    Listing,
     /// Anything else: a 404, also after a redirect.
     Other,
 }
@@ -274,10 +278,12 @@ impl Route {
     fn of(path: &str) -> Self {
         match path.split('?').next() {
             Some("/ready") => Self::Ready,
+            Some("/stats") if !path.contains("usedonly") => Self::AllGauges,
             Some("/stats") => Self::Stats,
             Some("/healthcheck/fail") => Self::Fail,
             Some("/healthcheck/ok") => Self::Ok,
             Some("/drain_listeners") => Self::Listeners,
+            Some("/listeners") => Self::Listing,
             _ => Self::Other,
         }
     }
@@ -301,7 +307,8 @@ impl Script {
                 State::Draining => (503, "DRAINING\n"),
                 State::Initializing => (503, "INITIALIZING\n"),
             },
-            (Route::Stats, _) => {
+            (Route::Listing, _) => (200, "web::0.0.0.0:8080\n"),
+            (Route::Stats | Route::AllGauges, _) => {
                 let lines = self.stats.iter().map(|(name, value)| format!("{name}: {value}\n"));
                 return (200, lines.collect());
             }

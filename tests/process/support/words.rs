@@ -12,7 +12,9 @@ pub const ENDED: &str = "ended";
 // How a drain ended, as a hook explains it.
 pub const NONE_OPEN: &str = "drained: no connection is open";
 pub const ENVOY_IS_GONE: &str =
-    "Envoy is gone: nothing listens at its admin address, so nothing is left to drain";
+    "Envoy is gone: nothing listens at its admin address; its open connections were not counted";
+pub const ENVOY_IS_GONE_WITH_ONE_OPEN: &str =
+    "Envoy is gone: nothing listens at its admin address; 1 open at the last poll";
 pub const LEFT_IN_SERVICE: &str =
     "Envoy left in service: its own hook did not come to /shutdown within 3s";
 

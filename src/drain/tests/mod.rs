@@ -1,9 +1,13 @@
 //! Whole drains on a virtual clock, against an Envoy that is a script.
 
+mod endings;
+mod pace;
+mod signals;
+
 use std::time::Duration;
 
 use super::*;
-use crate::cli::options::Options;
+use crate::cli::options::{Options, Overrides};
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
@@ -55,12 +59,16 @@ fn drain(open: u64, options: Options) -> Scenario {
     scenario
 }
 
+fn machine(restore: bool) -> Machine {
+    Machine::new(options(), &Overrides::default(), restore, Timestamp::ZERO)
+}
+
 fn idle(envoy: Envoy, options: Options) -> Scenario {
     Scenario {
         options,
         script: Vec::new(),
         envoy,
-        machine: Machine::new(Timestamp::ZERO, true),
+        machine: machine(true),
         now: Duration::ZERO,
         calls: Vec::new(),
         events: Vec::new(),
@@ -257,7 +265,8 @@ fn the_threshold_is_what_may_be_open() {
 fn no_delays_mean_a_poll_right_behind_the_failing() {
     let mut scenario = drain(0, Options { check_delay: s(0), ..options() });
     assert_eq!(scenario.ends(), (s(0), DRAINED));
-    assert_eq!(scenario.calls[..2], [(s(0), Call::FailHealthChecks), (s(0), Call::ReadStats)]);
+    let calls = [Call::FailHealthChecks, Call::CheckListeners, Call::ReadStats];
+    assert_eq!(scenario.calls[..3], calls.map(|call| (s(0), call)));
 }
 
 #[test]
@@ -277,7 +286,7 @@ fn after_an_error_the_next_check_and_the_next_poll_keep_their_intervals() {
     let mut scenario = drain(1, options).at(ms(1), Envoy::Hangs);
     scenario.run_to(s(110));
     // Each call hangs for 2 s. A check comes 2 s after the reply, a poll 30 s after the poll.
-    assert_eq!(scenario.times(Call::CheckReady), [s(2), s(6)]);
+    assert_eq!(scenario.times(Call::CheckReady)[..4], [s(2), s(6), s(14), s(18)]);
     assert_eq!(scenario.times(Call::ReadStats), [s(10), s(40), s(70), s(100)]);
 }
 
@@ -286,9 +295,8 @@ fn failing_is_retried_ever_more_slowly_until_it_succeeds() {
     let options = Options { check_interval: s(7), ..options() };
     let mut scenario = drain(0, options).at(s(0), Envoy::Hangs).at(s(40), Envoy::Live(0));
     scenario.run_to(s(50));
-    // Each call hangs for 2 s; then the pause.
-    let expected =
-        [s(0), ms(2_200), ms(5_200), ms(12_200), ms(21_200), ms(30_200), ms(39_200), ms(48_200)];
+    // Each call hangs for 2 s; then the pause, in which Envoy is checked.
+    let expected = [s(0), ms(2_200), ms(5_200), ms(12_200), ms(22_200), ms(32_200), ms(41_200)];
     assert_eq!(scenario.times(Call::FailHealthChecks), expected);
     assert_eq!(scenario.machine.phase(), Phase::CheckDelay);
 }
@@ -339,15 +347,15 @@ fn an_envoy_that_never_finishes_starting_does_not_hold_the_drain() {
 
 #[test]
 fn envoy_is_gone_after_three_refusals_a_second_apart() {
-    for refused_at in [s(0), s(5), s(15)] {
+    for (refused_at, open) in [(s(0), None), (s(5), None), (s(15), Some(1))] {
         let mut scenario = drain(1, options()).at(refused_at, Envoy::Refuses);
         let (took, outcome) = scenario.ends();
-        assert_eq!(outcome, Outcome::ENVOY_GONE);
+        assert_eq!(outcome, Outcome::envoy_gone(open));
         assert_eq!(took, refused_at + s(2), "refused at {refused_at:?}");
     }
     let delayed = Options { drain_delay: s(60), ..options() };
     let mut scenario = drain(1, delayed).at(s(20), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(22), Outcome::ENVOY_GONE), "in the drain delay");
+    assert_eq!(scenario.ends(), (s(22), Outcome::envoy_gone(None)), "in the drain delay");
 }
 
 #[test]
@@ -367,7 +375,7 @@ fn two_refusals_are_not_gone_and_any_other_reply_breaks_the_row() {
 fn refusals_keep_their_distance_when_a_stage_starts_between_them() {
     let options = Options { drain_delay: ms(2_500), check_interval: s(2), ..options() };
     let mut scenario = drain(1, options).at(s(0), Envoy::Refuses);
-    assert_eq!(scenario.ends(), (s(4), Outcome::ENVOY_GONE));
+    assert_eq!(scenario.ends(), (s(4), Outcome::envoy_gone(None)));
     let times: Vec<Duration> = scenario.calls.iter().map(|(time, _)| *time).take(3).collect();
     assert_eq!(times, [s(2), s(3), s(4)]);
 }
@@ -425,7 +433,8 @@ fn a_slow_poll_is_followed_by_as_long_a_pause() {
     scenario.takes = ms(2_600);
     scenario.run_to(s(30));
     let polls = scenario.times(Call::ReadStats);
-    assert_eq!(polls[1] - polls[0], ms(5_200));
+    // A check between them takes as long here, and comes a second after the poll.
+    assert_eq!(polls[1] - polls[0], ms(6_200));
     let mut scenario = drain(1, options());
     scenario.takes = ms(300);
     scenario.run_to(s(30));
@@ -444,10 +453,9 @@ fn a_second_hook_joins() {
 }
 
 #[test]
-fn an_ended_drain_is_joined_for_half_a_minute_and_then_a_new_one_starts() {
+fn an_ended_drain_is_kept_for_half_a_minute_and_then_envoy_is_checked() {
     let mut scenario = drain(0, options());
-    scenario.run_to(s(39));
-    assert_eq!(scenario.start(), DrainStart::Joined(1));
+    assert_eq!(scenario.run_to(s(39)).machine.phase(), Phase::Ended);
     assert_eq!(scenario.run_to(s(40)).machine.phase(), Phase::Idle);
     assert_eq!(
         scenario.times(Call::CheckReady).last(),
@@ -471,7 +479,7 @@ fn a_waiter_awaits_this_drain_or_the_next() {
     scenario.run_to(s(9));
     assert_eq!(scenario.machine.end_of(1), None);
     scenario.run_to(s(10));
-    assert_eq!(scenario.machine.awaited_drain(), 1, "it has just ended");
+    assert_eq!(scenario.machine.awaited_drain(), 2, "it has ended");
     assert_eq!(scenario.machine.end_of(1).map(|ended| ended.outcome), Some(DRAINED));
     assert_eq!(scenario.machine.end_of(2), None);
     scenario.run_to(s(41));
@@ -481,7 +489,7 @@ fn a_waiter_awaits_this_drain_or_the_next() {
 
 #[test]
 fn a_reply_to_an_earlier_call_is_dropped() {
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     machine.start(options(), at(s(2)));
     let stale = reply(0, Reply::Ready(Health::Draining));
@@ -497,7 +505,8 @@ fn a_stranded_envoy_is_restored_after_two_quiet_seconds() {
     scenario.run_to(s(100));
     assert_eq!(
         scenario.calls,
-        [(s(2), Call::CheckReady), (s(2), Call::RestoreHealthChecks), (s(2), Call::ReadStats)],
+        [Call::CheckReady, Call::RestoreHealthChecks, Call::ReadStats, Call::CheckListeners]
+            .map(|call| (s(2), call)),
         "and then there is nothing to do"
     );
     assert_eq!(step(&mut scenario.machine, &Event::Tick, s(101)), Action::Sleep);
@@ -507,15 +516,17 @@ fn a_stranded_envoy_is_restored_after_two_quiet_seconds() {
 fn an_envoy_in_service_is_only_checked() {
     let mut scenario = idle(Envoy::Live(4), options());
     scenario.run_to(s(100));
-    assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
+    let calls = [Call::CheckReady, Call::ReadStats, Call::CheckListeners];
+    assert_eq!(scenario.calls, calls.map(|call| (s(2), call)));
 }
 
 #[test]
 fn nothing_is_restored_when_that_is_turned_off() {
     let mut scenario = idle(Envoy::Draining(4), options());
-    scenario.machine = Machine::new(Timestamp::ZERO, false);
+    scenario.machine = machine(false);
     scenario.run_to(s(100));
-    assert_eq!(scenario.calls, [(s(2), Call::CheckReady), (s(2), Call::ReadStats)]);
+    let calls = [Call::CheckReady, Call::ReadStats, Call::CheckListeners];
+    assert_eq!(scenario.calls, calls.map(|call| (s(2), call)));
 }
 
 #[test]
@@ -529,7 +540,7 @@ fn nothing_is_restored_while_a_client_waits_or_soon_after() {
     assert_eq!(scenario.times(Call::RestoreHealthChecks), [s(32)]);
 
     // A client comes between the check and what follows from it.
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     machine.waiter_arrived(at(s(2)));
     let answer = reply(0, Reply::Ready(Health::Draining));
@@ -569,21 +580,19 @@ fn where_envoys_hook_is_required_a_lone_drain_leaves_envoy_in_service() {
 }
 
 #[test]
-fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
-    for (before, after, came) in [
+fn envoys_hook_waits_at_the_start_or_comes_within_three_seconds() {
+    for (waits_since, after, came) in [
         (Some(ms(0)), None, true),
-        (Some(ms(2_999)), None, true),
-        (Some(s(3)), None, false),
+        // However early it came.
+        (Some(ms(3_300)), None, true),
         (None, Some(ms(0)), true),
         (None, Some(ms(2_999)), true),
         (None, Some(s(3)), false),
     ] {
         let mut scenario = idle(Envoy::Live(0), required());
         scenario.now = s(10);
-        if let Some(before) = before {
+        if let Some(before) = waits_since {
             scenario.machine.waiter_arrived(at(s(10) - before));
-            // That it has left again does not matter.
-            scenario.machine.last_waiter_left(at(s(10) - before));
         }
         scenario.start();
         if let Some(after) = after {
@@ -593,8 +602,18 @@ fn envoys_hook_may_come_up_to_three_seconds_before_or_after() {
         }
         scenario.run_to(s(100));
         let fails = if came { vec![s(10) + after.unwrap_or_default()] } else { vec![] };
-        assert_eq!(scenario.times(Call::FailHealthChecks), fails, "{before:?} {after:?}");
+        assert_eq!(scenario.times(Call::FailHealthChecks), fails, "{waits_since:?} {after:?}");
     }
+}
+
+#[test]
+fn envoys_hook_that_has_left_again_does_not_count() {
+    let mut scenario = idle(Envoy::Live(0), required());
+    scenario.machine.waiter_arrived(at(s(0)));
+    scenario.machine.last_waiter_left(at(s(0)));
+    scenario.start();
+    scenario.run_to(s(100));
+    assert_eq!(scenario.times(Call::FailHealthChecks), []);
 }
 
 #[test]
@@ -626,7 +645,7 @@ fn a_short_timeout_waits_for_envoys_hook_that_is_required() {
 
 #[test]
 fn a_timeout_that_must_wait_for_a_refused_call_wakes_no_thread() {
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     let timeout = Some(ms(5_500));
     machine.start(Options { drain_delay: s(5), drain_timeout: timeout, ..options() }, at(s(0)));
     assert_eq!(step(&mut machine, &Event::Tick, ms(4_900)), Action::Call(Call::CheckReady));
@@ -637,7 +656,7 @@ fn a_timeout_that_must_wait_for_a_refused_call_wakes_no_thread() {
 
 #[test]
 fn before_it_is_restored_after_such_a_drain_envoy_is_checked_again() {
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     let seen = reply(0, Reply::Ready(Health::Draining));
     assert_eq!(step(&mut machine, &seen, s(2)), Action::Call(Call::RestoreHealthChecks));
@@ -673,7 +692,7 @@ fn an_envoy_that_starts_later_is_not_restored() {
 
 #[test]
 fn an_envoy_that_never_starts_is_checked_for_a_minute() {
-    for never in [Envoy::Refuses, Envoy::Starting, Envoy::Hangs] {
+    for never in [Envoy::Refuses, Envoy::Hangs] {
         let mut scenario = idle(never, options());
         scenario.run_to(s(1000));
         assert_eq!(scenario.calls.len(), 12, "{never:?}");
@@ -683,7 +702,7 @@ fn an_envoy_that_never_starts_is_checked_for_a_minute() {
 
 #[test]
 fn restoring_is_retried_when_it_fails() {
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     step(&mut machine, &Event::Tick, s(2));
     assert_eq!(
         step(&mut machine, &reply(0, Reply::Ready(Health::Draining)), s(2)),
@@ -712,7 +731,8 @@ fn outcomes_explain_themselves() {
         (Outcome::drained(2), "drained", "2 open, within the threshold"),
         (Outcome::timed_out(Some(3)), "timed_out", "3 open at the last poll"),
         (Outcome::timed_out(None), "timed_out", "before the open connections"),
-        (Outcome::ENVOY_GONE, "envoy_gone", "nothing listens"),
+        (Outcome::envoy_gone(None), "envoy_gone", "were not counted"),
+        (Outcome::envoy_gone(Some(2)), "envoy_gone", "2 open at the last poll"),
     ] {
         assert_eq!(outcome.kind.name(), name);
         assert!(outcome.explain().contains(words), "{}", outcome.explain());
@@ -761,7 +781,7 @@ fn listeners_are_drained_only_while_a_client_waits() {
 
 #[test]
 fn listeners_that_cannot_be_drained_hold_nothing_up() {
-    let mut machine = Machine::new(Timestamp::ZERO, true);
+    let mut machine = machine(true);
     machine.start(Options { check_delay: s(3), ..listeners() }, at(s(0)));
     machine.waiter_arrived(at(s(0)));
     assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::FailHealthChecks));
@@ -771,6 +791,8 @@ fn listeners_that_cannot_be_drained_hold_nothing_up() {
         Action::Call(Call::DrainListeners)
     );
     let next = step(&mut machine, &failed(Call::DrainListeners), s(0));
+    assert_eq!(next, Action::Call(Call::CheckListeners));
+    let next = step(&mut machine, &reply(1, Reply::Listeners(HiddenListeners::default())), s(0));
     assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::CheckDelay));
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {
         assert_eq!(step(&mut machine, &Event::Tick, time), Action::Call(call));

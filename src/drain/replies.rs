@@ -1,0 +1,231 @@
+//! What a reply changes in a drain.
+
+use std::time::Duration;
+
+use super::confirmation::{Confirmation, StillHolds, Verdict, still_holds};
+use super::event::{DrainEvent, Events};
+use super::outcome::{Outcome, OutcomeKind};
+use super::progress::{Drain, HURRIED_REFUSED_RETRY, ListenerCheck, Stage};
+use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::{Call, CallResult, Health, Poll, Reply};
+use crate::os::clock::Timestamp;
+
+/// Refused calls in a row that make Envoy gone, and the time between them.
+const MAX_REFUSALS: u32 = 3;
+const REFUSED_RETRY: Duration = Duration::from_secs(1);
+
+/// The pauses after the first failures to fail health checks; later ones are a check interval.
+const FAIL_BACKOFF: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5)];
+
+impl Drain {
+    /// `responded_before`: whether Envoy has responded at this address since the sidecar's start;
+    /// `awaited`: whether Envoy's own hook waits.
+    pub(super) fn replied(
+        &mut self,
+        call: Call,
+        result: &CallResult,
+        responded_before: bool,
+        awaited: bool,
+        now: Timestamp,
+        events: &mut Events,
+    ) {
+        if let Stage::ConfirmingOutcome(kind) = self.stage {
+            self.confirm(kind, result, now, events);
+            if !result.as_ref().is_err_and(AdminError::is_refusal) {
+                return;
+            }
+        }
+        if matches!(self.stage, Stage::Failing { .. }) && call == Call::FailHealthChecks {
+            self.set_deadline();
+        }
+        if result.as_ref().is_err_and(AdminError::is_refusal) {
+            return self.refused(call, responded_before, awaited, now, events);
+        }
+        self.refusals = 0;
+        if !matches!(call, Call::DrainListeners | Call::CheckListeners) {
+            self.check_due = now + self.ready_interval();
+        }
+        match result {
+            Err(_) if call == Call::DrainListeners => {
+                // It holds nothing up: a client that is not reached is counted.
+                self.listeners_due = Some(now + self.ready_interval());
+            }
+            Err(error) if call == Call::CheckListeners => {
+                self.listeners_unknown(error, now, events);
+            }
+            Err(_) if call == Call::CheckReady => {}
+            // That of a hurried drain, which tries to fail health checks at its own pace.
+            Err(_) if call == Call::ReadStats && matches!(self.stage, Stage::Failing { .. }) => {}
+            Err(_) => self.retry(now),
+            Ok(Reply::HealthChecksFailed) => {
+                let until = now + self.options.check_delay;
+                let until = until.max(self.started + self.options.min_drain_duration);
+                self.stage = Stage::CheckDelay { until };
+                self.failed_at = Some(now);
+                // It may be another Envoy than before.
+                self.listener_check = ListenerCheck::due(now);
+                events.push(DrainEvent::OutOfService { first_poll_in: until - now });
+            }
+            // No listener of an Envoy that is starting listens yet, so none hides a connection.
+            Ok(Reply::Ready(_)) if call == Call::CheckListeners => {
+                self.envoy_starting = true;
+                self.listener_check = None;
+            }
+            Ok(Reply::Ready(health)) => self.check(*health, now, events),
+            Ok(Reply::Stats(poll)) => self.polled(*poll, now, events),
+            Ok(Reply::Listeners(hidden)) => {
+                self.listener_check = None;
+                self.hidden = hidden.clone();
+                events.push(DrainEvent::ListenersCompared(hidden.clone()));
+            }
+            Ok(Reply::ListenersDraining) => {
+                self.listeners_due = None;
+                events.push(DrainEvent::ListenersDraining);
+            }
+            Ok(Reply::HealthChecksRestored) => {}
+        }
+    }
+
+    /// The reply to a poll: the stage's own, or that of a hurried drain in another stage.
+    fn polled(&mut self, mut poll: Poll, now: Timestamp, events: &mut Events) {
+        let hidden = self.hides_listeners();
+        if let Some(total) = poll.total.filter(|_| hidden) {
+            poll.open = poll.open.max(total.connections);
+        }
+        // The gauge of an Envoy that is starting is as that of one whose health checks are failed.
+        if poll.health != Health::Draining || !self.envoy_starting {
+            self.check(poll.health, now, events);
+        }
+        let mut verdict = Verdict::Above;
+        if self.stage == Stage::WaitingForConnections {
+            let threshold = self.options.min_open_connections;
+            verdict = self.confirmation.judge(&poll, threshold, hidden);
+            let interval = match verdict {
+                // Envoy refreshes it every few seconds, whatever the interval between polls.
+                Verdict::AwaitTotal => self.ready_interval(),
+                _ => self.interval(),
+            };
+            self.call_due = self.next_poll(interval, now);
+        }
+        if verdict == Verdict::PollAgain {
+            self.call_due = now;
+            return;
+        }
+        self.last_poll = Some(poll);
+        events.push(DrainEvent::Polled(poll));
+        if verdict == Verdict::AtThreshold && self.listener_check.is_none() {
+            self.stage = Stage::Ending(Outcome::drained(poll.open));
+        }
+    }
+
+    /// Ends as the drain just before has, if that still holds; else begins.
+    fn confirm(
+        &mut self,
+        kind: OutcomeKind,
+        result: &CallResult,
+        now: Timestamp,
+        events: &mut Events,
+    ) {
+        if let Ok(Reply::Stats(poll)) = result {
+            self.last_poll = Some(*poll);
+        }
+        let threshold = self.options.min_open_connections;
+        match still_holds(kind, threshold, &mut self.confirmation, result) {
+            StillHolds::Yes => {
+                self.stage = Stage::Ending(match result {
+                    Ok(Reply::Stats(poll)) => Outcome::drained(poll.open),
+                    _ => Outcome::envoy_gone(None),
+                });
+            }
+            // At once, as it was due.
+            StillHolds::PollAgain => {}
+            StillHolds::No | StillHolds::Unknown => {
+                events.push(DrainEvent::OutcomeOutdated);
+                self.confirmation = Confirmation::default();
+                self.begin(now);
+            }
+        }
+    }
+
+    fn refused(
+        &mut self,
+        call: Call,
+        responded_before: bool,
+        awaited: bool,
+        now: Timestamp,
+        events: &mut Events,
+    ) {
+        self.refusals = self.refusals.saturating_add(1);
+        let retry = if self.hurried { HURRIED_REFUSED_RETRY } else { REFUSED_RETRY };
+        self.not_before = now + retry;
+        self.check_due = self.not_before;
+        if call != Call::CheckReady {
+            self.call_due = self.not_before;
+        }
+        // The next one that responds may be another Envoy.
+        self.drain_listeners_at(self.not_before);
+        self.confirmation = Confirmation::default();
+        if awaited && matches!(self.stage, Stage::AwaitingEnvoyHook { .. }) {
+            // It came too late for the pair, but the exec hook is still here.
+            self.envoy_hook = true;
+            self.enter_drain_delay();
+        }
+        if self.refusals < MAX_REFUSALS || matches!(self.stage, Stage::Ending(_)) {
+            return;
+        }
+        if responded_before || !awaited {
+            let open = self.last_poll.map(|poll| poll.open);
+            self.stage = Stage::Ending(Outcome::envoy_gone(open));
+        } else if !std::mem::replace(&mut self.never_responded, true) {
+            // Envoy's own hook runs only while Envoy's container does: the address is wrong.
+            events.push(DrainEvent::NeverResponded);
+        }
+    }
+
+    fn listeners_unknown(&mut self, error: &AdminError, now: Timestamp, events: &mut Events) {
+        // An Envoy that responds otherwise does not show its listeners, however often it is asked.
+        let may_change = matches!(error.kind, AdminErrorKind::Timeout | AdminErrorKind::Protocol);
+        self.listener_check = self.listener_check.take().and_then(|check| {
+            let tries_left = check.tries_left - 1;
+            let at = now + self.ready_interval();
+            (may_change && tries_left > 0).then_some(ListenerCheck { at, tries_left })
+        });
+        if self.listener_check.is_none() {
+            events.push(DrainEvent::ListenersNotCompared(error.clone()));
+        }
+    }
+
+    /// After a failed call of the stage, or a poll of a hurried drain.
+    fn retry(&mut self, now: Timestamp) {
+        self.confirmation = Confirmation::default();
+        self.call_due = match &mut self.stage {
+            Stage::Failing { attempts } => {
+                let pause = FAIL_BACKOFF.get(*attempts).copied();
+                *attempts += 1;
+                now + pause.unwrap_or(self.interval())
+            }
+            _ => self.next_poll(self.interval(), now),
+        };
+    }
+
+    /// Fails health checks again if they no longer are.
+    fn check(&mut self, health: Health, now: Timestamp, events: &mut Events) {
+        let was_starting = std::mem::replace(&mut self.envoy_starting, health == Health::Starting);
+        if was_starting && !self.envoy_starting {
+            // Its listeners have no gauges before they listen (measured).
+            self.listener_check = ListenerCheck::due(now);
+        }
+        // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
+        // (measured), and until then /ready says that it is starting.
+        let in_service = health == Health::Live || health == Health::Starting && !was_starting;
+        let reverted = in_service
+            && matches!(self.stage, Stage::CheckDelay { .. } | Stage::WaitingForConnections);
+        if reverted {
+            self.drain_listeners_at(now);
+            self.confirmation = Confirmation::default();
+            self.enter_failing(now);
+            events.push(DrainEvent::Reverted(health));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! An Envoy of the simulation, and how it responds.
+
+use std::time::Duration;
+
+use super::Random;
+use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply, ServerTotal};
+use crate::os::clock::Timestamp;
+
+/// Envoy refreshes its second count this often.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// How Envoy responds at the moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mood {
+    Well,
+    /// Responds, but with something else.
+    Odd,
+    Hangs,
+    Refuses,
+}
+
+#[derive(Debug)]
+pub struct Envoy {
+    /// Nothing ever listens at its address.
+    pub absent: bool,
+    pub mood: Mood,
+    /// Health checks are failed.
+    pub failed: bool,
+    pub starting_until: Timestamp,
+    /// Connections that its gauges show, and those of a listener that has none.
+    pub open: u64,
+    pub hidden_open: u64,
+    pub hides: bool,
+    pub shows_total: bool,
+    /// `/listeners` is forbidden, so nobody can know what is hidden.
+    forbids_listing: bool,
+    /// Scrapes come and go, so that a poll may lie, but never four in a row.
+    scraped: bool,
+    lies: u32,
+    /// Whether the latest poll did not lie.
+    pub honest: bool,
+    pub total: ServerTotal,
+    /// Something has responded here.
+    pub responded: bool,
+}
+
+impl Envoy {
+    pub fn new(random: &mut Random) -> Self {
+        let hides = random.one_in(6);
+        Self {
+            absent: random.one_in(8),
+            mood: Mood::Well,
+            failed: random.one_in(3),
+            starting_until: Timestamp::ZERO,
+            open: random.below(4),
+            hidden_open: 0,
+            hides,
+            shows_total: !random.one_in(6),
+            forbids_listing: random.one_in(8),
+            scraped: random.one_in(3),
+            lies: 0,
+            honest: true,
+            total: ServerTotal { connections: 0, uptime: 0 },
+            responded: false,
+        }
+    }
+
+    /// Before anything changes: the flush at the latest multiple of its interval.
+    pub fn flush(&mut self, now: Timestamp) {
+        let uptime = now.since_boot().as_secs() / FLUSH.as_secs() * FLUSH.as_secs();
+        if uptime > self.total.uptime {
+            self.total = ServerTotal { connections: self.open + self.hidden_open, uptime };
+        }
+    }
+
+    /// Something outside happens to it.
+    pub fn change(&mut self, random: &mut Random, now: Timestamp) {
+        self.flush(now);
+        match random.below(8) {
+            0 => self.mood = random.pick(&[Mood::Odd, Mood::Hangs, Mood::Refuses]),
+            1 => {
+                self.failed = false;
+                self.starting_until = now + random.millis(4_000);
+                (self.open, self.hidden_open) = (0, 0);
+            }
+            2 => self.failed = false,
+            _ => self.mood = Mood::Well,
+        }
+        let least = if self.failed { 0 } else { self.open.saturating_sub(1) };
+        self.open = least + random.below(3);
+        if self.hides {
+            self.hidden_open = random.pick(&[0, 0, 1]);
+        }
+    }
+
+    /// From now on it is well, and no client is connected.
+    pub fn settle(&mut self, now: Timestamp) {
+        self.flush(now);
+        self.mood = Mood::Well;
+        (self.open, self.hidden_open) = (0, 0);
+    }
+
+    pub fn call(&mut self, call: Call, random: &mut Random, now: Timestamp) -> CallResult {
+        let error = |kind| Err(AdminError { kind, text: String::new() });
+        let kinds = [AdminErrorKind::Status, AdminErrorKind::Protocol, AdminErrorKind::Content];
+        let result = match self.mood {
+            _ if self.absent => error(AdminErrorKind::Refused),
+            Mood::Hangs => error(AdminErrorKind::Timeout),
+            Mood::Refuses => error(AdminErrorKind::Refused),
+            Mood::Odd => error(random.pick(&kinds)),
+            Mood::Well if call == Call::CheckListeners && self.forbids_listing => {
+                error(AdminErrorKind::Status)
+            }
+            Mood::Well => Ok(self.reply(call, random, now)),
+        };
+        self.responded |= result.as_ref().map_or_else(AdminError::is_response, |_| true);
+        result
+    }
+
+    fn reply(&mut self, call: Call, random: &mut Random, now: Timestamp) -> Reply {
+        let starting = now < self.starting_until;
+        match call {
+            Call::FailHealthChecks => {
+                self.failed = true;
+                Reply::HealthChecksFailed
+            }
+            Call::DrainListeners => Reply::ListenersDraining,
+            Call::RestoreHealthChecks => {
+                self.failed = false;
+                Reply::HealthChecksRestored
+            }
+            Call::CheckReady if starting => Reply::Ready(Health::Starting),
+            Call::CheckReady => Reply::Ready(self.health()),
+            Call::CheckListeners if starting => Reply::Ready(Health::Starting),
+            Call::CheckListeners => {
+                let names = vec!["web".to_owned(); usize::from(self.hides)];
+                Reply::Listeners(HiddenListeners { names, certain: true })
+            }
+            Call::ReadStats => Reply::Stats(self.poll(random, now)),
+        }
+    }
+
+    fn health(&self) -> Health {
+        if self.failed { Health::Draining } else { Health::Live }
+    }
+
+    fn poll(&mut self, random: &mut Random, now: Timestamp) -> Poll {
+        self.flush(now);
+        let subtracted = self.scraped && !random.one_in(3);
+        self.honest = !(subtracted && self.lies < 3 && random.one_in(3));
+        self.lies = if self.honest { 0 } else { self.lies + 1 };
+        let open = if self.honest { self.open } else { 0 };
+        let total = Some(self.total).filter(|_| self.shows_total);
+        Poll { subtracted, total, ..Poll::of(open, self.health()) }
+    }
+}
