@@ -107,6 +107,10 @@ attack: _target
 soak seconds="600": _target
     SOAK={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone soak -- --ignored --nocapture
 
+# A drain among probes that are not counted: for ten minutes it must not end, and then in time
+race seconds="600": _target
+    RACE={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone race:: -- --ignored --nocapture
+
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")
     tests/reproducible

@@ -6,6 +6,7 @@
 mod attacks;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]
 mod container;
+mod race;
 #[path = "../process/support/mod.rs"]
 mod support;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]

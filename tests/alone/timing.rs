@@ -1,9 +1,11 @@
 //! Times, memory and size of the static build that ships.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, mem, thread};
 
+use envoy_shutdown_manager::envoy::listeners::GAUGES;
+use envoy_shutdown_manager::envoy::stats::REQUEST;
 use nix::sys::signal::Signal;
 
 use crate::support::prelude::*;
@@ -148,6 +150,65 @@ fn envoys_hook_is_answered_within_ten_milliseconds_of_the_last_poll() {
     let times: Vec<_> = times.collect();
     println!("from the last poll to the response to Envoy's hook: {times:?}");
     assert!(times.iter().all(|time| *time <= Duration::from_millis(10)), "{times:?}");
+}
+
+/// What Envoy's main thread, which serves the admin interface, has spent on a processor.
+fn main_thread_time(envoy: &Envoy) -> Duration {
+    let pid = envoy.pid();
+    let path = format!("/proc/{pid}/task/{pid}/schedstat");
+    let text = fs::read_to_string(&path).expect("read schedstat");
+    let time = text.split(' ').next().and_then(|time| time.parse().ok());
+    Duration::from_nanos(time.unwrap_or_else(|| panic!("no time in {path}: {text:?}")))
+}
+
+/// What it spends on this, until it rests again.
+#[track_caller]
+fn main_thread_spends(envoy: &Envoy, run: impl FnOnce()) -> Duration {
+    let before = main_thread_time(envoy);
+    run();
+    let mut last = main_thread_time(envoy);
+    wait_until("Envoy's main thread to rest", || {
+        // Between two samples. Its timers take far less of it than a poll does.
+        thread::sleep(Duration::from_millis(50));
+        let now = main_thread_time(envoy);
+        now - mem::replace(&mut last, now) < Duration::from_millis(2)
+    });
+    last - before
+}
+
+#[test]
+fn a_drain_costs_an_envoy_with_ten_thousand_clusters_three_polls_and_its_own() {
+    let _turn = take_turn();
+    // Its main thread also flushes its stats, which would come in between.
+    let builder = Envoy::builder().clusters(10_000).bootstrap("stats_flush_interval: 299s");
+    let envoy = builder.http("http").tcp("tcp").start();
+    let get = |path| assert_eq!(envoy.get(path).status, 200);
+    let [mut rests, mut polls, mut comparisons, mut drains] = [const { Vec::new() }; 4];
+    for _ in 0..3 {
+        rests.push(main_thread_spends(&envoy, || ()));
+        polls.push(main_thread_spends(&envoy, || get(REQUEST)));
+        comparisons.push(main_thread_spends(&envoy, || get(GAUGES)));
+        // The startup check has a poll and a comparison of its own.
+        let mut sidecar = None;
+        main_thread_spends(&envoy, || {
+            sidecar.insert(Sidecar::beside(&envoy)).wait_log(ENVOY_RESPONDS);
+        });
+        let sidecar = sidecar.expect("a sidecar");
+        let before = sidecar.metric("polls_total");
+        drains.push(main_thread_spends(&envoy, || {
+            assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
+        }));
+        assert_eq!(sidecar.metric("polls_total"), before + 1, "{}", sidecar.report());
+        restore(&envoy);
+    }
+    let rest = median("Envoy's main thread at rest", rests);
+    let poll = median("a poll", polls) - rest;
+    median("a comparison of its listeners", comparisons);
+    let drain = median("a drain", drains) - rest;
+    println!("a drain is {:.2} polls", drain.as_secs_f64() / poll.as_secs_f64());
+    // Besides, it fails health checks, asks for /ready and lists the listeners.
+    let limit = (1 + 3) * poll + Duration::from_millis(2);
+    assert!(drain <= limit, "{drain:?}, more than {limit:?}");
 }
 
 #[test]
