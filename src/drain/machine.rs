@@ -58,7 +58,7 @@ pub struct Machine {
     last_options: Option<Options>,
     /// Whether a client waits for a drain as Envoy's own hook does.
     awaited: bool,
-    /// When the sidecar was told to stop, and whether it has nothing left to do.
+    /// When a signal stopped the sidecar, and whether it has nothing left to do.
     stopping: Option<Timestamp>,
     over: bool,
     /// The startup check that was still to be done when the drain started.
@@ -79,7 +79,7 @@ struct Retained {
     /// Whether those who wait as Envoy's own hook does are answered with its outcome: they waited at
     /// its end, or it was found to hold since.
     answers: bool,
-    /// Whether a check can find that it still holds. One that gave up answers nobody else.
+    /// Whether a check can find that it still holds. One that gave up answers no other client.
     may_hold: bool,
     /// When it may be checked again: no network client can have Envoy polled more often.
     check_due: Timestamp,

@@ -121,7 +121,7 @@ pub fn request(
     }
 }
 
-/// Whether the end of a body can be told from a connection that was cut: `ureq` also takes what only
+/// Whether the end of a body differs from a connection that was cut: `ureq` also takes what only
 /// the end of the connection bounds, such as `Transfer-Encoding: identity`.
 fn check_framing(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();

@@ -90,7 +90,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     }
 }
 
-/// Nobody reads the hook's output in a pod that is being deleted, and a drain that is not started
+/// No one reads the hook's output in a pod that is being deleted, and a drain that is not started
 /// cuts every connection. A person at a terminal can correct the command first.
 fn is_at_terminal() -> bool {
     io::stdin().is_terminal() || io::stderr().is_terminal()

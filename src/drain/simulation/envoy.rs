@@ -33,7 +33,7 @@ pub struct Envoy {
     pub hidden_open: u64,
     pub hides: bool,
     pub shows_total: bool,
-    /// `/listeners` is forbidden, so nobody can know what is hidden.
+    /// `/listeners` is forbidden, so what is hidden stays unknown.
     forbids_listing: bool,
     /// Scrapes come and go, so that a poll may lie, but never four in a row.
     scraped: bool,

@@ -306,12 +306,19 @@ impl World {
             let was_awaited = self.is_awaited();
             let step = self.machine.step(&event, self.now);
             if step.events.contains(&DrainEvent::StartedBySignal) {
-                assert!(self.stopped.is_some() && was_awaited, "a drain that nobody asked for");
+                assert!(
+                    self.stopped.is_some() && was_awaited,
+                    "a drain that no hook and no signal started"
+                );
                 let target = self.home.unwrap_or(0);
                 let own = Options { admin_address: address(target), ..Options::default() };
                 self.started(Options { check_delay: Duration::from_secs(1), ..own }, target);
             }
-            assert_eq!(self.machine.number(), self.drains, "a drain that nobody asked for");
+            assert_eq!(
+                self.machine.number(),
+                self.drains,
+                "a drain that no hook and no signal started"
+            );
             self.check_step(step.action);
             match step.action {
                 action @ (Action::Sleep | Action::SleepUntil(_)) => self.sleep(action, end),

@@ -170,12 +170,12 @@ fn an_envoy_that_ends_while_its_hook_is_awaited_is_gone_and_not_left_in_service(
 }
 
 #[test]
-fn a_late_hook_is_told_the_end_only_while_it_holds() {
+fn a_late_hook_has_the_end_for_an_answer_only_while_it_holds() {
     let changes = [
         (Envoy::Draining(0), true, "nothing has changed"),
         (Envoy::Draining(1), false, "a client has connected"),
         (Envoy::Live(0), false, "Envoy was restored"),
-        (Envoy::Hangs, false, "it cannot be told"),
+        (Envoy::Hangs, false, "it is not known"),
     ];
     for (envoy, holds, why) in changes {
         let mut scenario = drain(0, options()).at(s(11), envoy).at(s(20), Envoy::Draining(0));
@@ -224,7 +224,7 @@ fn a_late_end_is_confirmed_like_any_other() {
 }
 
 #[test]
-fn a_drain_that_gave_up_answers_nobody() {
+fn a_drain_that_gave_up_answers_no_later_hook() {
     let timeout = Options { drain_timeout: Some(s(12)), ..options() };
     let mut scenario = drain(1, timeout).at(s(16), Envoy::Draining(0));
     scenario.run_to(s(14));
@@ -279,7 +279,7 @@ fn late_hooks_have_envoy_polled_at_most_every_two_seconds() {
 }
 
 #[test]
-fn who_waits_at_the_end_is_answered_with_that_end() {
+fn a_client_that_waits_at_the_end_is_answered_with_that_end() {
     let mut scenario = drain(0, options());
     scenario.machine.waiter_arrived(at(s(0)));
     let awaited = scenario.machine.awaited_drain();

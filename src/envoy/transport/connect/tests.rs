@@ -96,7 +96,7 @@ fn a_silent_ipv6_address_neither_keeps_from_ipv4_nor_looks_refused() {
     let Some((port, _sockets)) = silent_ipv6() else {
         return println!("SKIPPED: this host has no IPv6");
     };
-    // Nobody else has this port for IPv4, unless by chance.
+    // No other process has this port for IPv4, unless by chance.
     let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) else {
         return println!("SKIPPED: port {port} is taken");
     };
