@@ -68,8 +68,21 @@ fn serve(mut client: UnixStream, respond: fn(&str) -> Response) {
 const STATS: &str = "http.admin.downstream_cx_active: 1\nlistener.a.downstream_cx_active: 2\n\
     listener.admin.downstream_cx_active: 1\nserver.total_connections: 6\nserver.uptime: 5\n";
 
-fn assert_took(took: Duration, expected: Duration) {
-    assert!(took >= expected && took < expected + SECOND, "{took:?}, not {expected:?}");
+/// Asserts how long something takes: a busy machine may make it longer, but not every time.
+#[track_caller]
+fn assert_takes(expected: Duration, mut attempt: impl FnMut()) {
+    let mut times = Vec::new();
+    while times.len() < 5 {
+        let started = Instant::now();
+        attempt();
+        let took = started.elapsed();
+        assert!(took >= expected, "{took:?}, not {expected:?}");
+        if took < expected + SECOND {
+            return;
+        }
+        times.push(took);
+    }
+    panic!("{times:?}, not {expected:?}");
 }
 
 #[test]
@@ -111,10 +124,12 @@ fn both_requests_of_a_poll_share_its_time_and_the_next_poll_has_twice_as_long() 
         "/ready" => None,
         _ => Some((3 * SECOND / 2, 200, STATS)),
     });
-    let mut client = AdminClient::default();
-    let started = Instant::now();
-    let error = envoy.error(&mut client, Call::ReadStats, None);
-    assert_took(started.elapsed(), 2 * SECOND);
+    let (mut client, mut error) = (AdminClient::default(), None);
+    assert_takes(2 * SECOND, || {
+        client = AdminClient::default();
+        error = Some(envoy.error(&mut client, Call::ReadStats, None));
+    });
+    let error = error.unwrap();
     assert_eq!(error.kind, AdminErrorKind::Timeout);
     let expected = "no whole response within 2s; the next call has 4s";
     assert!(error.text.starts_with("GET /ready") && error.text.ends_with(expected), "{error:?}");
@@ -133,9 +148,11 @@ fn both_requests_of_a_check_of_listeners_share_its_time() {
         "/listeners" => Some((3 * SECOND / 2, 200, "a::127.0.0.1:80\n")),
         _ => None,
     });
-    let started = Instant::now();
-    let error = envoy.error(&mut AdminClient::default(), Call::CheckListeners, None);
-    assert_took(started.elapsed(), 2 * SECOND);
+    let mut error = None;
+    assert_takes(2 * SECOND, || {
+        error = Some(envoy.error(&mut AdminClient::default(), Call::CheckListeners, None));
+    });
+    let error = error.unwrap();
     assert!(error.text.starts_with("GET /stats") && error.text.contains("within 2s"), "{error:?}");
 }
 
@@ -144,9 +161,11 @@ fn a_limit_holds_whatever_has_grown() {
     let envoy = Envoy::start(|_| None);
     let address = Some(envoy.options.admin_address.clone());
     let mut client = AdminClient { address, timeouts: Timeouts([10 * SECOND; CALLS]) };
-    let started = Instant::now();
-    let error = envoy.error(&mut client, Call::CheckReady, Some(SECOND));
-    assert_took(started.elapsed(), 2 * SECOND);
+    let mut error = None;
+    assert_takes(2 * SECOND, || {
+        error = Some(envoy.error(&mut client, Call::CheckReady, Some(SECOND)));
+    });
+    let error = error.unwrap();
     assert!(error.text.ends_with("within 2s; the next call has 10s"), "{error:?}");
     assert_eq!(client.timeouts.0, [10 * SECOND; CALLS]);
 }
@@ -240,7 +259,12 @@ fn a_response_without_end_is_given_up() {
     let envoy = Envoy::start(|_| {
         Some((Duration::ZERO, 200, Box::leak("x".repeat(stats::MAX_BODY + 1).into_boxed_str())))
     });
-    let error = envoy.error(&mut AdminClient::default(), Call::FailHealthChecks, None);
+    // A debug build takes a second or more to read so much.
+    let mut client = AdminClient {
+        address: Some(envoy.options.admin_address.clone()),
+        timeouts: Timeouts([10 * SECOND; CALLS]),
+    };
+    let error = envoy.error(&mut client, Call::FailHealthChecks, None);
     assert_eq!(error.kind, AdminErrorKind::TooLong, "{error:?}");
 }
 
