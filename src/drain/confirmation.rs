@@ -83,7 +83,10 @@ pub(super) fn still_holds(
             }
         }
         (OutcomeKind::EnvoyGone, Err(error)) if error.is_refusal() => StillHolds::Yes,
-        (OutcomeKind::Drained, Err(_)) => StillHolds::Unknown,
+        (OutcomeKind::Drained, Err(_)) => {
+            *confirmation = Confirmation::default();
+            StillHolds::Unknown
+        }
         _ => StillHolds::No,
     }
 }

@@ -56,8 +56,10 @@ pub struct Machine {
     last: Option<Ended>,
     /// The options of the latest drain, for as long as they matter.
     last_options: Option<Options>,
-    /// Whether a client waits for a drain as Envoy's own hook does.
+    /// Whether a client waits for a drain as Envoy's own hook does; and whether those who do are
+    /// just being answered with the end of one that left Envoy in service.
     awaited: bool,
+    left_alone: bool,
     /// When a signal stopped the sidecar, and whether it has nothing left to do.
     stopping: Option<Timestamp>,
     over: bool,
@@ -102,6 +104,7 @@ impl Machine {
             last: None,
             last_options: None,
             awaited: false,
+            left_alone: false,
             stopping: None,
             over: false,
             suspended_check: None,
@@ -178,7 +181,7 @@ impl Machine {
             State::Draining(_) => false,
             State::Ended(retained) if self.awaited => retained.answers,
             State::Ended(_) if both_came => true,
-            State::Idle(_) if self.awaited => false,
+            State::Idle(_) if self.awaited && !self.left_alone => false,
             State::Idle(_) | State::Ended(_) if now < until => return Some(until),
             State::Idle(_) | State::Ended(_) => true,
         };
@@ -191,8 +194,17 @@ impl Machine {
         let is_first = !std::mem::replace(&mut self.awaited, true);
         match &mut self.state {
             State::Draining(drain) => drain.waiter_arrived(is_first, now),
-            State::Ended(retained) => is_first && (!retained.answers || self.stopping.is_some()),
-            State::Idle(_) => is_first && self.stopping.is_some(),
+            State::Ended(retained) if is_first => {
+                // What was polled for others, some time ago, confirms nothing for this one.
+                retained.confirmation = Confirmation::default();
+                !retained.answers || self.stopping.is_some()
+            }
+            State::Ended(_) => false,
+            State::Idle(_) => {
+                // This one is not among those who are just being answered.
+                let is_first = std::mem::take(&mut self.left_alone) || is_first;
+                is_first && self.stopping.is_some()
+            }
         }
     }
 
@@ -204,6 +216,7 @@ impl Machine {
             State::Idle(_) | State::Draining(_) => {}
         }
         self.awaited = false;
+        self.left_alone = false;
     }
 
     /// Feeds in an event; returns what to do next and what happened.
@@ -283,6 +296,7 @@ impl Machine {
             took: now - drain.started,
         };
         events.push(DrainEvent::Ended(ended.clone()));
+        self.left_alone = self.awaited && outcome.kind == OutcomeKind::NoEnvoyHook;
         self.last = Some(ended);
         self.last_options = Some(drain.options.clone());
         self.state = match outcome.kind {
@@ -297,7 +311,8 @@ impl Machine {
                 until: now + OUTCOME_RETENTION,
                 answers: self.awaited,
                 // A count that a hidden listener makes slow is not taken twice.
-                may_hold: kind.nothing_left() && !drain.hides_listeners(),
+                // An address where nothing has ever responded may be wrong.
+                may_hold: self.responded && kind.nothing_left() && !drain.hides_listeners(),
                 check_due: now,
                 confirmation: Confirmation::default(),
             }),
@@ -305,6 +320,9 @@ impl Machine {
     }
 
     fn next(&mut self, now: Timestamp, events: &mut Events) -> Action {
+        if self.over {
+            return Action::Sleep;
+        }
         match &self.state {
             State::Ended(retained) if now >= retained.until => self.forget_outcome(now, events),
             State::Ended(retained) if self.awaited && !retained.answers => {
@@ -322,7 +340,7 @@ impl Machine {
         }
         if self.stopping.is_some() && self.drain().is_none() {
             let until = self.update_over(now);
-            if self.over || !self.awaited {
+            if self.over || !self.awaited || self.left_alone {
                 return until.map_or(Action::Sleep, Action::SleepUntil);
             }
             events.push(DrainEvent::StartedBySignal);

@@ -14,9 +14,11 @@ use crate::os::clock::Timestamp;
 const MAX_REFUSALS: u32 = 3;
 const REFUSED_RETRY: Duration = Duration::from_secs(1);
 
-/// The pauses after the first failures to fail health checks; later ones are a check interval.
+/// The pauses after the first failures to fail health checks; later ones are a check interval, but
+/// no longer than that, since Envoy is in service.
 const FAIL_BACKOFF: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5)];
+const MAX_FAIL_BACKOFF: Duration = Duration::from_secs(10);
 
 impl Drain {
     /// `responded_before`: whether Envoy has responded at this address since the sidecar's start;
@@ -203,7 +205,8 @@ impl Drain {
             Stage::Failing { attempts } => {
                 let pause = FAIL_BACKOFF.get(*attempts).copied();
                 *attempts += 1;
-                now + pause.unwrap_or(self.interval())
+                let pause = pause.unwrap_or(self.interval().min(MAX_FAIL_BACKOFF));
+                now + pause
             }
             _ => self.next_poll(self.interval(), now),
         };

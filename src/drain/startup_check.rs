@@ -24,7 +24,8 @@ pub(super) struct StartupCheck {
     pub call: Call,
     pub due: Timestamp,
     tries_left: u32,
-    starting_reported: bool,
+    /// How often Envoy was found starting.
+    starting: u32,
     pub reason: CheckReason,
 }
 
@@ -40,7 +41,7 @@ pub(super) enum CheckReason {
 impl StartupCheck {
     pub fn new(reason: CheckReason, due: Timestamp) -> Self {
         let tries_left = if reason == CheckReason::AfterDrain { 1 } else { STARTUP_CHECKS };
-        Self { call: Call::CheckReady, due, tries_left, starting_reported: false, reason }
+        Self { call: Call::CheckReady, due, tries_left, starting: 0, reason }
     }
 
     /// Whether an Envoy that is found out of service is restored.
@@ -62,8 +63,11 @@ impl StartupCheck {
         events: &mut Events,
     ) -> Option<Self> {
         let after_drain = self.reason == CheckReason::AfterDrain;
-        self.due = now;
+        // Hooks came and left while the call was under way.
+        let was_postponed = self.due > now;
+        self.due = self.due.max(now);
         match result {
+            Ok(Reply::Ready(Health::Draining)) if self.restores() && was_postponed => {}
             Ok(Reply::Ready(Health::Draining)) if self.restores() => {
                 self.call = Call::RestoreHealthChecks;
             }
@@ -91,14 +95,15 @@ impl StartupCheck {
                 return None;
             }
             // It may have been taken out of service before it had started.
-            Ok(Reply::Ready(Health::Starting)) => {
-                self.retry(now);
-                if self.tries_left == 0 && !after_drain {
-                    self.tries_left = 1;
-                    self.due = now + STARTING_CHECK_INTERVAL;
-                    if !std::mem::replace(&mut self.starting_reported, true) {
-                        events.push(DrainEvent::StillStarting);
-                    }
+            Ok(Reply::Ready(Health::Starting)) if !after_drain => {
+                // It costs no try.
+                self.call = Call::CheckReady;
+                self.starting += 1;
+                let slow = self.starting >= STARTUP_CHECKS;
+                self.due =
+                    now + if slow { STARTING_CHECK_INTERVAL } else { STARTUP_CHECK_INTERVAL };
+                if self.starting == STARTUP_CHECKS {
+                    events.push(DrainEvent::StillStarting);
                 }
             }
             Err(error) if error.is_refusal() => {

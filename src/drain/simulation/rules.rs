@@ -138,7 +138,11 @@ impl World {
             && phase == Phase::Idle
             && !self.machine.is_over()
         {
-            let alone = !self.is_awaited() && self.now < stopped + STOP_DELAY;
+            // Those who are just being answered wait no longer.
+            let waits = self.waiters.iter().any(|waiter| {
+                waiter.answers == 0 && self.machine.answer_to(waiter.awaits).is_none()
+            });
+            let alone = !waits && self.now < stopped + STOP_DELAY;
             assert!(alone, "a signal at rest neither ends the sidecar nor starts a drain");
         }
     }
