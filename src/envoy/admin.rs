@@ -7,7 +7,7 @@ use super::error::{AdminError, AdminErrorKind};
 use super::listeners::{self, GaugeNames};
 use super::stats::{self, Exclusions, Observation, StatsParser};
 use super::transport::{Error, request};
-use super::{CALLS, Call, CallResult, Health, HiddenListeners, Poll, Reply};
+use super::{CALLS, Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
 use crate::cli::duration;
 use crate::cli::options::Options;
@@ -64,13 +64,15 @@ struct Timeouts([Duration; CALLS]);
 impl Timeouts {
     fn of(&self, call: Call, interval: Duration, limit: Option<Duration>) -> Duration {
         let base = interval.clamp(MIN_TIMEOUT, MAX_TIMEOUT);
-        let grown = base.max(self.0[call as usize]);
+        // One that comes between all others must not put off what a drain has to do.
+        let grown = if call == Call::CheckReady { base } else { base.max(self.0[call as usize]) };
         limit.map_or(grown, |limit| grown.min(base.max(limit)))
     }
 
     /// What the next call has after one that had this long and got no response.
     fn after_timeout(&self, call: Call, timeout: Duration) -> Duration {
-        MAX_TIMEOUT.min(2 * timeout).max(self.0[call as usize])
+        let longer = MAX_TIMEOUT.min(2 * timeout).max(self.0[call as usize]);
+        if call == Call::CheckReady { timeout } else { longer }
     }
 }
 
@@ -100,11 +102,7 @@ impl AdminCall<'_> {
             }
             Call::CheckReady => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
-            Call::CheckListeners => match self.check_ready()? {
-                // Its static listeners are listed, and none listens or has a gauge yet (measured).
-                Health::Starting => Reply::Ready(Health::Starting),
-                _ => Reply::Listeners(self.check_listeners(GaugeNames::new(exclusions))?),
-            },
+            Call::CheckListeners => self.check_listeners(GaugeNames::new(exclusions))?,
             Call::RestoreHealthChecks => {
                 self.post("/healthcheck/ok")?;
                 Reply::HealthChecksRestored
@@ -151,14 +149,17 @@ impl AdminCall<'_> {
     }
 
     /// Listeners first: one that is added in between has a gauge then, and does not look hidden.
-    fn check_listeners(&self, mut gauges: GaugeNames<'_>) -> Result<HiddenListeners, AdminError> {
+    fn check_listeners(&self, mut gauges: GaugeNames<'_>) -> CallResult {
         let mut body = Vec::new();
         self.send("GET", listeners::LISTENERS, &[200], &mut |piece| {
             body.extend_from_slice(piece);
             true
         })?;
         self.send("GET", listeners::GAUGES, &[200], &mut |piece| gauges.push(piece))?;
-        gauges.hidden_of(&body).map_err(|reason| {
+        if gauges.is_starting() {
+            return Ok(Reply::Ready(Health::Starting));
+        }
+        gauges.hidden_of(&body).map(Reply::Listeners).map_err(|reason| {
             self.error(AdminErrorKind::Content, "GET", listeners::LISTENERS, reason)
         })
     }

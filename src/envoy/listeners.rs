@@ -59,6 +59,12 @@ impl<'a> GaugeNames<'a> {
         }
     }
 
+    /// Whether Envoy is starting: its static listeners are listed, and none listens or has a gauge yet
+    /// (measured).
+    pub fn is_starting(&self) -> bool {
+        !self.workers_started
+    }
+
     /// Takes the next piece of the response to [`GAUGES`]. False: a line is longer than any of
     /// Envoy's.
     #[must_use]

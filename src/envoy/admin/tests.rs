@@ -7,6 +7,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
+use crate::envoy::HiddenListeners;
 use crate::envoy::ServerTotal;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -163,7 +164,7 @@ fn a_limit_holds_whatever_has_grown() {
     let mut client = AdminClient { address, timeouts: Timeouts([10 * SECOND; CALLS]) };
     let mut error = None;
     assert_takes(2 * SECOND, || {
-        error = Some(envoy.error(&mut client, Call::CheckReady, Some(SECOND)));
+        error = Some(envoy.error(&mut client, Call::FailHealthChecks, Some(SECOND)));
     });
     let error = error.unwrap();
     assert!(error.text.ends_with("within 2s; the next call has 10s"), "{error:?}");

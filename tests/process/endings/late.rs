@@ -26,6 +26,8 @@ fn late_hooks_get_a_drain_of_their_own_when_the_end_no_longer_holds() {
 fn an_envoy_that_was_gone_and_is_back_is_drained() {
     let mut envoy = envoy_with_tcp();
     let sidecar = Sidecar::beside(&envoy);
+    // Where nothing has ever responded, nothing that refuses is Envoy's end.
+    sidecar.wait_log(ENVOY_RESPONDS);
     envoy.kill();
     assert_exits(&mut sidecar.hook(&[]), 0, ENVOY_IS_GONE);
     // Still gone: at once.
