@@ -3,7 +3,7 @@
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fmt, panic, thread};
+use std::{env, fmt, fs, panic, thread};
 
 use crate::support::prelude::*;
 
@@ -16,21 +16,55 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// Its address, 127.0.0.this.
 const HOST: u8 = 2;
 
+/// No probe may take longer.
+const LATEST: Duration = Duration::from_millis(500);
+
+/// When the kernel sends a SYN again that had no answer. It drops those that come while the listener's
+/// backlog is full, before any program learns of them.
+const SYN_RETRY: Duration = Duration::from_secs(1);
+
 /// The results of its probes.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
     pub probes: usize,
     pub failed: usize,
+    /// So many waited for [`SYN_RETRY`], which the times are without.
+    pub dropped: usize,
+    /// How many the kernel says that it has dropped, of all clients.
+    pub dropped_by_kernel: u64,
     pub median: Duration,
     pub p99: Duration,
     pub slowest: Duration,
 }
 
+impl Figures {
+    /// Asserts what every build must keep to, and what the one that ships must.
+    #[track_caller]
+    pub fn assert_none_failed_or_was_late(&self) {
+        assert_eq!(self.failed, 0, "probes have failed: {self}");
+        assert!(!SHIPS || self.slowest <= LATEST, "a probe was late: {self}");
+        assert!(self.dropped as u64 <= self.dropped_by_kernel, "connections were late: {self}");
+    }
+}
+
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { probes, failed, median, p99, slowest } = self;
-        write!(f, "{probes} probes, {failed} failed, {median:?} {p99:?} {slowest:?} (p50 p99 max)")
+        let Self { probes, failed, dropped, dropped_by_kernel, median, p99, slowest } = self;
+        write!(
+            f,
+            "{probes} probes, {failed} failed, {median:?} {p99:?} {slowest:?} (p50 p99 max), "
+        )?;
+        write!(f, "{dropped} of {dropped_by_kernel} SYNs that the kernel dropped")
     }
+}
+
+/// How many SYNs the kernel has dropped because a backlog was full, since it started.
+fn dropped_by_kernel() -> u64 {
+    let text = fs::read_to_string("/proc/net/netstat").expect("the kernel's counters");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let [names, values] = [lines.next(), lines.next()].map(|line| line.expect("a line").split(' '));
+    let value = names.zip(values).find(|(name, _)| *name == "ListenDrops").expect("a counter").1;
+    value.parse().expect("a number")
 }
 
 /// A running prober. It ends when this is dropped, or when the process that has it dies.
@@ -39,6 +73,7 @@ pub struct Prober {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    dropped_before: u64,
 }
 
 impl Prober {
@@ -50,7 +85,8 @@ impl Prober {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the prober");
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut prober = Self { input: child.stdin.take(), output, child };
+        let (input, dropped_before) = (child.stdin.take(), dropped_by_kernel());
+        let mut prober = Self { child, input, output, dropped_before };
         let lines = prober.output.by_ref().lines().map_while(Result::ok);
         let before = lines.take_while(|line| !line.ends_with("started")).count();
         assert!(before < 10, "it does not start");
@@ -66,10 +102,13 @@ impl Prober {
         let line = text.lines().find_map(|line| line.strip_prefix("figures "));
         let line = line.unwrap_or_else(|| panic!("no figures: {text}"));
         let numbers: Vec<u64> = line.split(' ').map(|n| n.parse().expect("a number")).collect();
-        let [probes, failed, times @ ..] = &numbers[..] else { panic!("too few: {line}") };
-        let time = |n: usize| Duration::from_micros(times[n]);
-        let (probes, failed) = (*probes as usize, *failed as usize);
-        Figures { probes, failed, median: time(0), p99: time(1), slowest: time(2) }
+        let &[probes, failed, dropped, median, p99, slowest] = &numbers[..] else {
+            panic!("not six numbers: {line}")
+        };
+        let [probes, failed, dropped] = [probes, failed, dropped].map(|n| n as usize);
+        let [median, p99, slowest] = [median, p99, slowest].map(Duration::from_micros);
+        let dropped_by_kernel = dropped_by_kernel() - self.dropped_before;
+        Figures { probes, failed, dropped, dropped_by_kernel, median, p99, slowest }
     }
 }
 
@@ -87,12 +126,22 @@ fn the_prober_probes_until_its_input_ends() {
     let port = port.parse().expect("a port");
     let client = Client::of_port(port).at_host(HOST);
     let input = thread::spawn(|| io::copy(&mut io::stdin(), &mut io::sink()));
-    let (mut times, mut failed) = (Vec::new(), 0);
+    let (mut times, mut failed, mut dropped) = (Vec::new(), 0, 0);
     while !input.is_finished() {
         let started = Instant::now();
         // The panic's own message shows what went wrong.
-        let response = panic::catch_unwind(|| client.send(HEALTHZ).only_response());
-        let took = started.elapsed();
+        let connection = panic::catch_unwind(|| client.connect());
+        let mut waited = Duration::ZERO;
+        if started.elapsed() >= SYN_RETRY {
+            (waited, dropped) = (SYN_RETRY, dropped + 1);
+        }
+        let response = connection.and_then(|connection| {
+            panic::catch_unwind(|| {
+                connection.send(HEALTHZ);
+                connection.only_response()
+            })
+        });
+        let took = started.elapsed() - waited;
         failed += usize::from(!response.is_ok_and(|response| response.status_line() == "200 OK"));
         if times.is_empty() {
             println!("started");
@@ -103,5 +152,6 @@ fn the_prober_probes_until_its_input_ends() {
     }
     times.sort();
     let part = |part: usize| times[(times.len() * part).div_ceil(100) - 1].as_micros();
-    println!("figures {} {failed} {} {} {}", times.len(), part(50), part(99), part(100));
+    let [median, p99, slowest] = [50, 99, 100].map(part);
+    println!("figures {} {failed} {dropped} {median} {p99} {slowest}", times.len());
 }

@@ -13,12 +13,10 @@ use super::probe::Prober;
 use crate::support::prelude::*;
 use crate::take_turn;
 
-/// No probe may take longer.
-pub const LATEST: Duration = Duration::from_millis(500);
 const MAX_MEMORY: u64 = 3 << 19;
 
-/// Within this, what is no longer used is released.
-const RELEASED_WITHIN: Duration = Duration::from_secs(5);
+/// Within this, what is no longer used is released: `tiny_http` keeps an extra thread for 5 s.
+const RELEASED_WITHIN: Duration = Duration::from_secs(6);
 
 /// The maximum of what a process has used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -121,8 +119,7 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
         "{name}: {made} connections; {figures}; {peak}; {rest:?} at rest, released in {released:?}"
     );
     assert!(made > 0);
-    assert_eq!(figures.failed, 0, "probes have failed");
-    assert!(!SHIPS || figures.slowest <= LATEST, "{figures}");
+    figures.assert_none_failed_or_was_late();
     peak.assert_bounded(rest.0);
     assert!(
         released.is_some(),
