@@ -270,8 +270,7 @@ impl Machine {
                 retained.answers = self.awaited;
                 retained.check_due = now + MAX_READY_INTERVAL;
             }
-            // At once, as it was due.
-            StillHolds::PollAgain => {}
+            StillHolds::PollAgain(pause) => retained.check_due = now + pause,
             StillHolds::Unknown if self.stopping.is_none() => {
                 retained.check_due = now + MAX_READY_INTERVAL;
             }

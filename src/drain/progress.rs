@@ -179,8 +179,10 @@ impl Drain {
         self.hurried = true;
         self.check_due = now;
         self.not_before = self.not_before.min(now + HURRIED_REFUSED_RETRY);
-        if self.stage == Stage::WaitingForConnections {
-            self.call_due = now;
+        match self.stage {
+            Stage::WaitingForConnections => self.call_due = now,
+            Stage::Failing { .. } => self.call_due = self.call_due.min(self.fail_again_at(now)),
+            _ => {}
         }
     }
 
@@ -198,9 +200,9 @@ impl Drain {
                 return Action::SleepUntil(self.pairing_known.map_or(at, |known| at.min(known)));
             }
             match due {
-                Due::EndOfStage => self.end_stage(now),
+                Due::EndOfStage => self.end_stage(awaited, now),
                 Due::Deadline if matches!(self.stage, Stage::DrainDelay { .. }) => {
-                    self.end_stage(now);
+                    self.end_stage(awaited, now);
                 }
                 Due::Deadline => {
                     let open = self.last_poll.map(|poll| poll.open);
@@ -239,7 +241,9 @@ impl Drain {
         let check_listeners = check_listeners.map(|check| no_earlier(check.at));
         let own_call = own_call.map(|call| (no_earlier(self.call_due).max(now), Due::Call(call)));
         let check = if self.hurried { Call::ReadStats } else { Call::CheckReady };
-        let check = (no_earlier(self.check_due).max(now), Due::Call(check));
+        // The poll that confirms an outcome shows Envoy's state as well.
+        let check = (!self.confirms_outcome())
+            .then(|| (no_earlier(self.check_due).max(now), Due::Call(check)));
         // Of those due at the same time the first: a timeout that ends with a delay does not keep
         // health checks from being failed, and what is due already comes before a call, however long
         // that has been due.
@@ -250,7 +254,7 @@ impl Drain {
             drain_listeners.map(|at| (no_earlier(at), Due::Call(Call::DrainListeners))),
             check_listeners.map(|at| (at, Due::Call(Call::CheckListeners))),
             own_call,
-            Some(check),
+            check,
         ] {
             if let Some(candidate) = candidate.filter(|candidate| candidate.0 < first.0) {
                 first = candidate;
@@ -270,8 +274,13 @@ impl Drain {
         (!self.options.require_envoy_hook).then_some(missing)
     }
 
-    fn end_stage(&mut self, now: Timestamp) {
+    fn end_stage(&mut self, awaited: bool, now: Timestamp) {
         match self.stage {
+            // It came too late for the pair, in a call that took long. No other drain would start.
+            Stage::AwaitingEnvoyHook { .. } if self.hurried && awaited => {
+                self.envoy_hook = true;
+                self.enter_drain_delay();
+            }
             Stage::AwaitingEnvoyHook { .. } => self.stage = Stage::Ending(Outcome::NO_ENVOY_HOOK),
             Stage::DrainDelay { .. } => {
                 // One try to fail health checks is owed.
@@ -294,12 +303,15 @@ impl Drain {
         self.set_deadline();
     }
 
-    /// At once, but never twice within an interval: an Envoy that stays LIVE would be asked without
-    /// a pause (measured: 7,800 rounds in 4 s).
     pub(super) fn enter_failing(&mut self, now: Timestamp) {
         self.stage = Stage::Failing { attempts: 0 };
-        let again = self.failed_at.map(|failed| failed + self.ready_interval());
-        self.call_due = again.map_or(now, |again| again.max(now));
+        self.call_due = self.fail_again_at(now);
+    }
+
+    /// At once, but never twice within an interval: an Envoy that stays LIVE would be asked without
+    /// a pause (measured: 7,800 rounds in 4 s).
+    fn fail_again_at(&self, now: Timestamp) -> Timestamp {
+        self.failed_at.map_or(now, |failed| now.max(failed + self.ready_interval()))
     }
 
     pub(super) fn set_deadline(&mut self) {

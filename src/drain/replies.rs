@@ -110,8 +110,8 @@ impl Drain {
             };
             self.call_due = self.next_poll(interval, now);
         }
-        if verdict == Verdict::PollAgain {
-            self.call_due = now;
+        if let Verdict::PollAgain(pause) = verdict {
+            self.call_due = now + pause;
             return;
         }
         self.last_poll = Some(poll);
@@ -140,8 +140,7 @@ impl Drain {
                     _ => Outcome::envoy_gone(None),
                 });
             }
-            // At once, as it was due.
-            StillHolds::PollAgain => {}
+            StillHolds::PollAgain(pause) => self.call_due = now + pause,
             StillHolds::No | StillHolds::Unknown => {
                 events.push(DrainEvent::OutcomeOutdated);
                 self.confirmation = Confirmation::default();

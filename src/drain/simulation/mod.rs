@@ -106,7 +106,7 @@ fn planted_bugs_are_found() {
         (Planted::GoneWhereNothingWas, "gone where nothing has ever responded"),
         (Planted::OtherEnvoysHookTaken, "the hook of another Envoy"),
         (Planted::LateWaiterNotChecked, "answered late with an end that no longer holds"),
-        (Planted::LateHookNotChecked, "an honest poll"),
+        (Planted::LateHookNotChecked, "honest poll"),
         (Planted::EarlyWaiterDoesNotCount, "left in service though its own hook waits"),
         (Planted::SignalAtRestIgnored, "a signal at rest"),
         (Planted::SignalInDrainIgnored, "no haste after a signal"),

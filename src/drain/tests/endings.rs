@@ -25,27 +25,36 @@ const POLL: Action = Action::Call(Call::ReadStats);
 #[test]
 fn a_count_from_which_something_was_subtracted_ends_nothing_alone() {
     let mut machine = waiting(options(), HiddenListeners::default());
-    for _ in 0..3 {
-        assert_eq!(step(&mut machine, &polled(0, true), s(0)), POLL, "three more, at once");
+    let now = three_polls(&mut machine, &polled(0, true), s(0));
+    assert_eq!(step(&mut machine, &polled(0, true), now), Action::Finish(DRAINED));
+}
+
+/// Three that must be confirmed, and the time of the fourth. The pauses between them differ, as what
+/// makes a count wrong may come at equal distances.
+#[track_caller]
+fn three_polls(machine: &mut Machine, polled: &Event, mut now: Duration) -> Duration {
+    for pause in [2, 8, 25].map(Duration::from_millis) {
+        let next = step(machine, polled, now);
+        now += pause;
+        assert_eq!(next, Action::SleepUntil(at(now)));
+        assert_eq!(step(machine, &Event::Tick, now), POLL);
     }
-    assert_eq!(step(&mut machine, &polled(0, true), s(0)), Action::Finish(DRAINED));
+    now
 }
 
 #[test]
 fn a_poll_that_disagrees_is_the_count_that_holds() {
     let mut machine = waiting(options(), HiddenListeners::default());
-    step(&mut machine, &polled(0, true), s(0));
-    step(&mut machine, &polled(0, true), s(0));
-    assert_eq!(step(&mut machine, &polled(1, true), s(0)), Action::SleepUntil(at(s(1))));
+    let now = three_polls(&mut machine, &polled(0, true), s(0));
+    let next = Action::SleepUntil(at(now + s(1)));
+    assert_eq!(step(&mut machine, &polled(1, true), now), next);
     assert_eq!(machine.drain().and_then(|drain| drain.last_poll).map(|poll| poll.open), Some(1));
     // A failed poll breaks the row too.
-    assert_eq!(step(&mut machine, &Event::Tick, s(1)), POLL);
-    for _ in 0..3 {
-        assert_eq!(step(&mut machine, &polled(0, true), s(1)), POLL);
-    }
-    step(&mut machine, &failure(1, Call::ReadStats, AdminErrorKind::Content), s(1));
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), POLL);
-    assert_eq!(step(&mut machine, &polled(0, true), s(2)), POLL);
+    let now = three_polls(&mut machine, &polled(0, true), s(2));
+    step(&mut machine, &failure(1, Call::ReadStats, AdminErrorKind::Content), now);
+    assert_eq!(step(&mut machine, &Event::Tick, s(4)), POLL);
+    three_polls(&mut machine, &polled(0, true), s(4));
 }
 
 fn hidden() -> HiddenListeners {
@@ -217,10 +226,8 @@ fn a_late_end_is_confirmed_like_any_other() {
         let poll = Poll { subtracted: true, ..Poll::of(open, Health::Draining) };
         reply(2, Reply::Stats(poll))
     };
-    for _ in 0..3 {
-        assert_eq!(step(machine, &subtracted(0), s(15)), POLL);
-    }
-    assert_eq!(step(machine, &subtracted(0), s(15)), Action::Finish(DRAINED));
+    let now = three_polls(machine, &subtracted(0), s(15));
+    assert_eq!(step(machine, &subtracted(0), now), Action::Finish(DRAINED));
 }
 
 #[test]

@@ -115,3 +115,31 @@ fn a_signal_in_a_drain_makes_haste_and_ends_nothing() {
         Some(3)
     );
 }
+
+#[test]
+fn a_signal_brings_the_next_try_to_fail_health_checks_forward() {
+    let fail = Action::Call(Call::FailHealthChecks);
+    let mut machine = machine(true);
+    machine.start(options(), at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(0)), fail);
+    let failed = failure(1, Call::FailHealthChecks, AdminErrorKind::Timeout);
+    for second in [0, 2, 4] {
+        step(&mut machine, &failed, s(second));
+        step(&mut machine, &Event::Tick, s(second + 1));
+    }
+    assert_ne!(step(&mut machine, &Event::Tick, s(5)), fail, "the third pause is 5 s");
+    machine.stop(at(s(6)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(6)), fail);
+}
+
+#[test]
+fn a_hook_that_comes_late_in_a_slow_call_is_not_left_alone_at_a_signal() {
+    let options = Options { require_envoy_hook: true, ..options() };
+    let mut machine = machine(true);
+    machine.start(options, at(s(0)));
+    assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::CheckReady));
+    assert!(!machine.waiter_arrived(at(s(4))), "3 s are over");
+    machine.stop(at(s(4)));
+    let slow = failure(1, Call::CheckReady, AdminErrorKind::Timeout);
+    assert_eq!(step(&mut machine, &slow, s(5)), Action::Call(Call::FailHealthChecks));
+}

@@ -609,8 +609,9 @@ fn a_poll_that_must_be_confirmed_is_counted_and_not_logged() {
     logged.messages();
     logged.at(s(5)).step(&Event::Tick);
     let doubtful = Poll { subtracted: true, ..Poll::of(0, Health::Draining) };
-    for _ in 0..3 {
-        assert_eq!(logged.reply(Reply::Stats(doubtful)), Action::Call(Call::ReadStats));
+    for second in 6..9 {
+        logged.reply(Reply::Stats(doubtful));
+        assert_eq!(logged.at(s(second)).step(&Event::Tick), Action::Call(Call::ReadStats));
     }
     logged.pairing_logged();
     logged.poll(1);

@@ -55,3 +55,22 @@ fn a_time_out_within_the_drain_delay_fails_health_checks_once() {
     assert_eq!((admin.count(Route::Fail), admin.state()), (1, State::Draining));
     sidecar.assert_times_logged(TIMEOUT_BEFORE_DRAIN_DELAY, 1);
 }
+
+#[test]
+fn an_envoy_that_is_starting_for_over_a_minute_is_restored_all_the_same() {
+    if !SHIPS {
+        return println!("SKIPPED: two minutes, which the build that ships is given");
+    }
+    let admin = FakeAdmin::unix();
+    admin.set_state(State::Initializing);
+    let sidecar = Sidecar::builder().beside(&admin).start();
+    let wait = |what: &str, condition: &dyn Fn() -> bool| {
+        let met = try_wait_for(4 * PATIENCE, || condition().then_some(()));
+        assert!(met.is_some(), "{what}: {}", sidecar.report());
+    };
+    // So many it gets that does not respond, each 5 s; then one a minute is enough.
+    wait("twelve checks", &|| admin.count(Route::Ready) >= 12);
+    admin.set_state(State::Draining);
+    wait("the thirteenth", &|| sidecar.times_logged(ENVOY_RESTORED) == 1);
+    assert_eq!((admin.count(Route::Ready), admin.state()), (13, State::Live));
+}
