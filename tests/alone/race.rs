@@ -1,6 +1,8 @@
 //! Drains while thousands of probes a second, which are not counted, open and close connections. A
 //! poll that meets one of them counts one too many or too few: see `src/envoy/stats.rs`.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -46,9 +48,9 @@ struct Count {
 impl Probes {
     fn start(port: u16) -> Self {
         let count = Arc::new(Count::default());
-        let threads = (0..THREADS).map(|_| {
+        let threads = (0..THREADS).map(|n| {
             let count = Arc::clone(&count);
-            thread::spawn(move || keep_probing(port, &count))
+            thread::spawn(move || keep_probing(port, n % 2 == 0, &count))
         });
         Self { threads: threads.collect(), count }
     }
@@ -80,14 +82,22 @@ impl Drop for Probes {
     }
 }
 
-fn keep_probing(port: u16, count: &Count) {
+/// At equal distances, as one prober's probes come, or at random, as those of many do.
+fn keep_probing(port: u16, is_regular: bool, count: &Count) {
     let period = Duration::from_secs(1) * THREADS / PACE;
+    let random = RandomState::new();
+    let (mut made, mut distance) = (0_u64, period);
     let mut due = Instant::now();
     while !count.is_over.load(Ordering::Relaxed) {
         let counter = if probe(port).is_ok() { &count.succeeded } else { &count.failed };
         counter.fetch_add(1, Ordering::Relaxed);
+        made += 1;
+        if !is_regular {
+            let uniform = (random.hash_one(made) as f64 + 1.0) / (u64::MAX as f64 + 1.0);
+            distance = period.mul_f64(-uniform.ln());
+        }
         let now = Instant::now();
-        due = (due + period).max(now - MAX_BEHIND);
+        due = (due + distance).max(now - MAX_BEHIND);
         // The pace itself.
         thread::sleep(due.saturating_duration_since(now));
     }
