@@ -18,7 +18,7 @@
 //!                     |       |     event, action
 //!              worker |       | records, counters
 //!                     v       v
-//!                  envoy    observe -------------> log on stderr; status and metrics,
+//!                  envoy    observe -------------> log on stdout; status and metrics,
 //!                     |                            which the backend serves
 //!                     v
 //!          Envoy's admin interface

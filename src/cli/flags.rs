@@ -120,7 +120,7 @@ options! {
     NoRestore "no-restore" "" SIDECAR
         "do not restore an Envoy that is out of service when the sidecar starts"
     LogFormat "log-format" "FORMAT" DRAINS
-        "the sidecar's log on stderr: text (logfmt) or json; no effect on a hook"
+        "the sidecar's log on stdout: text (logfmt) or json; no effect on a hook"
     Watch "watch" "" STATUS "show it again whenever it changes"
     Json "json" "" STATUS "show it as JSON"
 }

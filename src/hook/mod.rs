@@ -4,12 +4,13 @@ mod shutdown;
 mod sidecar;
 mod status;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::time::Duration;
 
 pub use self::shutdown::shutdown;
 pub use self::status::status;
 use crate::cli::PROGRAM;
+use crate::os::output::Lines;
 
 /// How a command ends; the value is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub fn print_usage_error(sentence: &str) {
     print_stderr(&format!("{PROGRAM}: {sentence}\n"));
 }
 
-/// Writes to stderr. The hook's work does not depend on whether the text can be written.
+/// Writes to stderr, if that takes it. The hook's work does not depend on whether it does.
 pub fn print_stderr(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    static LINES: Lines = Lines::new();
+    LINES.write(io::stderr(), text.as_bytes());
 }

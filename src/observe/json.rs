@@ -81,6 +81,14 @@ pub fn seconds(time: Duration) -> String {
     format!("{}.{:03}", time.as_secs(), time.subsec_millis())
 }
 
+/// Whether a character shows as nothing but changes how others show, which forges a line: controls, the
+/// ends of lines and paragraphs, marks of direction (Unicode TR 36, 3.4).
+pub fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// Appends a quoted string.
 pub fn quote(out: &mut String, text: &str) {
     out.push('"');
@@ -91,8 +99,8 @@ pub fn quote(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if c.is_control() => {
-                // Writing to a String does not fail. Control characters are all in the first plane.
+            c if is_unseen(c) => {
+                // Writing to a String does not fail. These are all in the first plane.
                 let _ = write!(out, "\\u{:04x}", u32::from(c));
             }
             c => out.push(c),

@@ -1,21 +1,18 @@
-//! The log: one line a record on stderr, as logfmt or JSON. Also the backend of the `log` facade,
+//! The log: one line a record on stdout, as logfmt or JSON. Also the backend of the `log` facade,
 //! through which libraries log.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::ops::Deref;
-use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 pub use super::json::Value;
-use super::json::{Object, quote};
+use super::json::{Object, is_unseen, quote};
 use super::messages;
 use crate::cli::LogFormat;
 use crate::labels;
 use crate::os::clock::Timestamp;
+use crate::os::output::Lines;
 
 labels! {
     /// How much a record matters.
@@ -83,27 +80,23 @@ impl Record {
         self
     }
 
-    /// Writes the record to stderr, if that takes it: a reader that has stopped must not stop a
-    /// drain. The next record says how many were lost.
+    /// Writes the record to stdout, if that takes it: a reader that stands still must not hold a
+    /// drain up. The next record says how many were lost.
     pub fn emit(mut self) {
         if cfg!(loom) {
             return; // A model would write the same a million times.
         }
-        let stderr = std::io::stderr();
-        let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut writable, PollTimeout::ZERO) == Ok(0) {
-            LOST.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         let json = JSON.load(Ordering::Relaxed);
         let format = if json { LogFormat::Json } else { LogFormat::Text };
-        if let lost @ 1.. = LOST.swap(0, Ordering::Relaxed) {
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        if lost > 0 {
             self.0.fields.push(("lines_lost_before", Value::Number(lost)));
         }
         let mut rendered = self.render(format, SystemTime::now());
         rendered.push('\n');
-        // In one piece, so that threads do not mix theirs. There is nowhere to report a failure.
-        let _ = stderr.lock().write_all(rendered.as_bytes());
+        if !LINES.write(std::io::stdout(), rendered.as_bytes()) {
+            LOST.fetch_add(lost + 1, Ordering::Relaxed);
+        }
     }
 
     fn render(&self, format: LogFormat, time: SystemTime) -> String {
@@ -167,11 +160,12 @@ impl<const SECONDS: u64> RateLimit<SECONDS> {
 
 fn is_plain(text: &str) -> bool {
     !text.is_empty()
-        && text.chars().all(|c| !c.is_control() && !c.is_whitespace() && c != '"' && c != '=')
+        && !text.contains(|c: char| is_unseen(c) || c.is_whitespace() || c == '"' || c == '=')
 }
 
 static JSON: AtomicBool = AtomicBool::new(false);
 static LOST: AtomicU64 = AtomicU64::new(0);
+static LINES: Lines = Lines::new();
 
 /// Sets the log of this process up: its format, and that libraries' warnings and panics are
 /// records like everything else.

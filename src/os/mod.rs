@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod descriptors;
 pub mod labels;
+pub mod output;
 pub mod supervisor;
 pub mod sync;

@@ -71,7 +71,7 @@ fn a_drain_ends_though_its_log_cannot_be_written() {
     let admin = FakeAdmin::unix();
     let mut sidecar = Sidecar::builder()
         .beside(&admin)
-        .under(["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"])
+        .under(["sh", "-c", "exec \"$@\" >/dev/full", "sh"])
         .start();
     let mut hook = start_drain(&sidecar, &admin);
     finish_drain(&admin, &mut hook);
