@@ -17,16 +17,22 @@ use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, lis
 use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
-use envoy_shutdown_manager::os::descriptors;
 use envoy_shutdown_manager::os::supervisor::{self, Work};
+use envoy_shutdown_manager::os::{descriptors, signals};
 use envoy_shutdown_manager::route;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
+    // Before anything else, any thread included: what comes earlier is lost to PID 1.
+    let signals = signals::block();
     let mut args = std::env::args_os();
     let flavor = Flavor::of(&args.next().unwrap_or_default());
-    match cli::parse(flavor, args) {
-        Ok(Command::Run(Subcommand::Sidecar, args)) => match run_sidecar(&args) {
+    let command = cli::parse(flavor, args);
+    if !matches!(command, Ok(Command::Run(Subcommand::Sidecar, _))) {
+        let _unblocked = signals.as_ref().map(SigSet::thread_unblock);
+    }
+    match command {
+        Ok(Command::Run(Subcommand::Sidecar, args)) => match run_sidecar(&args, signals) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => {
                 Record::error(messages::CANNOT_START).with("error", sentence).emit();
@@ -48,14 +54,9 @@ fn main() -> ExitCode {
 }
 
 /// The sidecar's life, until a signal ends it.
-fn run_sidecar(args: &Args) -> Result<(), String> {
+fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     log::install(args.log_format);
-    // Before any thread or socket: every thread inherits that they are blocked, and a thread of
-    // their own takes them one by one. So they interrupt no system call, and PID 1, for which the
-    // kernel drops a signal that is neither handled nor blocked, gets them too.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    let blocked = signals.thread_block().map_err(io::Error::from);
-    blocked.map_err(failed("signals cannot be waited for"))?;
+    let signals = signals.map_err(failed("signals cannot be waited for"))?;
     // Before anything else is done: a hook may come within milliseconds, and waits in its backlog.
     let public = listen::bind_public(&args.serve)?;
     let port = public.local_addr().map_err(failed("no public port"))?.port();
@@ -140,11 +141,24 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> String {
 
 /// Stops at the first signal once no drain is in progress, and at the second immediately.
 fn handle_signals(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFile]) {
+    // Children from before the program's start.
+    signals::reap();
     let mut stopping = false;
     loop {
         // It fails for an invalid signal alone.
         let Ok(signal) = signals.wait() else { return };
-        let name = if signal == Signal::SIGTERM { "SIGTERM" } else { "SIGINT" };
+        let name = signal.as_str();
+        match signal {
+            Signal::SIGTERM | Signal::SIGINT => {}
+            Signal::SIGCHLD => {
+                signals::reap();
+                continue;
+            }
+            _ => {
+                Record::warn(messages::SIGNAL_IGNORED).with("signal", name).emit();
+                continue;
+            }
+        }
         if stopping {
             Record::warn(messages::STOPPED_BY_SECOND_SIGNAL).with("signal", name).emit();
             files.iter().for_each(SocketFile::remove);

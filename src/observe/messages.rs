@@ -11,6 +11,7 @@ pub const CANNOT_START: &str = "cannot start";
 pub const STOP_REQUESTED: &str = "shutdown requested; exiting once no drain is in progress";
 pub const STOPPED: &str = "stopped";
 pub const STOPPED_BY_SECOND_SIGNAL: &str = "stopped immediately by a second signal";
+pub const SIGNAL_IGNORED: &str = "signal ignored";
 pub const OPTION_IGNORED: &str = "option ignored, as Contour does; use --admin-address";
 pub const THREAD_PANICKED: &str = "a thread panicked, which is a bug in this program";
 pub const THREAD_RESTARTED: &str = "thread restarted after a panic";

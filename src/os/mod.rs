@@ -4,5 +4,6 @@ pub mod clock;
 pub mod descriptors;
 pub mod labels;
 pub mod output;
+pub mod signals;
 pub mod supervisor;
 pub mod sync;

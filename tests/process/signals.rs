@@ -258,3 +258,45 @@ fn a_signal_to_process_1_while_envoys_hook_waits_starts_a_drain() {
         );
     }
 }
+
+#[test]
+fn no_other_signal_ends_the_sidecar() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let mut hook = start_drain(&sidecar, &admin);
+    let others = [
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGALRM,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGPIPE,
+        Signal::SIGCHLD,
+    ];
+    for signal in others {
+        sidecar.signal(signal);
+        if !matches!(signal, Signal::SIGPIPE | Signal::SIGCHLD) {
+            sidecar.wait_log(logged(SIGNAL_IGNORED).with("signal", signal));
+        }
+    }
+    finish_drain(&admin, &mut hook);
+}
+
+#[test]
+fn children_that_end_are_removed() {
+    let dir = temp_dir("children");
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+    // As PID 1 it gets the orphans of its namespace: one from before its start, one from later.
+    let script = format!("true & cat {} & exec \"$@\"", fifo.display());
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::builder().beside(&admin).under(["sh", "-c", &script, "sh"]).start();
+    let pid = sidecar.pid();
+    let children = || {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        fs::read_to_string(path).expect("its children").split_whitespace().count()
+    };
+    wait_until("one child to be left", || children() == 1);
+    drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
+    wait_until("no child to be left", || children() == 0);
+}
