@@ -106,6 +106,7 @@ impl Drain {
             let interval = match verdict {
                 // Envoy refreshes it every few seconds, whatever the interval between polls.
                 Verdict::AwaitTotal => self.ready_interval(),
+                Verdict::Contradicted(pause) => pause.min(self.interval()),
                 _ => self.interval(),
             };
             self.call_due = self.next_poll(interval, now);
