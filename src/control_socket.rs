@@ -3,16 +3,21 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::mem;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, getsockopt, shutdown,
+    sockopt,
+};
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH, socket_path};
 use crate::cli::options::Options;
@@ -100,11 +105,16 @@ pub struct SocketFile {
 
 impl SocketFile {
     pub fn remove(&self) {
-        // The next sidecar may have bound its own socket there.
-        let own = self.inode.load(Ordering::Relaxed);
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == own) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
+    }
+
+    /// Whether it is still this process's own: another program may have removed it, and the next sidecar
+    /// may have bound its own socket there.
+    fn is_there(&self) -> bool {
+        let own = self.inode.load(Ordering::Relaxed);
+        fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == own)
     }
 
     /// Listens at the same path again, where nothing listens any more.
@@ -124,6 +134,50 @@ impl Drop for SocketFile {
     }
 }
 
+/// The control socket's next listener, for its frontend to take.
+#[derive(Clone, Debug, Default)]
+pub struct NextListener(Arc<Mutex<Option<UnixListener>>>);
+
+impl NextListener {
+    pub fn take(&self) -> Option<UnixListener> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Keeps the control socket where hooks look for it: a start script that empties the folder of Envoy's
+/// admin socket takes it along.
+#[derive(Debug)]
+pub struct Keeper {
+    /// The same as the frontend has.
+    listener: UnixListener,
+    next: NextListener,
+}
+
+impl Keeper {
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new(listener: &UnixListener, next: NextListener) -> io::Result<Self> {
+        Ok(Self { listener: listener.try_clone()?, next })
+    }
+
+    /// Binds the socket again if its file was removed; returns whether it was.
+    ///
+    /// # Errors
+    /// When another process listens there, or the path cannot be written.
+    pub fn keep(&mut self, file: &SocketFile) -> io::Result<bool> {
+        if file.is_there() {
+            return Ok(false);
+        }
+        let listener = file.bind_again()?;
+        listener.set_nonblocking(true)?;
+        let old = mem::replace(&mut self.listener, listener.try_clone()?);
+        *self.next.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        // The frontend sleeps until something happens on the old one.
+        let _woken = shutdown(old.as_raw_fd(), Shutdown::Both);
+        Ok(true)
+    }
+}
+
 /// The control socket and, beside it, that of the backend.
 #[derive(Debug)]
 pub struct Sockets {
@@ -134,8 +188,7 @@ pub struct Sockets {
 }
 
 /// Binds both sockets at the first of the paths that can be written, for their own user alone
-/// (0600). Stale ones are replaced. It sets the process's umask for a moment, so no other thread
-/// should be creating files.
+/// (0600). Stale ones are replaced.
 ///
 /// # Errors
 /// A sentence, when another sidecar listens at a path, or none of them can be written.
@@ -200,11 +253,12 @@ fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
             Err((_, error)) => return Err(error),
         }
     }
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    umask(before);
-    let listener = listener?;
-    Ok((listener, fs::symlink_metadata(path)?.ino()))
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file will have the mode that the socket has, less the umask, which is another thread's too.
+    fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&fd, Backlog::MAXALLOWABLE)?;
+    Ok((fd.into(), fs::symlink_metadata(path)?.ino()))
 }
 
 /// The first of the paths where a sidecar listens. With `only_visible`, its process must be visible

@@ -10,7 +10,7 @@ use envoy_shutdown_manager::cli::duration;
 use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Args, Command};
-use envoy_shutdown_manager::control_socket::{self, SocketFile, Sockets};
+use envoy_shutdown_manager::control_socket::{self, Keeper, NextListener, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, listen};
@@ -82,7 +82,10 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
 
     let files = Arc::new(files);
     let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-    let mut backend = Backend::new(backend, Arc::clone(&files), trigger, observer);
+    let next = NextListener::default();
+    let keeper =
+        Keeper::new(&control, next.clone()).map_err(failed("the control socket cannot be used"))?;
+    let mut backend = Backend::new(backend, Arc::clone(&files), keeper, trigger, observer);
     let restart_signal = backend.restart_signal();
     start("backend", Box::new(move || backend.serve()))?;
 
@@ -93,7 +96,8 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     };
     let timeouts = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
     let control_limits = Limits::control(descriptors, timeouts);
-    let mut control = frontend(Listener::Control(control), route::control_target, control_limits);
+    let mut control =
+        frontend(Listener::Control(control, next), route::control_target, control_limits);
     start("control", Box::new(move || control.serve()))?;
     let public_limits = Limits::public(descriptors, timeouts);
     let mut public = frontend(Listener::Public(public), route::public_target, public_limits);

@@ -13,11 +13,12 @@ use std::time::Duration;
 use tiny_http::{Header, Server, StatusCode};
 
 use crate::cli::drain_request::HookRequest;
-use crate::control_socket::SocketFile;
+use crate::control_socket::{Keeper, SocketFile};
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
 use crate::drain::{DrainStart, Outcome, OutcomeKind};
 use crate::envoy::transport::connect_unix;
-use crate::observe::{log::Record, messages};
+use crate::observe::log::{RateLimit, Record};
+use crate::observe::messages;
 use crate::os::clock::{self, Timestamp};
 use crate::os::supervisor;
 use crate::route::{Route, Status};
@@ -32,6 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(20);
 
 pub struct Backend {
     files: Arc<[SocketFile; 2]>,
+    keeper: Keeper,
+    /// Whether hooks find the control socket.
+    control_is_lost: bool,
+    lost_log: RateLimit,
     /// For the first server; each later one binds its own.
     listener: Option<UnixListener>,
     started_at: Timestamp,
@@ -98,11 +103,15 @@ impl Backend {
     pub fn new(
         listener: UnixListener,
         files: Arc<[SocketFile; 2]>,
+        keeper: Keeper,
         trigger: DrainTrigger,
         observer: DrainObserver,
     ) -> Self {
         Self {
             files,
+            keeper,
+            control_is_lost: false,
+            lost_log: RateLimit::default(),
             listener: Some(listener),
             started_at: Timestamp::ZERO,
             trigger,
@@ -162,7 +171,31 @@ impl Backend {
         Ok(server)
     }
 
-    fn handle(&self, request: tiny_http::Request) {
+    /// A probe comes every few seconds, so this needs no timer.
+    fn keep_control_socket(&mut self) {
+        let file = &self.files[0];
+        let kept = self.keeper.keep(file);
+        self.control_is_lost = kept.is_err();
+        let path = || file.path.display().to_string();
+        match kept {
+            Ok(false) => {}
+            Ok(true) => {
+                Record::warn(messages::CONTROL_SOCKET_REPLACED).with("path", path()).emit();
+            }
+            Err(error) => {
+                if let Some(times) = self.lost_log.happened(clock::now()) {
+                    Record::error(messages::CONTROL_SOCKET_LOST)
+                        .with("path", path())
+                        .with("error", error.to_string())
+                        .with("times", times)
+                        .emit();
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, request: tiny_http::Request) {
+        self.keep_control_socket();
         match self.handling(&request) {
             // It fails if the client has disconnected, which is no concern of the backend.
             Handling::Respond(response) => drop(respond(request, response)),
@@ -191,6 +224,9 @@ impl Backend {
                 let wait =
                     move || hook_response(&observer.wait_for_exec_hooks(drain), exec_hook_text);
                 return Handling::Wait(Box::new(wait));
+            }
+            Ok(Route::Healthz) if self.control_is_lost => {
+                plain(503, "no hook finds the control socket\n")
             }
             Ok(Route::Healthz) if observer.is_worker_running() => plain(200, "OK"),
             Ok(Route::Healthz) => plain(503, "the worker is down\n"),

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::cli::options::{Options, Overrides};
-use crate::control_socket::{self, Sockets};
+use crate::control_socket::{self, NextListener, Sockets};
 use crate::coordinator::Coordinator;
 use crate::drain::{Ended, Outcome};
 use crate::envoy::admin::Admin;
@@ -35,11 +35,12 @@ struct Harness {
 impl Harness {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let Sockets { backend, files, .. } =
+        let Sockets { control, backend, files } =
             control_socket::bind(&[folder.path().join("s")]).unwrap();
+        let keeper = Keeper::new(&control, NextListener::default()).unwrap();
         let coordinator = Coordinator::new(Options::default(), &Overrides::default(), false);
         let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-        let mut backend = Backend::new(backend, Arc::new(files), trigger, observer);
+        let mut backend = Backend::new(backend, Arc::new(files), keeper, trigger, observer);
         let restart_signal = backend.restart_signal();
         // This thread serves until the test process exits.
         thread::spawn(move || backend.serve());

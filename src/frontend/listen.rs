@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use super::admission::SourceKey;
 use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD};
 use crate::cli::address::ServeAt;
+use crate::control_socket::NextListener;
 
 /// The kernel counts what clients send toward the memory of the container. It makes 8 KiB of this,
 /// which is more than a request head.
@@ -22,7 +23,7 @@ const RECEIVE_BUFFER: usize = 4096;
 /// A listener that does not block.
 pub enum Listener {
     Public(TcpListener),
-    Control(UnixListener),
+    Control(UnixListener, NextListener),
 }
 
 impl Listener {
@@ -30,7 +31,7 @@ impl Listener {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Public(_) => "public",
-            Self::Control(_) => "control",
+            Self::Control(..) => "control",
         }
     }
 
@@ -38,7 +39,16 @@ impl Listener {
     pub const fn max_head(&self) -> usize {
         match self {
             Self::Public(_) => MAX_PUBLIC_HEAD,
-            Self::Control(_) => MAX_CONTROL_HEAD,
+            Self::Control(..) => MAX_CONTROL_HEAD,
+        }
+    }
+
+    /// Takes the next listener, if there is one.
+    pub fn renew(&mut self) {
+        if let Self::Control(listener, next) = self
+            && let Some(next) = next.take()
+        {
+            *listener = next;
         }
     }
 
@@ -50,7 +60,7 @@ impl Listener {
                 let (stream, address) = listener.accept()?;
                 (stream.into(), address.ip().into())
             }
-            Self::Control(listener) => (listener.accept()?.0.into(), SourceKey::LOCAL),
+            Self::Control(listener, _) => (listener.accept()?.0.into(), SourceKey::LOCAL),
         })
     }
 }
@@ -59,7 +69,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Public(listener) => listener.as_fd(),
-            Self::Control(listener) => listener.as_fd(),
+            Self::Control(listener, _) => listener.as_fd(),
         }
     }
 }

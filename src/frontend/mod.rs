@@ -141,6 +141,7 @@ impl Frontend {
         self.failed_starts += 1;
         self.issue_requests(clock::now());
         loop {
+            self.listener.renew();
             let now = clock::now();
             let ready = self.wait_ready(now, self.next_deadline(now));
             self.dispatch(&ready, clock::now());

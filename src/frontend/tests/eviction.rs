@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::*;
+use crate::control_socket::NextListener;
 
 #[test]
 fn at_most_64_connections_linger() {
@@ -169,7 +170,10 @@ fn a_failed_accept_is_retried_after_a_tenth_of_a_second() {
     let mut harness = Harness::control(LIMITS);
     // Not a listening socket.
     let broken = OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None).unwrap());
-    let listener = mem::replace(&mut harness.frontend.listener, Listener::Control(broken.into()));
+    let listener = mem::replace(
+        &mut harness.frontend.listener,
+        Listener::Control(broken.into(), NextListener::default()),
+    );
     harness.frontend.accept(harness.now);
     assert_eq!(harness.frontend.logs.accept.happened(harness.now), None, "{NOT_LOGGED}");
     harness.frontend.listener = listener;

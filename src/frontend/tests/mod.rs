@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{Options, Overrides};
+use crate::control_socket::NextListener;
 use crate::coordinator::Coordinator;
 use crate::route;
 
@@ -81,7 +82,7 @@ impl Harness {
             let path = folder.join("control");
             let socket = UnixListener::bind(&path).unwrap();
             socket.set_nonblocking(true).unwrap();
-            (Listener::Control(socket), SockAddr::unix(path).unwrap())
+            (Listener::Control(socket, NextListener::default()), SockAddr::unix(path).unwrap())
         })
     }
 

@@ -315,3 +315,43 @@ fn a_hook_does_not_drain_by_default_through_a_sidecar_in_another_pid_namespace()
     assert_eq!(admin.count(Route::Fail), 1);
     sidecar.kill();
 }
+
+#[test]
+fn a_control_socket_that_was_removed_is_bound_again() {
+    for_each_case(named([("alone", false), ("with all beside it", true)]), |name, all| {
+        let admin = FakeAdmin::unix();
+        let sidecar = Sidecar::beside(&admin);
+        let socket = sidecar.control_socket();
+        let mut early = start_drain(&sidecar, &admin);
+        fs::remove_file(socket).expect("remove the control socket");
+        if all {
+            fs::remove_file(socket.with_added_extension("server")).expect("remove the backend's");
+        }
+        assert_healthy(&sidecar.public());
+        sidecar.wait_log(logged(CONTROL_SOCKET_REPLACED).with("path", socket.display()));
+        let mode = fs::metadata(socket).expect("the control socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+        let mut late = sidecar.hook(&[]);
+        sidecar.wait_log(DRAIN_JOINED);
+        early.assert_running();
+        finish_drain(&admin, &mut early);
+        assert_exits(&mut late, 0, NONE_OPEN);
+        sidecar.assert_times_logged(CONTROL_SOCKET_REPLACED, 1);
+    });
+}
+
+#[test]
+fn a_sidecar_that_no_hook_can_find_is_not_healthy() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let socket = sidecar.control_socket();
+    fs::remove_file(socket).expect("remove the control socket");
+    fs::create_dir(socket).expect("make a folder in its place");
+    let response = sidecar.public().get("/healthz");
+    assert_eq!(response, (503, "no hook finds the control socket\n"));
+    let lost = logged(CONTROL_SOCKET_LOST).with("level", "error");
+    sidecar.wait_log(lost.containing("error", "not a socket"));
+    fs::remove_dir(socket).expect("remove the folder");
+    assert_healthy(&sidecar.public());
+    assert_exits(&mut sidecar.hook(&[]), 0, "drained");
+}
