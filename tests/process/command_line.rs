@@ -420,7 +420,7 @@ fn a_hook_whose_warning_cannot_be_written_drains() {
 
 #[test]
 fn an_exit_code_does_not_depend_on_whether_the_reason_is_read() {
-    let script = "\"$@\" 2>/dev/full; echo \"code $?\"";
+    let script = "\"$@\" >/dev/full 2>&1; echo \"code $?\"";
     for (args, code) in [
         (&["shutdown-manager", "--check-delay=1"][..], 2),
         (&["bootstrap"], 2),

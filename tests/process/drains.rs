@@ -192,22 +192,32 @@ fn envoy_stays_in_service_for_the_drain_delay() {
 }
 
 #[test]
-fn nothing_is_counted_before_the_check_delay_has_passed() {
+fn a_count_in_the_check_delay_ends_no_drain() {
     let envoy = Envoy::builder().start();
-    let proxy = AdminProxy::unix(envoy.admin());
-    let sidecar = Sidecar::builder().beside(&proxy).arg("--check-delay=1h").start();
+    let sidecar = Sidecar::builder().beside(&envoy).arg("--check-delay=1h").start();
     let mut hook = sidecar.hook(&["--check-delay=1s"]);
     wait_status(&sidecar, |status| {
-        status.phase() == CHECK_DELAY && status.open_connections().is_none()
+        status.phase() == CHECK_DELAY && status.open_connections() == Some(0)
     });
     assert_eq!(envoy.ready(), "DRAINING");
     hook.assert_running();
     assert_exits(&mut hook, 0, NONE_OPEN);
-    let requests = proxy.requests();
-    let (failed, _) = requests.iter().find(|(_, line)| line.contains("/fail ")).expect("a fail");
-    let poll = requests.iter().find(|(at, line)| at > failed && line.contains("&usedonly&"));
-    let (polled, _) = poll.expect("a poll");
-    assert!(*polled - *failed >= Duration::from_secs(1), "{:?}", *polled - *failed);
+    assert_took("the drain", hook.wait().took, 1.0..3.0);
+}
+
+#[test]
+fn of_an_envoy_that_ends_in_the_check_delay_the_outcome_says_what_was_cut() {
+    let mut admin = FakeAdmin::unix();
+    admin.set_open(2);
+    let sidecar = Sidecar::builder().beside(&admin).arg("--check-delay=1h").start();
+    let mut hook = sidecar.hook(&[]);
+    wait_status(&sidecar, |status| {
+        status.phase() == CHECK_DELAY && status.open_connections() == Some(2)
+    });
+    admin.refuse();
+    assert_exits(&mut hook, 0, "Envoy is gone");
+    let gone = outcome("envoy_gone").with("level", "warn").with("open_connections", 2);
+    sidecar.wait_log(gone);
 }
 
 #[test]

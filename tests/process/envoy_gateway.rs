@@ -1,6 +1,6 @@
 //! The name `envoy-gateway`, the options that its manifests give, and listeners that drain.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::prelude::*;
 
@@ -165,7 +165,4 @@ fn a_drain_takes_its_minimum_duration_and_envoys_hook_at_most_the_ready_timeout(
     sidecar.wait_log(READY_TIMEOUT_PASSED);
     assert_exits(&mut hook, 0, "drained: 3 open, within the threshold");
     assert_took("the drain", hook.wait().took, 1.5..3.0);
-    let polls = admin.requests().into_iter().filter(|(_, line)| line.contains("&usedonly&"));
-    let first = polls.map(|(at, _)| at).find(|at| *at > started).expect("a poll");
-    assert!(first - started >= Duration::from_millis(1500));
 }

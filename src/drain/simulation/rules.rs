@@ -14,12 +14,15 @@ impl World {
     pub fn check_call(&mut self, call: Call, in_drain: bool) {
         let (now, drain) = (self.now, &self.drain);
         let options = &drain.options;
-        // A hurried drain polls for the number alone, whatever it waits for.
-        let for_the_end = !drain.hurried && drain.confirms.is_none();
+        // A hurried drain polls for the number alone, whatever it waits for; any other does in a delay.
+        let for_the_end = !drain.hurried
+            && drain.confirms.is_none()
+            && !matches!(self.machine.phase(), Phase::DrainDelay | Phase::CheckDelay);
         match call {
             Call::FailHealthChecks => {
                 assert!(in_drain, "health checks failed outside a drain");
-                assert!(!options.require_envoy_hook || self.envoys_hook_came());
+                let came_late = drain.hurried && !drain.arrivals.is_empty();
+                assert!(!options.require_envoy_hook || self.envoys_hook_came() || came_late);
                 let delay = options.drain_timeout.unwrap_or(Duration::MAX).min(options.delay());
                 assert!(now >= drain.began + delay, "failed too early");
                 let interval = options.check_interval.min(MAX_READY_INTERVAL);

@@ -373,7 +373,10 @@ fn listeners_of_an_envoy_that_is_starting_at_the_comparison_are_compared_again()
     let starting = Ok(Reply::Ready(Health::Starting));
     let starting = Event::Reply { drain: 1, call: Call::CheckListeners, result: starting };
     assert_eq!(step(&mut machine, &starting, s(0)), Action::SleepUntil(at(s(1))));
-    assert_eq!(step(&mut machine, &Event::Tick, s(1)), Action::Call(Call::CheckReady));
+    assert_eq!(step(&mut machine, &Event::Tick, s(1)), Action::Call(Call::ReadStats));
+    let starting = reply(1, Reply::Stats(Poll::of(0, Health::Draining)));
+    assert_eq!(step(&mut machine, &starting, s(1)), Action::SleepUntil(at(s(2))));
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     let ready = reply(1, Reply::Ready(Health::Draining));
-    assert_eq!(step(&mut machine, &ready, s(1)), Action::Call(Call::CheckListeners));
+    assert_eq!(step(&mut machine, &ready, s(2)), Action::Call(Call::CheckListeners));
 }

@@ -16,7 +16,7 @@ fn a_signal_starts_a_drain_while_envoys_own_hook_waits() {
     assert!(!scenario.machine.is_over());
     // With the sidecar's options, and at their pace: the grace period has just begun.
     assert_eq!(scenario.times(Call::FailHealthChecks), [s(5)]);
-    assert_eq!(scenario.times(Call::ReadStats)[1..].first(), Some(&s(15)));
+    assert_eq!(scenario.times(Call::ReadStats)[1..3], [s(6), s(15)]);
     scenario.run_to(s(30));
     assert_eq!(scenario.machine.last().map(|ended| ended.outcome), Some(DRAINED));
     assert!(scenario.machine.is_over(), "and then nothing is left to do");
