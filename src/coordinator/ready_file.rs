@@ -15,8 +15,20 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// Creates the file.
 pub fn create(path: &Path) {
     let file = path.to_owned();
-    let result = bounded("ready-file", TIMEOUT, Box::new(move || File::create(file).map(drop)));
+    let result = bounded("ready-file", TIMEOUT, Box::new(move || create_anew(&file)));
     report(messages::READY_FILE_NOT_CREATED, path, result);
+}
+
+/// Follows no link and waits for no reader of a FIFO, which may have been put there meanwhile. A file
+/// is left as it is: an earlier drain's, whose end this one has confirmed.
+fn create_anew(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        fs::remove_file(path)?;
+    }
+    match File::create_new(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// Removes a file that an earlier drain, or a previous run of the sidecar, created.

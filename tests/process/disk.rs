@@ -79,3 +79,26 @@ fn a_drain_ends_though_its_log_cannot_be_written() {
     let exit = sidecar.wait();
     assert_eq!((exit.code, exit.output.as_str()), (Some(0), ""));
 }
+
+#[test]
+fn what_is_put_in_the_ready_files_place_during_a_drain_is_replaced_by_it() {
+    for_each_case(named([("a FIFO", true), ("a link", false)]), |name, is_fifo| {
+        let (admin, dir) = (FakeAdmin::unix(), temp_dir("ready"));
+        let (ready, other) = (dir.path().join("ready"), dir.path().join("other"));
+        std::fs::write(&other, "another program's").expect("write a file");
+        let ready_file = format!("--ready-file={}", ready.display());
+        let sidecar = Sidecar::builder().beside(&admin).arg(ready_file).start();
+        let mut hook = start_drain(&sidecar, &admin);
+        if is_fifo {
+            nix::unistd::mkfifo(&ready, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+        } else {
+            std::os::unix::fs::symlink(&other, &ready).expect("make a link");
+        }
+        finish_drain(&admin, &mut hook);
+        let there = std::fs::symlink_metadata(&ready).expect("the ready file");
+        assert!(there.is_file(), "{name}: {there:?}");
+        let kept = std::fs::read_to_string(&other).expect("read a file");
+        assert_eq!(kept, "another program's", "{name}: the link was followed");
+        sidecar.assert_not_logged(READY_FILE_NOT_CREATED);
+    });
+}
