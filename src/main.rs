@@ -13,7 +13,9 @@ use envoy_shutdown_manager::cli::{self, Args, Command};
 use envoy_shutdown_manager::control_socket::{self, Keeper, NextListener, SocketFile, Sockets};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
-use envoy_shutdown_manager::frontend::{Frontend, Limits, Listener, Timeouts, listen};
+use envoy_shutdown_manager::frontend::{
+    Frontend, Limits, Listener, MIN_DESCRIPTORS, Timeouts, listen,
+};
 use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
@@ -72,6 +74,12 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     control.set_nonblocking(true).map_err(failed("the control socket cannot be used"))?;
     let descriptors = descriptors::raise_descriptor_limit()
         .map_err(failed("the limit of file descriptors cannot be read"))?;
+    if descriptors < MIN_DESCRIPTORS {
+        return Err(format!(
+            "{descriptors} file descriptors are too few for a drain; let the process have \
+             {MIN_DESCRIPTORS} or more (ulimit -n)"
+        ));
+    }
     if let Some(path) = &options.ready_file {
         remove_ready_file(path);
     }

@@ -17,6 +17,9 @@ const MIN_CONTROL: usize = 6;
 const MAX_RESERVED: usize = 448;
 const MIN_RESERVED: usize = 28;
 
+/// With fewer descriptors no drain is possible, though probes would get their responses.
+pub const MIN_DESCRIPTORS: usize = MIN_PUBLIC + MIN_RESERVED;
+
 /// How long Envoy's own hook may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

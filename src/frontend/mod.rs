@@ -40,7 +40,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::admission::{Admission, ConnectionId};
 use self::connection::{Connection, ConnectionState, ReadOutcome};
-pub use self::limits::{Limits, Timeouts};
+pub use self::limits::{Limits, MIN_DESCRIPTORS, Timeouts};
 pub use self::listen::Listener;
 use self::request::{Rejection, Request};
 use self::response::{PLAIN_TEXT, Response};

@@ -222,3 +222,14 @@ fn incomplete_request_heads_are_kept_within_their_bound() {
     assert_drains(&sidecar, &admin);
     drop(small);
 }
+
+#[test]
+fn a_sidecar_that_may_have_too_few_descriptors_for_a_drain_does_not_start() {
+    let dir = temp_dir("few");
+    let socket = format!("--control-socket={}", dir.path().join("s").display());
+    let args = ["shutdown-manager", "--serve-port=0", &socket];
+    let exit = run_under(&["sh", "-c", "ulimit -n 31; exec \"$@\"", "sh"], &args).wait();
+    assert_eq!(exit.code, Some(1), "{}", exit.output);
+    let sentence = "31 file descriptors are too few for a drain; let the process have 32 or more";
+    assert!(exit.output.contains(sentence), "{}", exit.output);
+}
