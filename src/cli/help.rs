@@ -61,7 +61,8 @@ const fn about(command: Subcommand) -> &'static str {
              ends.\n\
              Options given here override the sidecar's own.\n\n\
              Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up with connections \
-             open;\n\
+             open\n\
+             (as envoy-gateway 0);\n\
              2 wrong usage: at a terminal nothing is done, else the drain runs without what is wrong;\n\
              3 no sidecar could be reached, or only that of another Envoy.\n"
         }

@@ -28,7 +28,7 @@ use crate::labels;
 pub const PROGRAM: &str = "envoy-shutdown-manager";
 
 /// Minimum of `--start-timeout`: the kubelet starts both hooks at about the same time, either first.
-const MIN_START_TIMEOUT: Duration = Duration::from_secs(1);
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Of a command line that is wrong throughout, the rest adds nothing.
 const MAX_ERRORS: usize = 10;
@@ -128,9 +128,11 @@ impl Args {
                 self.serve.address = Some(text.to_owned());
             }
             ArgsOption::StartTimeout => {
-                self.start_timeout = at_least(MIN_START_TIMEOUT, text, "shorter than 1s")?;
+                self.start_timeout = at_least(MIN_TIMEOUT, text, "shorter than 1s")?;
             }
-            ArgsOption::ReadyTimeout => self.ready_timeout = Some(duration::parse(text)?),
+            ArgsOption::ReadyTimeout => {
+                self.ready_timeout = Some(at_least(MIN_TIMEOUT, text, "shorter than 1s")?);
+            }
             ArgsOption::ControlSocket => self.control_socket = Some(control_socket_path(text)?),
             ArgsOption::NoRestore => self.no_restore = true,
             ArgsOption::LogFormat => {
@@ -233,9 +235,7 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
         match parser.next().map_err(|error| format!("{error}; see {page}"))? {
             None => return Err(format!("a command is missing; see {page}")),
             Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Err(overview())),
-            Some(Arg::Short('V') | Arg::Long("version")) => {
-                return Ok(Err(format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))));
-            }
+            Some(Arg::Short('V') | Arg::Long("version")) => return Ok(Err(version())),
             Some(Arg::Long(LOG_FORMAT)) => {
                 if let Some(flag) = flag(Subcommand::Sidecar, LOG_FORMAT) {
                     args.set(flag, parser)?;
@@ -243,6 +243,8 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
             }
             Some(Arg::Value(word)) => match word.to_str().unwrap_or_default() {
                 "envoy" if !envoy => envoy = true,
+                // As both products' programs have it.
+                "version" if !envoy => return Ok(Err(version())),
                 other @ ("bootstrap" | "certgen" | "gateway-provisioner" | "serve" | "server") => {
                     return Err(format!(
                         "this image is for the container shutdown-manager only: it has no {other}, \
@@ -250,10 +252,18 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
                     ));
                 }
                 name => {
-                    return Subcommand::from_name(name).map(Ok).ok_or_else(|| {
-                        let nearest = nearest(name, &Subcommand::ALL.map(Subcommand::name));
-                        format!("there is no command {word:?}; {}", hint("", nearest, &page))
-                    });
+                    if let Some(command) = Subcommand::from_name(name) {
+                        return Ok(Ok(command));
+                    }
+                    let nearest = nearest(name, &Subcommand::ALL.map(Subcommand::name));
+                    let hint = hint("", nearest, &page);
+                    let sentence = format!("there is no command {word:?}; {hint}");
+                    if nearest != Some(Subcommand::Shutdown.name()) {
+                        return Err(sentence);
+                    }
+                    // A hook that is called wrongly drains all the same.
+                    args.errors.push(sentence);
+                    return Ok(Ok(Subcommand::Shutdown));
                 }
             },
             Some(other) => {
@@ -261,6 +271,10 @@ fn command(parser: &mut Parser, args: &mut Args) -> Result<Result<Subcommand, St
             }
         }
     }
+}
+
+fn version() -> String {
+    format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))
 }
 
 fn unknown(command: Subcommand, name: &str, page: &str) -> String {

@@ -203,6 +203,7 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown-manager --serve-address=localhost", "--serve-address: \"localhost\" is not an"),
         ("shutdown --serve-address=::1", "shutdown has no option --serve-address"),
         ("shutdown-manager --start-timeout=999ms", "--start-timeout: \"999ms\" is shorter than 1s"),
+        ("shutdown-manager --ready-timeout=0s", "--ready-timeout: \"0s\" is shorter than 1s"),
         ("shutdown-manager --require-envoy-hook=on", "--require-envoy-hook takes no value"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
@@ -451,5 +452,27 @@ fn help_shows_the_defaults_that_hold() {
         assert_eq!(shown("exit-at-connections"), shown("min-open-connections"));
         assert_eq!(duration::parse(&shown("start-timeout")), Ok(args.start_timeout));
         assert_eq!(duration::parse(&shown("ready-timeout")).ok(), args.ready_timeout);
+    }
+}
+
+#[test]
+fn a_misspelled_hook_is_one_that_was_called_wrongly() {
+    let line = "envoy shutdwn --check-delay=3s";
+    let Ok(Command::Run(Subcommand::Shutdown, args)) = parse_line(line) else {
+        panic!("{line} starts no drain")
+    };
+    assert_eq!(args.overrides.pairs(), [(DrainOption::CheckDelay, "3s".to_owned())]);
+    assert_eq!(args.errors.len(), 1);
+    assert!(args.errors[0].contains("\"shutdwn\"; did you mean shutdown?"), "{:?}", args.errors);
+    for other in ["envoy shutdown-managr", "envoy statu", "envoy stop"] {
+        assert!(parse_line(other).is_err(), "{other}");
+    }
+}
+
+#[test]
+fn the_version_is_a_command_too() {
+    for line in ["version", "--version", "-V"] {
+        let Ok(Command::Print(text)) = parse_line(line) else { panic!("{line}") };
+        assert_eq!(text, format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION")));
     }
 }

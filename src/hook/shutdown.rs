@@ -11,7 +11,7 @@ use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr, print_usage_error};
 use crate::cli::Args;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, drop_excess, join_errors};
-use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::cli::options::{DrainOption, Flavor, Options, Overrides};
 use crate::control_socket::{self, resolve_admin};
 use crate::frontend::RESPONSE_TIMEOUT;
 use crate::frontend::request::MAX_CONTROL_HEAD;
@@ -74,8 +74,13 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
         match ended {
             Ok((status, explanation)) | Err(SidecarError::Final(status, explanation)) => {
                 progress.end(&explanation);
-                let wrong = status != ExitStatus::NoSidecar && !args.errors.is_empty();
-                return if wrong { ExitStatus::Usage } else { status };
+                return match status {
+                    ExitStatus::NoSidecar => status,
+                    _ if !args.errors.is_empty() => ExitStatus::Usage,
+                    // Envoy Gateway's own command has no such end, and each would be an event of the pod.
+                    ExitStatus::GaveUp if args.flavor == Flavor::EnvoyGateway => ExitStatus::Done,
+                    _ => status,
+                };
             }
             Err(SidecarError::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;

@@ -150,19 +150,29 @@ fn an_envoy_whose_listeners_cannot_be_drained_is_drained_nevertheless() {
 #[test]
 fn a_drain_takes_its_minimum_duration_and_envoys_hook_at_most_the_ready_timeout() {
     let admin = FakeAdmin::unix();
-    let sidecar = start_as(NAMES[1], &admin, &["--ready-timeout=400ms"]);
+    let sidecar = start_as(NAMES[1], &admin, &["--ready-timeout=1s"]);
     let started = Instant::now();
     let waiter = sidecar.public().start_get(HOOK_PATHS[1]);
     wait_envoy_hooks(&sidecar, 1);
-    let mut hook = sidecar.hook(&["--min-drain-duration=1500ms", "--exit-at-connections=3"]);
+    let mut hook = sidecar.hook(&["--min-drain-duration=2500ms", "--exit-at-connections=3"]);
     wait_status(&sidecar, |status| {
         status.phase() == CHECK_DELAY && status.threshold_connections() == 3
     });
     admin.set_open(3);
     assert_eq!(waiter.response(), (500, NOT_READY_BODY));
-    assert_took("Envoy's hook", started.elapsed(), 0.4..1.4);
+    assert_took("Envoy's hook", started.elapsed(), 1.0..2.0);
     assert!(hook.running(), "the drain continues");
     sidecar.wait_log(READY_TIMEOUT_PASSED);
     assert_exits(&mut hook, 0, "drained: 3 open, within the threshold");
-    assert_took("the drain", hook.wait().took, 1.5..3.0);
+    assert_took("the drain", hook.wait().took, 2.5..4.0);
+}
+
+#[test]
+fn a_hook_whose_drain_gives_up_exits_as_that_of_its_name_does() {
+    for (name, code) in [(NAMES[0], 1), (NAMES[1], 0)] {
+        let admin = FakeAdmin::unix();
+        admin.set_open(1);
+        let sidecar = start_as(name, &admin, &["--min-drain-duration=0s", "--drain-timeout=1s"]);
+        assert_exits(&mut sidecar.hook(&[]), code, "gave up at the drain timeout");
+    }
 }
