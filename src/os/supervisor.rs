@@ -88,6 +88,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_follows_each_panic() {
+        let start = Instant::now();
+        let mut left = 2;
+        let work = move || {
+            left -= 1;
+            assert!(left < 0, "not yet");
+        };
+        supervise("test", Box::new(work), |_| {}).unwrap().join().unwrap().unwrap();
+        let took = start.elapsed();
+        let least = Duration::from_millis(200);
+        assert!(took >= least, "two panics took {took:?}: one at every start is a busy loop");
+    }
+
+    #[test]
     fn bounded_work_ends_with_its_result_or_its_thread_or_its_time() {
         let minute = Duration::from_secs(60);
         assert!(bounded("test", minute, Box::new(|| Ok(()))).is_ok());
