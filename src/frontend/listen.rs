@@ -151,6 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn what_clients_send_costs_little_memory_of_the_kernel() {
+        use nix::sys::socket::getsockopt;
+        let listener = bind_public(&at("", 0)).unwrap();
+        let address = (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port());
+        let _client = TcpStream::connect(address).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        // A connection has what its listener had when the client connected.
+        for (of, fd) in [("the listener", listener.as_fd()), ("a connection", accepted.as_fd())] {
+            let size = getsockopt(&fd, sockopt::RcvBuf).unwrap();
+            assert_eq!(size, 2 * RECEIVE_BUFFER, "the receive buffer of {of} is not the one set");
+        }
+    }
+
+    #[test]
     fn an_error_names_the_port_and_what_to_set() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
