@@ -72,3 +72,40 @@ fn no_connection_survives_if_every_round_panics() {
     serve(harness.frontend);
     assert_eq!(receive_all(&waiting), "", "the connection of the last panic was kept");
 }
+
+#[test]
+fn panics_with_a_good_round_between_them_keep_the_waiting_connection_for_ever() {
+    let mut harness = Harness::control(LIMITS);
+    harness.now = clock::now();
+    harness.frontend.router = panicking_target;
+    let waiting = harness.connect(SHUTDOWN);
+    harness.assert_connections("1W");
+    let Harness { frontend, backend, coordinator, address, folder: _folder, .. } = harness;
+    let connect = |text| {
+        let client = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        client.connect(&address).unwrap();
+        send(&client, text);
+        client
+    };
+    serve(frontend);
+    // Each start requests its response anew.
+    let mut latest = None;
+    for times in 1..=MAX_FAILED_STARTS + 1 {
+        assert_eq!(receive_all(&connect(PANIC)), "", "a response after a panic");
+        // The backend is asked at the end of a round.
+        let probe = connect(HEALTHZ);
+        loop {
+            let mut request = accept(&backend);
+            if read_request(&mut request).starts_with("GET /healthz ") {
+                respond(&mut request, 200, "OK");
+                break;
+            }
+            latest = Some(request);
+        }
+        assert!(receive_all(&probe).ends_with("OK"), "no response in a good round");
+        let hooks = coordinator.observer().snapshot().envoy_hooks;
+        assert_eq!(hooks, 1, "the waiting client was dropped at panic {times}, none in a row");
+    }
+    respond(&mut latest.unwrap(), 200, "OK");
+    assert!(receive_all(&waiting).ends_with("\r\n\r\nOK"), "the waiting client has no response");
+}
