@@ -1,4 +1,5 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
@@ -7,6 +8,7 @@ use super::*;
 use crate::cli::options::{DrainOption, Overrides};
 use crate::drain::Outcome;
 use crate::envoy::CallResult;
+use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::os::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
@@ -255,6 +257,83 @@ fn a_ready_file_is_created_when_nothing_is_left_to_wait_for() {
         until(&coordinator, |state| state.machine.phase() == Phase::Ended);
         assert_eq!(std::fs::read(path).ok(), is_there.then(Vec::new));
     }
+}
+
+/// An Envoy that looks at a file in every call.
+struct WatchesFile {
+    path: PathBuf,
+    open: Arc<AtomicU64>,
+    seen: mpsc::Sender<(Call, bool)>,
+}
+
+impl Admin for WatchesFile {
+    fn call(&mut self, call: Call, _: &Options, _: Option<Duration>) -> CallResult {
+        self.seen.send((call, self.path.exists())).unwrap_or_default();
+        Ok(reply(call, self.open.load(Ordering::SeqCst)))
+    }
+}
+
+#[test]
+fn a_late_drain_keeps_the_ready_file_while_the_outcome_before_may_hold() {
+    // What is open as the late hook comes, and the calls of its drain with whether the file is there.
+    let holds = &[(Call::ReadStats, true)][..];
+    let outdated = &[(Call::ReadStats, true), (Call::FailHealthChecks, false)];
+    for (open, expected) in [(0, holds), (3, outdated)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ready");
+        let (coordinator, (seen, calls)) = (coordinator(), mpsc::channel());
+        let now_open = Arc::new(AtomicU64::new(0));
+        let mut envoy = WatchesFile { path: path.clone(), open: Arc::clone(&now_open), seen };
+        let worker = coordinator.clone();
+        thread::spawn(move || worker.work(&mut envoy));
+        let request = request(&[(DrainOption::ReadyFile, path.to_str().unwrap())]);
+        assert_eq!(coordinator.trigger().start(&request), Ok(DrainStart::Started(1)));
+        until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+        assert!(path.exists(), "the first drain has created no file");
+        while calls.try_recv().is_ok() {}
+        now_open.store(open, Ordering::SeqCst);
+        assert_eq!(coordinator.trigger().start(&request), Ok(DrainStart::Started(2)));
+        for expected in expected {
+            let seen = calls.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(seen, *expected, "{open} open: the call, and whether the file is there");
+        }
+        if open == 0 {
+            until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+            assert!(path.exists(), "the end was confirmed, and its file is gone");
+        }
+    }
+}
+
+#[test]
+fn a_drain_starts_without_the_error_of_an_earlier_time() {
+    let error = AdminError { kind: AdminErrorKind::Other, text: "long ago".to_owned() };
+    let failed = DrainEvent::CallFailed { call: Call::CheckReady, error };
+    for by_signal in [false, true] {
+        let coordinator = coordinator();
+        coordinator.0.lock().counters.record(&failed);
+        let last_error =
+            || coordinator.observer().snapshot().counters.last_error().map(str::to_owned);
+        assert_eq!(last_error().as_deref(), Some("long ago"));
+        let _waiting = coordinator.tracker().envoy_hook();
+        if by_signal {
+            coordinator.stop();
+            let _call = coordinator.0.advance(&Event::Tick);
+        } else {
+            coordinator.trigger().start(&DrainRequest::default()).unwrap();
+        }
+        assert_eq!(coordinator.observer().snapshot().drain, 1);
+        assert_eq!(last_error(), None, "kept as a drain starts (by a signal: {by_signal})");
+    }
+}
+
+#[test]
+fn no_time_elapses_after_the_end() {
+    let (coordinator, _calls) = at_work(0);
+    assert_eq!(coordinator.observer().snapshot().elapsed, None);
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+    let snapshot = coordinator.observer().snapshot();
+    assert_eq!((snapshot.elapsed, snapshot.open), (None, None), "of no drain in progress");
 }
 
 #[test]
