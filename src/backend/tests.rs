@@ -62,6 +62,20 @@ impl Harness {
         (head[9..12].parse().unwrap(), content_type.to_owned(), body.to_owned())
     }
 
+    /// Lets nothing listen any more, and waits until another server does.
+    #[track_caller]
+    fn replace_server(&self) {
+        let path = self.folder.path().join("s.server");
+        fs::remove_file(&path).unwrap();
+        let deadline = clock::now() + TEST_TIMEOUT;
+        while UnixStream::connect(&path).is_err() {
+            assert!(clock::now() < deadline, "no server in place of the one that ended");
+            // It is lost while there is none.
+            self.restart_signal.request_restart(ErrorKind::NotFound);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[track_caller]
     fn assert_plain(&self, line: &str, status: u16, body: &str) {
         let content_type = "text/plain; charset=utf-8".to_owned();
@@ -90,6 +104,38 @@ fn a_server_is_replaced_if_nothing_listens_and_only_then() {
     }
     let (status, _, body) = harness.request("GET /healthz");
     assert_eq!((status, body.as_str()), (503, "the worker is down\n"));
+}
+
+#[test]
+fn a_request_that_the_server_before_was_reading_is_handled() {
+    let harness = Harness::new();
+    let mut early = UnixStream::connect(harness.folder.path().join("s.server")).unwrap();
+    early.write_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n").unwrap();
+    harness.replace_server();
+    early.write_all(b"Connection: close\r\n\r\n").unwrap();
+    early.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let deadline = clock::now() + TEST_TIMEOUT;
+    let mut first = [0; 13];
+    // It is handled behind a request to the new server.
+    while early.read_exact(&mut first).is_err() {
+        assert!(
+            clock::now() < deadline,
+            "the server before is forgotten, with what it was reading"
+        );
+        harness.request("GET /healthz");
+    }
+    assert_eq!(first, *b"HTTP/1.1 404 ");
+}
+
+#[test]
+fn servers_that_end_again_and_again_start_a_pause_apart() {
+    let start = clock::now();
+    let harness = Harness::new();
+    harness.replace_server();
+    harness.replace_server();
+    let took = clock::now() - start;
+    let least = 2 * MIN_START_INTERVAL;
+    assert!(took >= least, "three servers started within {took:?}; each leaves threads for 5 s");
 }
 
 #[test]
