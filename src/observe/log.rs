@@ -261,4 +261,30 @@ mod tests {
             assert!(line.render(LogFormat::Text, UNIX_EPOCH).contains(level));
         }
     }
+
+    /// Set for the process that [`what_libraries_warn_of_becomes_a_record`] starts.
+    const CHILD: &str = "LOG_OF_LIBRARIES";
+
+    #[test]
+    fn what_libraries_warn_of_becomes_a_record() {
+        if std::env::var_os(CHILD).is_some() {
+            install(LogFormat::Text);
+            log::error!(target: "some_library", "no {}", "socket");
+            log::warn!(target: "some_library", "it is odd");
+            log::info!(target: "some_library", "listening");
+            return;
+        }
+        // The log of a process goes to its stdout, past what cargo captures.
+        let test = "observe::log::tests::what_libraries_warn_of_becomes_a_record";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", test, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let message = messages::LIBRARY_WARNING;
+        let records = stdout.lines().filter_map(|line| line.split_once(" level=warn msg="));
+        let records: Vec<_> = records.map(|(_, record)| record).collect();
+        let expected = ["\"no socket\"", "\"it is odd\""]
+            .map(|text| format!("\"{message}\" library=some_library warning={text}"));
+        assert_eq!(records, expected, "what a library warns of is lost: {stdout}");
+        assert!(!stdout.contains("listening"), "what is no warning is logged: {stdout}");
+    }
 }

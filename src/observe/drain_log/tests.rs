@@ -401,6 +401,23 @@ fn a_hook_that_joins_is_logged() {
 }
 
 #[test]
+fn a_join_is_a_record_after_which_the_log_may_be_silent_for_a_minute() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.out_of_service();
+    logged.poll(7);
+    logged.pairing_logged().messages();
+    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(63))));
+    logged.at(s(50)).start(&[]);
+    assert_eq!(logged.messages(), [messages::DRAIN_JOINED]);
+    let reminder = logged.log.reminder(&logged.machine);
+    assert_eq!(reminder, Some(at(s(110))), "the reminder is not counted from the latest record");
+    logged.at(s(109)).step(&Event::Tick);
+    assert_eq!(logged.messages(), [""; 0]);
+    logged.at(s(110)).step(&Event::Tick);
+    assert_eq!(logged.messages(), [messages::STILL_WAITING]);
+}
+
+#[test]
 fn the_startup_check_is_logged() {
     let mut logged = Logged::new();
     logged.at(s(2)).step(&Event::Tick);

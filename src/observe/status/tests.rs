@@ -71,6 +71,22 @@ fn json_has_null_for_what_is_not_known() {
 }
 
 #[test]
+fn no_time_elapses_where_no_drain_is_in_progress_also_after_one() {
+    for (phase, last) in [
+        (Phase::Idle, None),
+        (Phase::Idle, Some(ended(Outcome::drained(0)))),
+        (Phase::Ended, Some(ended(Outcome::drained(0)))),
+        (Phase::Ended, Some(ended(Outcome::timed_out(Some(4))))),
+    ] {
+        let snapshot = Snapshot { phase, last, ..idle() };
+        let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
+        let elapsed = &json["elapsed_seconds"];
+        assert!(elapsed.is_null(), "{elapsed} elapse in {phase:?}, where {}", json["last_drain"]);
+        assert!(!snapshot.page().contains(", for "), "{}", snapshot.page());
+    }
+}
+
+#[test]
 fn json_shows_the_drain_and_the_last_outcome() {
     let json = draining().json();
     for part in [
