@@ -1,11 +1,15 @@
 //! The hook as a client of the control socket.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{assert_drain_can_start, assert_no_drain_started};
+use crate::support::Timeline;
+use crate::support::http::find;
+use crate::support::net::Server;
 use crate::support::prelude::*;
 
 #[test]
@@ -183,6 +187,42 @@ fn a_sidecar_that_thaws_while_its_hook_still_waits_drains_once() {
         finish_drain(&admin, &mut hook);
         assert_eq!(admin.count(Route::Fail), 1, "{name}");
     });
+}
+
+#[test]
+fn a_hook_whose_sidecar_is_lost_again_and_again_gives_up() {
+    let (dir, requests) = (temp_dir("control"), Timeline::default());
+    let path = dir.path().join("s");
+    let seen = requests.clone();
+    // It starts a drain, and disconnects whoever waits for its end.
+    let sidecar = Server::start(&Address::Unix(path.clone()), move |mut client| {
+        let mut head = Vec::new();
+        while find(&head, b"\r\n\r\n").is_none() {
+            let mut piece = [0; 1024];
+            match client.read(&mut piece) {
+                Ok(length @ 1..) => head.extend_from_slice(&piece[..length]),
+                // It was only looked for.
+                _ => return,
+            }
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let line = head.lines().next().unwrap_or_default();
+        seen.push(line.split(['?', ' ']).take(2).collect::<Vec<_>>().join(" "));
+        if line.starts_with("POST /drain?") {
+            let started = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nstarted 1\n";
+            let _gone_already = client.write_all(started.as_bytes());
+        }
+    });
+    let sidecar = sidecar.expect("listen");
+    let exit = run(&["shutdown", &format!("--control-socket={}", path.display())]).wait();
+    let sentence = "the sidecar was lost too often: ";
+    assert!(exit.code == Some(3) && exit.output.contains(sentence), "{exit:?}");
+    for request in ["POST /drain", "GET /shutdown"] {
+        let times = requests.all().iter().filter(|(_, line)| line == request).count();
+        assert_eq!(times, 11, "{request}: the first, and again after each of ten losses");
+    }
+    assert_took("the hook", exit.took, 1.9..4.0);
+    drop(sidecar);
 }
 
 #[test]
