@@ -265,6 +265,28 @@ fn the_next_default_path_is_used_where_one_cannot_be_written() {
 }
 
 #[test]
+fn the_umask_stays_as_it_was_where_the_first_path_cannot_be_written() {
+    if !can_unshare("--mount") {
+        return;
+    }
+    let dir = temp_dir("ready");
+    let ready = dir.path().join("ready");
+    let ready_file = format!("--ready-file={}", ready.display());
+    let args = ["shutdown-manager", "--check-delay=0", &ready_file];
+    let args = [&args[..], &["--admin-address=/nowhere/admin.sock"]].concat();
+    let mut sidecar = in_namespace("mount -t tmpfs tmpfs /dev/shm; umask 027", &args);
+    let socket = seen_by(&sidecar, SHM);
+    wait_healthy(&mut sidecar, &socket);
+    sidecar.wait_log(logged(STARTED).with("control_socket", SHM));
+    let mode = |path: &Path| fs::metadata(path).expect("a file").permissions().mode() & 0o7777;
+    assert_eq!(mode(&socket), 0o600);
+    assert_exits(&mut in_namespace_of(&sidecar, &["shutdown"]), 0, "Envoy is gone");
+    let mode = mode(&ready);
+    assert!(mode == 0o640, "{mode:o}: the path that failed has left the umask 027 changed");
+    stop(&mut sidecar, &socket);
+}
+
+#[test]
 fn an_error_names_the_option_to_set_where_no_control_socket_can_be_made() {
     let exit = run(&["shutdown-manager", "--control-socket=/nowhere/at/all.sock"]).wait();
     assert_eq!((exit.code, exit.output.lines().count()), (Some(1), 1), "{exit:?}");
