@@ -2,6 +2,7 @@
 //! slots fairly.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::thread;
 
 use envoy_shutdown_manager::os::descriptors::raise_descriptor_limit;
@@ -196,6 +197,22 @@ fn a_probe_is_answered_among_many_clients_that_send_nothing() {
     assert!(waiter.is_waiting());
     finish_drain(&admin, &mut hook);
     assert_eq!(waiter.only_response(), OK);
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_to_the_hard_one() {
+    let admin = FakeAdmin::unix();
+    let script = "ulimit -Sn 64 && ulimit -Hn 1024 && exec \"$@\"";
+    let sidecar = Sidecar::builder().beside(&admin).under(["sh", "-c", script, "sh"]).start();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", sidecar.pid())).expect("its limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let words: Vec<_> = line.expect("a line").split_whitespace().collect();
+    assert_eq!(words[..2], ["1024", "1024"], "the soft limit and the hard one");
+    // They are also there to be used: with 64 there are 16 slots.
+    let waiters: Vec<_> = (0..40).map(|_| sidecar.public().start_get("/shutdown")).collect();
+    wait_envoy_hooks(&sidecar, 40);
+    assert!(waiters.iter().all(Connection::is_waiting));
+    sidecar.assert_not_logged(CONNECTION_LIMIT_REACHED);
 }
 
 #[test]
