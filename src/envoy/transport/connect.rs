@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,17 @@ fn doubt(error: &io::Error) -> u8 {
     }
 }
 
+/// Whether a look-up is under way.
+static LOOK_UP: AtomicBool = AtomicBool::new(false);
+
+struct LookUpEnded;
+
+impl Drop for LookUpEnded {
+    fn drop(&mut self) {
+        LOOK_UP.store(false, Ordering::Release);
+    }
+}
+
 fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
     let at = |ip: IpAddr| SocketAddr::new(ip, port);
     if let Ok(literal) = host.parse() {
@@ -103,9 +115,14 @@ fn addresses(host: &str, port: u16, timeout: Duration) -> io::Result<Vec<SocketA
     if host == "localhost" {
         return Ok(vec![at(Ipv6Addr::LOCALHOST.into()), at(Ipv4Addr::LOCALHOST.into())]);
     }
+    // A look-up cannot be ended, and a name server may keep it for minutes: one thread is enough.
+    if LOOK_UP.swap(true, Ordering::AcqRel) {
+        return Err(io::Error::other(format!("an earlier look-up of {host} has not ended")));
+    }
     let found = Arc::new(Mutex::new(Vec::new()));
-    let (name, its_found) = (host.to_owned(), Arc::clone(&found));
+    let (name, its_found, ended) = (host.to_owned(), Arc::clone(&found), LookUpEnded);
     let resolve = move || {
+        let _ended = ended;
         let found = (name.as_str(), port).to_socket_addrs();
         let unknown = |error| format!("the name {name} cannot be resolved ({error})");
         let addresses = found.map_err(|error| io::Error::other(unknown(error)))?.collect();
