@@ -14,14 +14,14 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, getsockopt, shutdown,
-    sockopt,
+    self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, UnixCredentials,
+    getsockopt, shutdown, sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH, socket_path};
 use crate::cli::options::Options;
-use crate::envoy::transport::connect_unix;
+use crate::envoy::transport::{PeerCheck, connect_unix};
 
 const FILE_NAME: &str = "shutdown-manager.sock";
 
@@ -209,7 +209,11 @@ pub fn bind(paths: &[PathBuf]) -> Result<Sockets, String> {
                     path.display()
                 ));
             }
-            Err(error) => reasons.push(format!("{}: {error}", path.display())),
+            Err(error) => {
+                let owner = fs::symlink_metadata(path).map(|file| file.uid());
+                let owner = owner.map_or(String::new(), |user| format!(", a file of user {user}"));
+                reasons.push(format!("{}{owner}: {error}", path.display()));
+            }
         }
     }
     Err(format!(
@@ -261,21 +265,16 @@ fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
     Ok((fd.into(), fs::symlink_metadata(path)?.ino()))
 }
 
-/// The first of the paths where a sidecar listens. With `only_visible`, its process must be visible
-/// to this one: a socket that two pods share must not drain the other pod's Envoy.
+/// The first of the paths where a sidecar listens that may be believed.
 ///
 /// # Errors
 /// A clause with the reason for each path.
-pub fn find(paths: &[PathBuf], only_visible: bool) -> Result<PathBuf, String> {
+pub fn find(paths: &[PathBuf], check: PeerCheck) -> Result<PathBuf, String> {
     let mut reasons = Vec::new();
     for path in paths {
-        let reason = match connect_unix(path, CONNECT_TIMEOUT) {
-            Ok(stream) if only_visible && !is_visible(&stream) => {
-                "its sidecar is in another container or pod; name it with --control-socket if it \
-                 is the right one"
-                    .to_owned()
-            }
-            Ok(_) => return Ok(path.clone()),
+        let checked = connect_unix(path, CONNECT_TIMEOUT).and_then(|stream| check(&stream));
+        let reason = match checked {
+            Ok(()) => return Ok(path.clone()),
             Err(error) if error.kind() == ErrorKind::NotFound => "no such socket".to_owned(),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 "nothing listens".to_owned()
@@ -287,9 +286,38 @@ pub fn find(paths: &[PathBuf], only_visible: bool) -> Result<PathBuf, String> {
     Err(reasons.join("; "))
 }
 
-/// The kernel shows a process outside this PID namespace as 0.
-fn is_visible(stream: &OwnedFd) -> bool {
-    getsockopt(stream, sockopt::PeerCredentials).is_ok_and(|peer| peer.pid() != 0)
+/// For a hook that was given a path: the process that listens must be of its own user, or root's. Where
+/// others can write, they could listen in the sidecar's place and report that all is drained.
+///
+/// # Errors
+/// A clause that says whose it is.
+pub fn is_of_user(stream: &OwnedFd) -> io::Result<()> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials)?.uid();
+    let own = UnixCredentials::new().uid();
+    if peer == own || peer == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "a process of user {peer} listens, and this hook, of user {own}, believes its own user and \
+         root alone"
+    )))
+}
+
+/// For a hook that was given none: the process must also be visible to it, so that a socket that two
+/// pods share does not drain the other pod's Envoy.
+///
+/// # Errors
+/// A clause that says why not.
+pub fn is_of_pod(stream: &OwnedFd) -> io::Result<()> {
+    is_of_user(stream)?;
+    // The kernel shows a process outside this PID namespace as 0.
+    if getsockopt(stream, sockopt::PeerCredentials)?.pid() != 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "its sidecar is in another container or pod; name it with --control-socket if it is the right \
+         one",
+    ))
 }
 
 #[cfg(test)]
@@ -297,6 +325,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+    use crate::envoy::transport::any_peer;
 
     fn text(paths: &[PathBuf]) -> Vec<&str> {
         paths.iter().map(|path| path.to_str().unwrap()).collect()
@@ -363,7 +392,7 @@ mod tests {
         let bound = bind(std::slice::from_ref(&path)).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(find(std::slice::from_ref(&path), true), Ok(path.clone()));
+        assert_eq!(find(std::slice::from_ref(&path), is_of_pod), Ok(path.clone()));
         drop(bound);
         assert!(!path.exists());
     }
@@ -374,12 +403,12 @@ mod tests {
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a killed process leaves its socket behind");
-        let error = find(std::slice::from_ref(&path), false).unwrap_err();
+        let error = find(std::slice::from_ref(&path), any_peer).unwrap_err();
         assert!(error.ends_with("nothing listens"), "{error}");
         let bound = bind(std::slice::from_ref(&path)).unwrap();
         let error = bind(std::slice::from_ref(&path)).unwrap_err();
         assert!(error.starts_with("another shutdown-manager listens at "), "{error}");
-        assert!(find(&[path], false).is_ok(), "the socket in use was removed");
+        assert!(find(&[path], any_peer).is_ok(), "the socket in use was removed");
         drop(bound);
     }
 

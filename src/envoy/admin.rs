@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::{AdminError, AdminErrorKind};
 use super::listeners::{self, GaugeNames};
 use super::stats::{self, Exclusions, Observation, StatsParser};
-use super::transport::{Error, request};
+use super::transport::{Error, any_peer, request};
 use super::{CALLS, Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
 use crate::cli::duration;
@@ -175,7 +175,7 @@ impl AdminCall<'_> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let left = Some(left.max(Duration::from_millis(1)));
         let (mut length, mut message) = (0, Vec::new());
-        let result = request(self.address, method, path, left, &mut |status, piece| {
+        let result = request(self.address, any_peer, method, path, left, &mut |status, piece| {
             length += piece.len();
             let room = MAX_MESSAGE - message.len();
             length <= stats::MAX_BODY

@@ -64,6 +64,14 @@ impl From<ureq::Error> for Error {
     }
 }
 
+/// Whether the process at the other end of a connection may be believed, or why not.
+pub type PeerCheck = fn(&OwnedFd) -> io::Result<()>;
+
+/// Any process may.
+pub fn any_peer(_: &OwnedFd) -> io::Result<()> {
+    Ok(())
+}
+
 /// Sends one request without a body over a connection of its own, passes the response's status and
 /// each piece of its body to `on_body` until that returns false, and returns the status.
 ///
@@ -73,6 +81,7 @@ impl From<ureq::Error> for Error {
 /// When there is no complete response within `timeout`, or `on_body` returns false.
 pub fn request(
     address: &AdminAddress,
+    check: PeerCheck,
     method: &str,
     path: &str,
     timeout: Option<Duration>,
@@ -104,8 +113,8 @@ pub fn request(
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         *request.method_mut() = Method::POST;
     }
-    let response =
-        Agent::with_parts(config, AdminConnector(address.clone()), FixedResolver).run(request)?;
+    let response = Agent::with_parts(config, AdminConnector(address.clone(), check), FixedResolver)
+        .run(request)?;
     let status = response.status().as_u16();
     if let Err(reason) = check_framing(response.version(), response.headers()) {
         return Err(Error::Protocol(reason.to_owned()));
@@ -148,7 +157,7 @@ fn socket_timeout(left: Option<Duration>) -> TimeVal {
 }
 
 #[derive(Debug)]
-struct AdminConnector(AdminAddress);
+struct AdminConnector(AdminAddress, PeerCheck);
 
 impl Connector for AdminConnector {
     type Out = Stream;
@@ -163,7 +172,8 @@ impl Connector for AdminConnector {
             AdminAddress::Unix(path) => connect_unix(path, timeout),
             AdminAddress::Tcp(host, port) => connect_tcp(host, *port, timeout),
         };
-        let fd = fd.map_err(|error| to_ureq(error, details.timeout))?;
+        let checked = fd.and_then(|fd| (self.1)(&fd).map(|()| fd));
+        let fd = checked.map_err(|error| to_ureq(error, details.timeout))?;
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Stream { fd, buffers }))

@@ -12,7 +12,7 @@ use crate::cli::Args;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, drop_excess, join_errors};
 use crate::cli::options::{DrainOption, Flavor, Options, Overrides};
-use crate::control_socket::{self, resolve_admin};
+use crate::control_socket::{self, is_of_pod, is_of_user, resolve_admin};
 use crate::frontend::RESPONSE_TIMEOUT;
 use crate::frontend::request::MAX_CONTROL_HEAD;
 use crate::observe::status::whole;
@@ -56,13 +56,14 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     }
     let drain = DrainRequest { overrides: args.overrides, expires: None };
     let mut request = HookRequest { drain, error: join_errors(&args.errors) };
+    let check = if given.is_some() { is_of_user } else { is_of_pod };
     let progress = Arc::new(Mutex::new(Progress::start()));
     let shared = Arc::clone(&progress);
     // The drain is waited for with or without this thread.
     let _ = spawn("progress", Box::new(move || show_progress(&shared)));
     let mut losses = 0;
     loop {
-        let find = SidecarClient::find(&paths, given.is_none(), SIDECAR_START_TIMEOUT);
+        let find = SidecarClient::find(&paths, check, SIDECAR_START_TIMEOUT);
         let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
             request.drain.expires = Some(clock::now() + DRAIN_EXPIRY);
             let drain = sidecar.start_drain(&request)?;

@@ -10,7 +10,7 @@ use crate::cli::drain_request::HookRequest;
 use crate::cli::options::Options;
 use crate::control_socket;
 use crate::drain::OutcomeKind;
-use crate::envoy::transport::{Error, request};
+use crate::envoy::transport::{Error, PeerCheck, request};
 use crate::observe::status::whole;
 
 /// The sidecar responds to a request to drain at once. One that is frozen must not hold the hook.
@@ -38,15 +38,17 @@ type ResponseResult = Result<(u16, String), Error>;
 #[derive(Clone)]
 pub struct SidecarClient {
     path: PathBuf,
+    check: PeerCheck,
 }
 
 impl SidecarClient {
     /// The first of the paths where a sidecar listens, which may take `timeout` to come up.
-    pub fn find(paths: &[PathBuf], only_visible: bool, timeout: Duration) -> Result<Self, String> {
+    /// Each of its connections is checked: another process may listen there later.
+    pub fn find(paths: &[PathBuf], check: PeerCheck, timeout: Duration) -> Result<Self, String> {
         let deadline = Instant::now() + timeout;
         loop {
-            match control_socket::find(paths, only_visible) {
-                Ok(path) => return Ok(Self { path }),
+            match control_socket::find(paths, check) {
+                Ok(path) => return Ok(Self { path, check }),
                 Err(reason) if Instant::now() >= deadline => return Err(reason),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
@@ -127,7 +129,7 @@ impl SidecarClient {
     fn request(&self, method: &str, path: &str, timeout: Option<Duration>) -> ResponseResult {
         let address = AdminAddress::Unix(self.path.clone());
         let mut body = Vec::new();
-        let status = request(&address, method, path, timeout, &mut |_, piece| {
+        let status = request(&address, self.check, method, path, timeout, &mut |_, piece| {
             body.extend_from_slice(piece);
             body.len() < MAX_RESPONSE
         })?;

@@ -8,6 +8,7 @@ use super::sidecar::SidecarClient;
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
 use crate::cli::Args;
 use crate::control_socket;
+use crate::envoy::transport::any_peer;
 
 /// Shows the state of the drain, with `--watch` again whenever it changes.
 pub fn status(args: &Args) -> ExitStatus {
@@ -16,8 +17,8 @@ pub fn status(args: &Args) -> ExitStatus {
     let redraw = args.watch && !args.json && io::stdout().is_terminal();
     let mut shown = String::new();
     loop {
-        // It changes nothing, so the sidecar may be one in another container.
-        let page = SidecarClient::find(&paths, false, Duration::ZERO)
+        // It changes nothing, so the sidecar may be one in another container, of another user.
+        let page = SidecarClient::find(&paths, any_peer, Duration::ZERO)
             .and_then(|sidecar| sidecar.page(path));
         let page = match page {
             Ok(page) => page,

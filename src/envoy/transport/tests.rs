@@ -29,7 +29,7 @@ fn response_to(bytes: &str) -> Result<String, String> {
         true
     };
     let address = AdminAddress::Unix(path);
-    let result = request(&address, "GET", "/", Some(PATIENCE), &mut on_body);
+    let result = request(&address, any_peer, "GET", "/", Some(PATIENCE), &mut on_body);
     server.join().unwrap();
     match result {
         Ok(status) => {

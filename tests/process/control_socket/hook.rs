@@ -1,7 +1,8 @@
 //! The hook as a client of the control socket.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -263,4 +264,26 @@ fn without_a_sidecar_a_hook_ends_with_one_sentence() {
         }
     }
     assert!(stale.exists(), "a hook removes nothing");
+}
+
+#[test]
+fn a_process_of_another_user_is_not_believed() {
+    let dir = temp_dir("liar");
+    let everyone = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(dir.path(), everyone).expect("let all write there");
+    let socket = dir.path().join("s");
+    let control = format!("--control-socket={}", socket.display());
+    let as_user = |id: &'static str| ["setpriv", "--reuid", id, "--clear-groups"];
+    let can_start = run_under(&as_user("1234"), &["--version"]).wait();
+    if can_start.code != Some(0) {
+        return println!("SKIPPED: no process of another user: {}", can_start.output);
+    }
+    let other = run_under(&as_user("1234"), &["shutdown-manager", "--serve-port=0", &control]);
+    other.wait_log(STARTED);
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o777)).expect("let all connect");
+    let exit = run_under(&as_user("65534"), &["shutdown", &control]).wait();
+    assert_eq!(exit.code, Some(3), "it believed another user's process: {}", exit.output);
+    let sentence = "a process of user 1234 listens, and this hook, of user 65534, believes";
+    assert!(exit.output.contains(sentence), "{}", exit.output);
+    other.assert_not_logged(DRAIN_STARTED);
 }

@@ -175,7 +175,7 @@ fn a_file_that_is_not_a_socket_is_neither_removed_nor_replaced() {
         let exit = run(&["shutdown-manager", "--control-socket", path]).wait();
         assert_eq!(exit.code, Some(1), "{exit:?}");
         assert_eq!(exit.output.lines().count(), 1, "{exit:?}");
-        let words = [path, "there is a file that is not a socket", "set --control-socket"];
+        let words = [path, ", a file of user ", "that is not a socket", "set --control-socket"];
         assert!(words.iter().all(|word| exit.output.contains(word)), "{exit:?}");
     }
     assert_eq!(fs::read(&file).expect("the file"), b"precious");
