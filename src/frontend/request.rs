@@ -58,6 +58,7 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
     };
     // A complete head has both.
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    let target = origin_form(target);
     let head_only = method == "HEAD";
     let rejected = |route, status| ParsedHead::Rejected(Rejection { route, status, head_only });
     let target = match router(method, target) {
@@ -82,6 +83,16 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
     ParsedHead::Complete(Request { target, head_only, has_excess: bytes.len() > length })
 }
 
+/// The path and query of an absolute form, which a server must take (RFC 9112, section 3.2.2).
+fn origin_form(target: &str) -> &str {
+    match target.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            rest.find('/').map_or("/", |path| &rest[path..])
+        }
+        _ => target,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +114,8 @@ mod tests {
         for (head, route, head_only) in [
             ("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", PublicRoute::Healthz, false),
             ("GET /healthz HTTP/1.0\r\n\r\n", PublicRoute::Healthz, false),
+            ("GET http://x:1/healthz?y HTTP/1.1\r\n\r\n", PublicRoute::Healthz, false),
+            ("GET HTTP://[::1]/shutdown HTTP/1.1\r\n\r\n", PublicRoute::Shutdown, false),
             ("\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n", PublicRoute::Healthz, false),
             ("GET /healthz?probe=1 HTTP/1.1\nHost: x\n\n", PublicRoute::Healthz, false),
             ("HEAD /healthz HTTP/1.1\r\n\r\n", PublicRoute::Healthz, true),
@@ -147,7 +160,10 @@ mod tests {
             ("GET /healthz/ HTTP/1.1\r\n\r\n", "404"),
             ("GET //shutdown HTTP/1.1\r\n\r\n", "404"),
             ("GET /%73hutdown HTTP/1.1\r\n\r\n", "404"),
-            ("GET http://x/shutdown HTTP/1.1\r\n\r\n", "404"),
+            ("GET http://x HTTP/1.1\r\n\r\n", "404"),
+            ("GET http://x/drain HTTP/1.1\r\n\r\n", "404"),
+            ("GET ftp://x/shutdown HTTP/1.1\r\n\r\n", "404"),
+            ("GET http:/healthz HTTP/1.1\r\n\r\n", "404"),
             ("POST /shutdown HTTP/1.1\r\nContent-Length: 5\r\n\r\n", "405"),
             ("get /healthz HTTP/1.1\r\n\r\n", "405"),
             ("GET /healthz HTTP/1.1\r\nContent-Length: 1\r\n\r\n", "413"),

@@ -15,6 +15,7 @@ use crate::cli::options::{DrainOption, Flavor, Options, Overrides};
 use crate::control_socket::{self, is_of_pod, is_of_user, resolve_admin};
 use crate::frontend::RESPONSE_TIMEOUT;
 use crate::frontend::request::MAX_CONTROL_HEAD;
+use crate::observe::json::seen;
 use crate::observe::status::whole;
 use crate::os::clock;
 use crate::os::supervisor::spawn;
@@ -169,6 +170,7 @@ impl Progress {
     }
 
     fn show(&mut self, text: &str) {
+        let text = seen(text);
         if self.in_place {
             let line = format!("{} {text}", whole(self.started.elapsed()));
             let line: String = line.chars().take(Self::COLUMNS).collect();
@@ -176,12 +178,13 @@ impl Progress {
         } else if text != self.shown {
             print_stderr(&format!("{} {text}\n", whole(self.started.elapsed())));
         }
-        text.clone_into(&mut self.shown);
+        self.shown = text;
     }
 
     fn end(&mut self, text: &str) {
         let start = if self.in_place && !self.shown.is_empty() { "\r\x1b[K" } else { "" };
-        print_stderr(&format!("{start}{text} (after {})\n", whole(self.started.elapsed())));
+        let (text, took) = (seen(text), whole(self.started.elapsed()));
+        print_stderr(&format!("{start}{text} (after {took})\n"));
     }
 }
 

@@ -96,17 +96,30 @@ pub fn quote(out: &mut String, text: &str) {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if is_unseen(c) => {
-                // Writing to a String does not fail. These are all in the first plane.
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
+            c => push_seen(out, c),
         }
     }
     out.push('"');
+}
+
+/// A text of one line for people: what cannot be seen is escaped.
+pub fn seen(text: &str) -> String {
+    let mut out = String::new();
+    text.chars().for_each(|c| push_seen(&mut out, c));
+    out
+}
+
+fn push_seen(out: &mut String, c: char) {
+    match c {
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        c if is_unseen(c) => {
+            // Writing to a String does not fail. These are all in the first plane.
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        }
+        c => out.push(c),
+    }
 }
 
 #[cfg(test)]

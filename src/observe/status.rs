@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::counters::Counters;
-use super::json::{Object, Value};
+use super::json::{Object, Value, seen};
 use super::messages;
 use crate::cli::duration;
 use crate::drain::{Ended, Phase};
@@ -93,8 +93,7 @@ impl Snapshot {
         if let Some(error) = self.counters.last_error() {
             let _ = write!(line, "; {error}");
         }
-        line.push('\n');
-        line
+        seen(&line) + "\n"
     }
 
     /// The status for people.
@@ -127,7 +126,7 @@ impl Snapshot {
             rows.push(("worker", "down; it is being restarted".to_owned()));
         }
         rows.iter().fold(String::new(), |page, (name, value)| {
-            page + &format!("{:<13}{value}\n", format!("{name}: "))
+            page + &format!("{:<13}{}\n", format!("{name}: "), seen(value))
         })
     }
 }

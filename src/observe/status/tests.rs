@@ -176,3 +176,14 @@ fn a_person_reads_whole_seconds_or_else_milliseconds() {
     let texts = [0, 999, 1000, 1999, 61_007].map(|millis| whole(Duration::from_millis(millis)));
     assert_eq!(texts, ["0s", "999ms", "1s", "1s", "1m1s"]);
 }
+
+#[test]
+fn what_cannot_be_seen_is_escaped_for_people_too() {
+    let mut snapshot = draining();
+    snapshot.admin_address = "/a\u{202e}b\nphase: x".to_owned();
+    snapshot.counters.error = Some((Call::ReadStats, "a\u{1b}[2J\u{2028}b".to_owned()));
+    let (page, line) = (snapshot.page(), snapshot.line());
+    assert!(page.contains("/a\\u202eb\\nphase: x\n"), "{page:?}");
+    assert!(page.contains("a\\u001b[2J\\u2028b\n"), "{page:?}");
+    assert!(line.ends_with("a\\u001b[2J\\u2028b\n"), "{line:?}");
+}
