@@ -226,6 +226,56 @@ fn a_stopped_coordinator_is_over_when_its_drain_has_ended_and_is_logged() {
     assert_eq!(outcome(&result), Outcome::timed_out(Some(7)));
 }
 
+/// Whether it is over, as the process that would then exit learns it.
+fn over_in_time(coordinator: &Coordinator) -> mpsc::Receiver<()> {
+    let (coordinator, (sender, receiver)) = (coordinator.clone(), mpsc::channel());
+    thread::spawn(move || {
+        coordinator.wait_until_over();
+        // A test that has seen enough has dropped the other end.
+        sender.send(()).unwrap_or_default();
+    });
+    receiver
+}
+
+#[test]
+fn a_stopped_coordinator_is_over_only_when_what_has_happened_is_logged() {
+    let coordinator = coordinator();
+    coordinator.stop();
+    coordinator.wait_until_over();
+    coordinator.0.lock().logging = true;
+    let over = over_in_time(&coordinator);
+    let early = over.recv_timeout(HOOK_ANSWER_DELAY / 10);
+    assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last record");
+    coordinator.0.lock().logging = false;
+    coordinator.0.notify(Change::WorkerStepped);
+    assert_eq!(over.recv_timeout(PATIENCE), Ok(()));
+}
+
+#[test]
+fn an_exec_hook_that_has_started_or_joined_a_drain_has_a_second_to_come_and_wait() {
+    let (coordinator, _calls) = at_work(0);
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    // The time itself is what is tested.
+    thread::sleep(HOOK_RETURN_WINDOW / 2);
+    let joined = clock::now();
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    coordinator.stop();
+    coordinator.wait_until_over();
+    let took = clock::now() - joined;
+    assert!(took >= HOOK_RETURN_WINDOW, "{took:?}: the hook that came last would be cut off");
+    assert!(took < FINAL_ANSWERS_TIMEOUT, "{took:?}: it waits for a hook that was none");
+}
+
+#[test]
+fn a_hook_that_has_come_to_wait_is_expected_no_more() {
+    let (coordinator, _calls) = at_work(0);
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    assert_eq!(coordinator.0.lock().hooks_expected, 1);
+    assert!(hook(&coordinator).recv_timeout(PATIENCE).is_ok());
+    let expected = coordinator.0.lock().hooks_expected;
+    assert_eq!(expected, 0, "the process would wait a second for a hook that was answered");
+}
+
 #[test]
 fn what_a_hook_was_given_holds_until_nothing_of_its_drain_is_left() {
     let (coordinator, calls) = at_work(3);
