@@ -57,6 +57,20 @@ fn a_poll_that_disagrees_is_the_count_that_holds() {
     three_polls(&mut machine, &polled(0, true), s(4));
 }
 
+#[test]
+fn a_failed_poll_breaks_the_row_whether_it_was_refused_or_not() {
+    for kind in [AdminErrorKind::Content, AdminErrorKind::Timeout, AdminErrorKind::Refused] {
+        let mut machine = waiting(options(), HiddenListeners::default());
+        let now = three_polls(&mut machine, &polled(0, true), s(0));
+        step(&mut machine, &failure(1, Call::ReadStats, kind), now);
+        let next = step(&mut machine, &Event::Tick, s(2));
+        assert_eq!(next, POLL, "{kind:?}");
+        let next = step(&mut machine, &polled(0, true), s(2));
+        let again = Action::SleepUntil(at(ms(2_002)));
+        assert_eq!(next, again, "{kind:?}: polls before the failed one still count");
+    }
+}
+
 fn hidden() -> HiddenListeners {
     HiddenListeners { names: vec!["web".to_owned()], certain: true }
 }
@@ -228,6 +242,38 @@ fn a_late_end_is_confirmed_like_any_other() {
     };
     let now = three_polls(machine, &subtracted(0), s(15));
     assert_eq!(step(machine, &subtracted(0), now), Action::Finish(DRAINED));
+}
+
+#[test]
+fn polls_that_should_have_confirmed_an_end_count_for_no_other() {
+    let mut scenario = drain(0, options());
+    scenario.run_to(s(15));
+    let machine = &mut scenario.machine;
+    machine.start(Options { check_delay: s(0), ..options() }, at(s(15)));
+    assert_eq!(step(machine, &Event::Tick, s(15)), POLL);
+    let subtracted =
+        |open, health| reply(2, Reply::Stats(Poll { subtracted: true, ..Poll::of(open, health) }));
+    let now = three_polls(machine, &subtracted(0, Health::Draining), s(15));
+    let next = step(machine, &subtracted(3, Health::Live), now);
+    assert_eq!(next, Action::Call(Call::FailHealthChecks), "Envoy was restored");
+    let open = machine.drain().and_then(|drain| drain.last_poll).map(|poll| poll.open);
+    assert_eq!(open, Some(3), "what was counted is not shown");
+    let next = step(machine, &reply(2, Reply::HealthChecksFailed), now);
+    assert_eq!(next, Action::Call(Call::CheckListeners));
+    let compared = reply(2, Reply::Listeners(HiddenListeners::default()));
+    assert_eq!(step(machine, &compared, now), POLL);
+    three_polls(machine, &subtracted(0, Health::Draining), now);
+}
+
+#[test]
+fn a_late_hook_that_counts_otherwise_has_a_drain_from_the_beginning() {
+    let mut scenario = drain(0, Options { exclude: vec!["web".to_owned()], ..options() });
+    scenario.run_to(s(15));
+    scenario.options.exclude.clear();
+    scenario.start();
+    let confirms = scenario.machine.drain().is_some_and(Drain::confirms_outcome);
+    assert!(!confirms, "connections that the drain before did not count would not be waited for");
+    assert_eq!(scenario.ends(), (s(10), DRAINED));
 }
 
 #[test]

@@ -515,6 +515,21 @@ fn a_stranded_envoy_is_restored_after_two_quiet_seconds() {
 }
 
 #[test]
+fn an_envoy_is_checked_again_if_hooks_came_and_left_in_the_middle_of_its_check() {
+    let mut machine = machine(true);
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    machine.waiter_arrived(at(ms(2_100)));
+    machine.last_waiter_left(at(ms(2_200)));
+    let draining = reply(0, Reply::Ready(Health::Draining));
+    let next = step(&mut machine, &draining, ms(2_300));
+    assert_eq!(next, Action::SleepUntil(at(ms(4_200))), "more hooks may be on their way");
+    let next = step(&mut machine, &Event::Tick, ms(4_200));
+    assert_eq!(next, Action::Call(Call::CheckReady), "what was found before them is outdated");
+    let next = step(&mut machine, &draining, ms(4_200));
+    assert_eq!(next, Action::Call(Call::RestoreHealthChecks));
+}
+
+#[test]
 fn an_envoy_in_service_is_only_checked() {
     let mut scenario = idle(Envoy::Live(4), options());
     scenario.run_to(s(100));
