@@ -91,4 +91,21 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn an_error_of_a_check_does_not_hide_what_the_drain_waits_for() {
+        let mut counters = Counters::default();
+        let failed = |call, text: &str| {
+            let error = AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() };
+            DrainEvent::CallFailed { call, error }
+        };
+        counters.record(&failed(Call::CheckReady, "an earlier check"));
+        counters.record(&failed(Call::ReadStats, "a poll"));
+        counters.record(&failed(Call::CheckReady, "a check"));
+        assert_eq!(counters.last_error(), Some("a poll"));
+        counters.record(&DrainEvent::CallSucceeded(Call::CheckReady));
+        assert_eq!(counters.last_error(), Some("a poll"), "polls still fail");
+        counters.record(&failed(Call::FailHealthChecks, "another"));
+        assert_eq!(counters.last_error(), Some("another"), "the latest that is no check");
+    }
 }

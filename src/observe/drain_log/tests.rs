@@ -291,6 +291,23 @@ fn an_error_is_logged_once_and_then_counted() {
 }
 
 #[test]
+fn one_success_ends_all_errors_that_it_disproves() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.out_of_service();
+    logged.messages();
+    for (call, text) in [(Call::CheckReady, "it is odd"), (Call::ReadStats, "it is slow")] {
+        let error = AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() };
+        logged.step(&Event::Reply { drain: 1, call, result: Err(error) });
+    }
+    assert_eq!(logged.messages(), [messages::ENVOY_CALL_FAILED; 2]);
+    for expected in [&[messages::ENVOY_RESPONDS_AGAIN, messages::OPEN_CONNECTIONS][..], &[], &[]] {
+        let stats = polled(7, StatsCoverage::Everything, Health::Draining);
+        logged.step(&Event::Reply { drain: 1, call: Call::ReadStats, result: Ok(stats) });
+        assert_eq!(logged.messages(), expected, "once, for the check and the poll together");
+    }
+}
+
+#[test]
 fn a_silent_minute_of_a_drain_is_broken() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
     logged.out_of_service();
