@@ -300,3 +300,31 @@ fn children_that_end_are_removed() {
     drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
     wait_until("no child to be left", || children() == 0);
 }
+
+#[test]
+fn children_that_end_together_are_all_removed() {
+    let dir = temp_dir("children");
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+    let script = format!("for n in 1 2 3; do cat {} & done; exec \"$@\"", fifo.display());
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::builder().beside(&admin).under(["sh", "-c", &script, "sh"]).start();
+    let pid = sidecar.pid();
+    let children = || {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let children = fs::read_to_string(path).expect("its children");
+        children.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let has_ended = |child: &String| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+    };
+    assert_eq!(children().len(), 3);
+    // Equal signals that are pending become one.
+    freeze(&sidecar);
+    drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
+    wait_until("all children to end", || children().iter().all(has_ended));
+    assert_eq!(children().len(), 3, "they were removed while it was frozen");
+    thaw(&sidecar);
+    wait_until("the children that ended together to be removed", || children().is_empty());
+}
