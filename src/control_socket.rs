@@ -59,7 +59,7 @@ fn paths(configured: Option<&Path>, admin: &[Option<&AdminAddress>]) -> Vec<Path
     }
     let beside = admin.iter().flatten().filter_map(|admin| match admin {
         AdminAddress::Unix(path) => Some(path.with_file_name(FILE_NAME)),
-        AdminAddress::Tcp(..) => None,
+        AdminAddress::Abstract(_) | AdminAddress::Tcp(..) => None,
     });
     let mut paths = Vec::new();
     for path in beside.chain([Path::new(FALLBACK_FOLDER).join(FILE_NAME)]) {

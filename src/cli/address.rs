@@ -16,18 +16,25 @@ pub const MAX_CONTROL_SOCKET_PATH: usize = 100;
 pub enum AdminAddress {
     /// A Unix socket.
     Unix(PathBuf),
+    /// A Unix socket's name in Linux's abstract namespace, which has no file.
+    Abstract(String),
     /// A host name or literal address (IPv6 without brackets), and a port.
     Tcp(String, u16),
 }
 
 impl AdminAddress {
-    /// Parses `/admin/admin.sock`, `unix:PATH`, `HOST:PORT` or `[::1]:PORT`.
+    /// Parses `/admin/admin.sock`, `unix:PATH`, `@NAME`, `HOST:PORT` or `[::1]:PORT`. A name has the @
+    /// before it that Envoy's `pipe` wants.
     ///
     /// # Errors
     /// A clause that fits behind "is", when the text is none of these.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.contains("://") {
             return Err("a URL; write HOST:PORT or a path");
+        }
+        if let Some(name) = text.strip_prefix("unix:").unwrap_or(text).strip_prefix('@') {
+            socket_path(name)?;
+            return Ok(Self::Abstract(name.to_owned()));
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return unix(path);
@@ -118,6 +125,7 @@ impl fmt::Display for AdminAddress {
                     if !path.contains('/') || path.starts_with("unix:") { "unix:" } else { "" };
                 write!(f, "{prefix}{path}")
             }
+            Self::Abstract(name) => write!(f, "@{name}"),
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
         }
@@ -157,6 +165,7 @@ mod tests {
     #[test]
     fn takes_paths_names_and_literal_addresses() {
         let unix = |path: &str| Ok(AdminAddress::Unix(path.into()));
+        let abstract_name = |name: &str| Ok(AdminAddress::Abstract(name.to_owned()));
         let tcp = |host: &str, port| Ok(AdminAddress::Tcp(host.to_owned(), port));
         for (text, expected) in [
             ("/admin/admin.sock", unix("/admin/admin.sock")),
@@ -165,6 +174,10 @@ mod tests {
             ("unix:/admin/admin.sock", unix("/admin/admin.sock")),
             ("unix:unix:/admin.sock", unix("unix:/admin.sock")),
             ("/admin/a:9001", unix("/admin/a:9001")),
+            ("@envoy", abstract_name("envoy")),
+            ("@/admin/envoy:1", abstract_name("/admin/envoy:1")),
+            ("unix:@envoy", abstract_name("envoy")),
+            ("./@envoy", unix("./@envoy")),
             ("127.0.0.1:9001", tcp("127.0.0.1", 9001)),
             ("localhost:19000", tcp("localhost", 19000)),
             ("my_envoy-1.svc:1", tcp("my_envoy-1.svc", 1)),
@@ -214,6 +227,7 @@ mod tests {
             ("admin.sock", "neither a path"),
             ("http://localhost:9001", "a URL"),
             ("unix:///admin.sock", "a URL"),
+            ("@", "an empty path"),
             ("localhost:", "without a port"),
             ("localhost:0", "without a port"),
             ("localhost:+80", "without a port"),

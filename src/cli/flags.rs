@@ -88,7 +88,7 @@ options! {
         "do not count this listener or HTTP stat prefix: its exact name in Envoy's stats; may be \
          repeated"
     AdminAddress "admin-address" "ADDRESS" DRAINS
-        "Envoy's admin interface: a path, unix:PATH, HOST:PORT or [IPV6]:PORT"
+        "Envoy's admin interface: a path, unix:PATH, @NAME, HOST:PORT or [IPV6]:PORT"
     ReadyFile "ready-file" "PATH" DRAINS
         "also create this file when drained; one that is left from before is removed at the start"
 }

@@ -102,8 +102,9 @@ impl Args {
     /// nowhere else.
     fn set(&mut self, flag: &Flag, parser: &mut Parser) -> Result<(), String> {
         let value = match flag.placeholder {
-            "" if parser.optional_value().is_some() => {
-                return Err(format!("--{} takes no value", flag.name));
+            // As pflag takes a switch.
+            "" if parser.optional_value().is_some_and(|value| value != "true") => {
+                return Err(format!("--{} takes no value but true", flag.name));
             }
             "" => ON.to_owned(),
             placeholder => value(flag.name, placeholder, parser)?,

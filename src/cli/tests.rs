@@ -207,6 +207,10 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown-manager --require-envoy-hook=on", "--require-envoy-hook takes no value"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
+        ("shutdown-manager --require-envoy-hook=false", "--require-envoy-hook takes no value but"),
+        ("shutdown-manager --no-drain-listeners", "shutdown-manager has no option --no-drain"),
+        ("shutdown-manager --min-open-connections=1e1", "--min-open-connections: \"1e1\" is not a"),
+        ("shutdown-manager --min-open-connections=0x10", "--min-open-connections: \"0x10\" is not"),
         ("status --json=yes", "--json takes no value"),
         ("bootstrap /config/envoy.json", "this image is for the container shutdown-manager only"),
         ("server", "this image is for the container shutdown-manager only: it has no server"),
@@ -467,6 +471,13 @@ fn a_misspelled_hook_is_one_that_was_called_wrongly() {
     for other in ["envoy shutdown-managr", "envoy statu", "envoy stop"] {
         assert!(parse_line(other).is_err(), "{other}");
     }
+}
+
+#[test]
+fn a_switch_may_have_the_value_true() {
+    let args = hook("shutdown --drain-listeners=true --require-envoy-hook");
+    let switches = [DrainOption::DrainListeners, DrainOption::RequireEnvoyHook];
+    assert_eq!(args.overrides.pairs(), switches.map(|switch| (switch, ON.to_owned())));
 }
 
 #[test]

@@ -240,12 +240,12 @@ impl DrainTrigger {
     /// # Errors
     /// When the request has expired, or the sidecar stops.
     pub fn start(&self, request: &DrainRequest) -> Result<DrainStart, StartError> {
+        if request.expires.is_some_and(|expires| clock::wall_now() > expires) {
+            return Err(StartError::Expired);
+        }
         let (start, records) = {
             let mut state = self.0.lock();
             let now = clock::now();
-            if request.expires.is_some_and(|expires| now > expires) {
-                return Err(StartError::Expired);
-            }
             if state.machine.is_over() {
                 return Err(StartError::Stopping);
             }
@@ -351,6 +351,11 @@ impl WaiterTracker {
         state.exec_hooks += 1;
         state.hooks_expected = state.hooks_expected.saturating_sub(1);
         WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::ExecHook }
+    }
+
+    /// When the drain in progress started.
+    pub fn drain_started(&self) -> Option<Timestamp> {
+        self.0.lock().machine.drain().map(|drain| drain.started)
     }
 
     /// Whether no drain is in progress or has just ended, so that a client that has waited for the

@@ -23,7 +23,7 @@ use ureq::unversioned::transport::{
 };
 
 pub use self::connect::connect_unix;
-use self::connect::{connect_tcp, time_left};
+use self::connect::{connect_abstract, connect_tcp, time_left};
 use crate::cli::address::AdminAddress;
 
 /// Why a request has no complete response.
@@ -100,7 +100,7 @@ pub fn request(
         .timeout_global(timeout)
         .build();
     let host = match address {
-        AdminAddress::Unix(_) => "localhost".to_owned(),
+        AdminAddress::Unix(_) | AdminAddress::Abstract(_) => "localhost".to_owned(),
         AdminAddress::Tcp(..) => address.to_string(),
     };
     let mut request = http::Request::new(());
@@ -170,6 +170,7 @@ impl Connector for AdminConnector {
         let timeout = *details.timeout.after;
         let fd = match &self.0 {
             AdminAddress::Unix(path) => connect_unix(path, timeout),
+            AdminAddress::Abstract(name) => connect_abstract(name, timeout),
             AdminAddress::Tcp(host, port) => connect_tcp(host, *port, timeout),
         };
         let checked = fd.and_then(|fd| (self.1)(&fd).map(|()| fd));

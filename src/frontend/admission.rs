@@ -38,18 +38,31 @@ pub enum Admission {
     Reject,
 }
 
+/// A client that waits for a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    pub id: ConnectionId,
+    pub source: SourceKey,
+    /// It came about when the drain started, as Envoy's own hook does.
+    pub is_paired: bool,
+}
+
 /// Decides about a `newcomer` where `max` may wait and these do, oldest first. When all slots are
 /// taken, the source with most waiters loses its newest, so a source without a waiter gets a slot
-/// while there are fewer sources than slots.
-pub fn admit(waiting: &[(ConnectionId, SourceKey)], newcomer: SourceKey, max: usize) -> Admission {
+/// while there are fewer sources than slots. One that is paired goes last: on the host's network others
+/// share the kubelet's address.
+pub fn admit(waiting: &[Waiter], newcomer: SourceKey, max: usize) -> Admission {
     if waiting.len() < max {
         return Admission::Admit;
     }
-    let counts = count_sources(&mut waiting.iter().map(|(_, source)| *source), max);
+    let counts = count_sources(&mut waiting.iter().map(|waiter| waiter.source), max);
     let own = counts.iter().find(|c| c.source == newcomer).map_or(0, |own| own.count);
-    let largest = largest(&counts).filter(|c| own + 1 < c.count);
-    let newest = largest.and_then(|c| waiting.iter().rfind(|(_, source)| *source == c.source));
-    newest.map_or(Admission::Reject, |(id, _)| Admission::Evict(*id))
+    let Some(largest) = largest(&counts).filter(|c| own + 1 < c.count) else {
+        return Admission::Reject;
+    };
+    let of_largest = waiting.iter().filter(|waiter| waiter.source == largest.source);
+    let evicted = of_largest.max_by_key(|waiter| (!waiter.is_paired, waiter.id));
+    evicted.map_or(Admission::Reject, |waiter| Admission::Evict(waiter.id))
 }
 
 /// A full frontend accepts this part of its limit at once before it closes as many connections:

@@ -36,6 +36,8 @@ pub struct Connection {
     pub state: ConnectionState,
     /// When the state times out.
     pub deadline: Timestamp,
+    /// When it began to wait for a drain.
+    pub admitted: Timestamp,
     /// When Envoy's hook stops waiting, even during a drain (`--ready-timeout`).
     pub ready_deadline: Timestamp,
     /// Counts the client as a waiter until its response is sent. Until then the exec hook's response
@@ -74,7 +76,8 @@ impl Connection {
     pub fn new(socket: OwnedFd, source: SourceKey, id: ConnectionId, now: Timestamp) -> Self {
         let (state, deadline) = (Reading(Vec::new()), now + CLIENT_TIMEOUT);
         let ready_deadline = Timestamp::MAX;
-        Self { id, source, state, deadline, ready_deadline, waiter: None, socket }
+        let admitted = now;
+        Self { id, source, state, deadline, admitted, ready_deadline, waiter: None, socket }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

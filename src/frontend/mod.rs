@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::admission::{Admission, ConnectionId};
+use self::admission::{Admission, ConnectionId, Waiter};
 use self::connection::{Connection, ConnectionState, ReadOutcome};
 pub use self::limits::{Limits, MIN_DESCRIPTORS, Timeouts};
 pub use self::listen::Listener;
@@ -46,6 +46,7 @@ use self::request::{Rejection, Request};
 use self::response::{PLAIN_TEXT, Response};
 use self::upstream::{UpstreamRequest, UpstreamResponse};
 use crate::coordinator::WaiterTracker;
+use crate::drain::HOOK_PAIRING_WINDOW;
 use crate::observe::log::{RateLimit, Record};
 use crate::observe::messages;
 use crate::os::clock::{self, Timestamp};
@@ -310,14 +311,24 @@ impl Frontend {
             return self.reject(id, Status::BadRequest, EXCESS_BYTES, now);
         }
         let waits = |c: &&Connection| c.awaited().is_some_and(|target| target.hold == hold);
+        let is_envoy_hook = hold == Hold::EnvoyHook;
+        let started = is_envoy_hook.then(|| self.tracker.drain_started()).flatten();
+        let waiter = |c: &Connection| Waiter {
+            id: c.id,
+            source: c.source,
+            is_paired: started.is_some_and(|started| {
+                c.admitted.max(started) - c.admitted.min(started) <= HOOK_PAIRING_WINDOW
+            }),
+        };
         let others = self.connections.iter().filter(waits).filter(|c| c.id != id);
-        let others: Vec<_> = others.map(|c| (c.id, c.source)).collect();
+        let others: Vec<_> = others.map(waiter).collect();
         match admission::admit(&others, source, self.limits.max_waiting) {
             Admission::Admit => {}
             Admission::Evict(other) => self.turn_away(other, now),
             Admission::Reject => return self.turn_away(id, now),
         }
         let Some(connection) = find(&mut self.connections, id) else { return };
+        connection.admitted = now;
         if hold == Hold::EnvoyHook {
             let Timeouts { start, ready } = self.limits.timeouts;
             connection.ready_deadline = ready.map_or(Timestamp::MAX, |ready| now + ready);

@@ -66,7 +66,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     loop {
         let find = SidecarClient::find(&paths, check, SIDECAR_START_TIMEOUT);
         let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
-            request.drain.expires = Some(clock::now() + DRAIN_EXPIRY);
+            request.drain.expires = Some(clock::wall_now() + DRAIN_EXPIRY);
             let drain = sidecar.start_drain(&request)?;
             lock(&progress).sidecar = Some(sidecar.clone());
             sidecar.wait(drain)

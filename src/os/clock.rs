@@ -1,12 +1,11 @@
-//! The monotonic clock, which the hook and the sidecar read alike: it counts from boot, in
-//! every container of a pod.
+//! The monotonic clock, which counts from boot; and the wall clock, which hook and sidecar read alike.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// A reading of the monotonic clock. Two of them have a distance and no sum.
+/// A reading of a clock. Two of one clock have a distance and no sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(Duration);
 
@@ -45,10 +44,19 @@ impl Sub for Timestamp {
 
 /// The reading of the clock now.
 pub fn now() -> Timestamp {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
+/// That of the wall clock, for what another process reads: a time namespace may set its other clocks
+/// apart, and not this one (time_namespaces(7)).
+pub fn wall_now() -> Timestamp {
+    read(ClockId::CLOCK_REALTIME)
+}
+
+fn read(clock: ClockId) -> Timestamp {
     if cfg!(loom) {
         return Timestamp(Duration::from_secs(1_000)); // In the model time stands still.
     }
-    // It fails on a clock that the kernel does not have, and this one it always has.
-    let reading = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
-    Timestamp(reading.unwrap_or_default())
+    // It fails on a clock that the kernel does not have, and these it always has.
+    Timestamp(clock_gettime(clock).map(Duration::from).unwrap_or_default())
 }

@@ -24,15 +24,26 @@ const MAX_CONNECT: Duration = Duration::from_secs(10);
 /// # Errors
 /// As `connect(2)`; `TimedOut` when the backlog stays full for as long as `timeout`.
 pub fn connect_unix(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
+    connect_to(&UnixAddr::new(path)?, timeout)
+}
+
+/// The same to a name in the abstract namespace.
+///
+/// # Errors
+/// The same.
+pub fn connect_abstract(name: &str, timeout: Duration) -> io::Result<OwnedFd> {
+    connect_to(&UnixAddr::new_abstract(name.as_bytes())?, timeout)
+}
+
+fn connect_to(address: &UnixAddr, timeout: Duration) -> io::Result<OwnedFd> {
     let mut left = timeout.min(MAX_CONNECT);
     let deadline = Instant::now() + left;
-    let address = UnixAddr::new(path)?;
     let flags = SockFlag::SOCK_CLOEXEC;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     loop {
         // The kernel applies a send timeout to connect too.
         setsockopt(&fd, sockopt::SendTimeout, &socket_timeout(Some(left)))?;
-        match connect(fd.as_raw_fd(), &address) {
+        match connect(fd.as_raw_fd(), address) {
             Ok(()) => return Ok(fd),
             Err(Errno::EINTR) => left = time_left(deadline)?,
             Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),

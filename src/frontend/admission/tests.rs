@@ -20,7 +20,8 @@ fn key(letter: char) -> SourceKey {
     SourceKey(letter.into())
 }
 
-/// `waiting`: the source of each waiter, oldest first; their ids count from 1.
+/// `waiting`: the source of each waiter, oldest first, in capitals if it is paired; their ids count
+/// from 1.
 #[test]
 fn waiting_slots_are_shared_among_sources() {
     let evict = |id| Admission::Evict(ConnectionId(id));
@@ -42,12 +43,22 @@ fn waiting_slots_are_shared_among_sources() {
         ("baba", 'b', Admission::Reject),
         ("abcc", 'a', Admission::Reject),
         ("aaab", 'a', Admission::Reject),
+        // A paired one is the last that its source loses.
+        ("aaaA", 'b', evict(3)),
+        ("aaAA", 'b', evict(2)),
+        ("Aaab", 'c', evict(3)),
+        ("AAAA", 'b', evict(4)),
+        ("Bbba", 'c', evict(3)),
         // There are as many sources as slots.
         ("abcd", 'e', Admission::Reject),
         ("abcd", 'a', Admission::Reject),
     ] {
-        let waiting: Vec<_> =
-            waiting.chars().zip(1..).map(|(letter, id)| (ConnectionId(id), key(letter))).collect();
+        let waiter = |(letter, id): (char, u64)| Waiter {
+            id: ConnectionId(id),
+            source: key(letter.to_ascii_lowercase()),
+            is_paired: letter.is_ascii_uppercase(),
+        };
+        let waiting: Vec<_> = waiting.chars().zip(1..).map(waiter).collect();
         assert_eq!(admit(&waiting, key(newcomer), 4), expected, "{waiting:?} {newcomer}");
     }
 }

@@ -287,3 +287,21 @@ fn a_process_of_another_user_is_not_believed() {
     assert!(exit.output.contains(sentence), "{}", exit.output);
     other.assert_not_logged(DRAIN_STARTED);
 }
+
+#[test]
+fn hook_and_sidecar_may_be_in_different_time_namespaces() {
+    if !can_unshare("--time") {
+        return;
+    }
+    const AHEAD: [&str; 3] = ["unshare", "--time", "--monotonic=100000"];
+    for_each_case(named([("the hook", false), ("the sidecar", true)]), |name, is_sidecar| {
+        let admin = FakeAdmin::unix();
+        let builder = Sidecar::builder().beside(&admin);
+        let sidecar = if is_sidecar { builder.under(AHEAD) } else { builder }.start();
+        let control = format!("--control-socket={}", sidecar.control_socket().display());
+        let wrapper = if is_sidecar { &["env"][..] } else { &AHEAD };
+        let exit = run_under(wrapper, &["shutdown", &control]).wait();
+        assert_eq!(exit.code, Some(0), "{name} is ahead: {}", exit.output);
+        assert!(exit.took < Duration::from_secs(5), "{name} is ahead: {:?}", exit.took);
+    });
+}

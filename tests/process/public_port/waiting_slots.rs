@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
 use envoy_shutdown_manager::os::descriptors::raise_descriptor_limit;
 
@@ -249,4 +250,27 @@ fn a_sidecar_that_may_have_too_few_descriptors_for_a_drain_does_not_start() {
     assert_eq!(exit.code, Some(1), "{}", exit.output);
     let sentence = "31 file descriptors are too few for a drain; let the process have 32 or more";
     assert!(exit.output.contains(sentence), "{}", exit.output);
+}
+
+#[test]
+fn a_hook_that_came_with_the_drain_keeps_its_slot_among_others_of_its_address() {
+    let admin = FakeAdmin::unix();
+    // Sixteen may wait.
+    let sidecar = limited(&admin, 64);
+    let public = sidecar.public();
+    let early: Vec<_> = (0..15).map(|_| public.at_host(3).start_get("/shutdown")).collect();
+    wait_envoy_hooks(&sidecar, 15);
+    // The time itself: what came 3 s before a drain did not come with it.
+    thread::sleep(Duration::from_millis(3_100));
+    let hook = public.at_host(3).start_get("/shutdown");
+    wait_envoy_hooks(&sidecar, 16);
+    let mut exec_hook = start_drain(&sidecar, &admin);
+    let others: Vec<_> = (0..6).map(|_| public.at_host(4).start_get("/shutdown")).collect();
+    wait_until("six of the first to be evicted", || {
+        early.iter().filter(|client| !client.is_waiting()).count() == 6
+    });
+    assert!(hook.is_waiting(), "the hook was evicted: {}", hook.read_to_end().0);
+    assert!(others.iter().all(Connection::is_waiting));
+    finish_drain(&admin, &mut exec_hook);
+    assert_eq!(hook.only_response(), OK);
 }

@@ -107,3 +107,16 @@ fn a_silent_ipv6_address_neither_keeps_from_ipv4_nor_looks_refused() {
     drop(listener);
     assert_eq!(connect().unwrap_err().kind(), ErrorKind::TimedOut);
 }
+
+#[test]
+fn an_abstract_name_is_connected_to_and_refuses_where_nothing_listens() {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = format!("/envoy-shutdown-manager/{}", std::process::id());
+    let connect = || connect_abstract(&name, Duration::from_secs(5));
+    assert_eq!(connect().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let listener = UnixListener::bind_addr(&address).unwrap();
+    connect().unwrap();
+    listener.accept().unwrap();
+}

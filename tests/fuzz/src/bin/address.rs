@@ -16,6 +16,7 @@ fuzz_target!(|input: &[u8]| {
             AdminAddress::Unix(path) => {
                 assert!(!path.as_os_str().is_empty() && SocketAddr::from_pathname(path).is_ok());
             }
+            AdminAddress::Abstract(name) => assert!(!name.is_empty()),
             AdminAddress::Tcp(host, port) => assert!(!host.is_empty() && port > 0),
         }
     }
