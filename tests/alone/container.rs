@@ -6,6 +6,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::prelude::*;
@@ -86,7 +87,15 @@ fn assert_drains(
     let envoys_hook = public.start_get(manifest.path);
     let mut hook = container.exec(&manifest.hook);
     wait_until("Envoy to be out of service", || envoy.ready() == "DRAINING");
-    let polled = || container.process.wait_log_within(OPEN_CONNECTIONS, settle + PATIENCE);
+    let waiting = format!("envoy_shutdown_phase{{phase=\"{WAITING_FOR_CONNECTIONS}\"}} 1");
+    let polled = || {
+        let waits = try_wait_for(settle + PATIENCE, || {
+            // Connections are counted once in the check delay too, so the log does not tell.
+            thread::sleep(Duration::from_millis(500));
+            public.get("/metrics").body.contains(&waiting).then_some(())
+        });
+        assert!(waits.is_some(), "the check delay does not end: {}", container.process.report());
+    };
     let _turn = if settle < MINUTE {
         // This one has a timeout, which other tests could use up.
         polled();
