@@ -304,9 +304,11 @@ fn children_that_end_are_removed() {
 #[test]
 fn children_that_end_together_are_all_removed() {
     let dir = temp_dir("children");
-    let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
-    let script = format!("for n in 1 2 3; do cat {} & done; exec \"$@\"", fifo.display());
+    let fifos = ["1", "2", "3"].map(|name| dir.path().join(name));
+    for fifo in &fifos {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+    }
+    let script = format!("for n in 1 2 3; do cat {}/$n & done; exec \"$@\"", dir.path().display());
     let admin = FakeAdmin::unix();
     let sidecar = Sidecar::builder().beside(&admin).under(["sh", "-c", &script, "sh"]).start();
     let pid = sidecar.pid();
@@ -319,10 +321,13 @@ fn children_that_end_together_are_all_removed() {
         let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
     };
+    // Each waits until its child has the other end, which then reads until this one is closed.
+    let ends =
+        fifos.map(|fifo| fs::OpenOptions::new().write(true).open(fifo).expect("open a FIFO"));
     assert_eq!(children().len(), 3);
     // Equal signals that are pending become one.
     freeze(&sidecar);
-    drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
+    drop(ends);
     wait_until("all children to end", || children().iter().all(has_ended));
     assert_eq!(children().len(), 3, "they were removed while it was frozen");
     thaw(&sidecar);
