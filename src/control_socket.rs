@@ -144,27 +144,27 @@ impl NextListener {
     }
 }
 
-/// Keeps the control socket where hooks look for it: a start script that empties the folder of Envoy's
-/// admin socket takes it along.
+/// The control socket, which is bound again where its file was removed: a start script that empties the
+/// folder of Envoy's admin socket takes it along.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct ControlSocket {
     /// The same as the frontend has.
     listener: UnixListener,
     next: NextListener,
 }
 
-impl Keeper {
+impl ControlSocket {
     /// # Errors
     /// When there are no descriptors left.
     pub fn new(listener: &UnixListener, next: NextListener) -> io::Result<Self> {
         Ok(Self { listener: listener.try_clone()?, next })
     }
 
-    /// Binds the socket again if its file was removed; returns whether it was.
+    /// Binds it again if its file was removed; returns whether it was.
     ///
     /// # Errors
     /// When another process listens there, or the path cannot be written.
-    pub fn keep(&mut self, file: &SocketFile) -> io::Result<bool> {
+    pub fn bind_if_removed(&mut self, file: &SocketFile) -> io::Result<bool> {
         if file.is_there() {
             return Ok(false);
         }

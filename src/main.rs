@@ -10,7 +10,9 @@ use envoy_shutdown_manager::cli::duration;
 use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Args, Command};
-use envoy_shutdown_manager::control_socket::{self, Keeper, NextListener, SocketFile, Sockets};
+use envoy_shutdown_manager::control_socket::{
+    self, ControlSocket, NextListener, SocketFile, Sockets,
+};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::{
@@ -91,9 +93,9 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     let files = Arc::new(files);
     let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
     let next = NextListener::default();
-    let keeper =
-        Keeper::new(&control, next.clone()).map_err(failed("the control socket cannot be used"))?;
-    let mut backend = Backend::new(backend, Arc::clone(&files), keeper, trigger, observer);
+    let control_socket = ControlSocket::new(&control, next.clone())
+        .map_err(failed("the control socket cannot be used"))?;
+    let mut backend = Backend::new(backend, Arc::clone(&files), control_socket, trigger, observer);
     let restart_signal = backend.restart_signal();
     start("backend", Box::new(move || backend.serve()))?;
 

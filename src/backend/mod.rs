@@ -13,7 +13,7 @@ use std::time::Duration;
 use tiny_http::{Header, Server, StatusCode};
 
 use crate::cli::drain_request::HookRequest;
-use crate::control_socket::{Keeper, SocketFile};
+use crate::control_socket::{ControlSocket, SocketFile};
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
 use crate::drain::{DrainStart, Outcome, OutcomeKind};
 use crate::envoy::transport::connect_unix;
@@ -33,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(20);
 
 pub struct Backend {
     files: Arc<[SocketFile; 2]>,
-    keeper: Keeper,
+    control: ControlSocket,
     /// Whether hooks find the control socket.
     control_is_lost: bool,
     lost_log: RateLimit,
@@ -103,13 +103,13 @@ impl Backend {
     pub fn new(
         listener: UnixListener,
         files: Arc<[SocketFile; 2]>,
-        keeper: Keeper,
+        control: ControlSocket,
         trigger: DrainTrigger,
         observer: DrainObserver,
     ) -> Self {
         Self {
             files,
-            keeper,
+            control,
             control_is_lost: false,
             lost_log: RateLimit::default(),
             listener: Some(listener),
@@ -172,12 +172,12 @@ impl Backend {
     }
 
     /// A probe comes every few seconds, so this needs no timer.
-    fn keep_control_socket(&mut self) {
+    fn check_control_socket(&mut self) {
         let file = &self.files[0];
-        let kept = self.keeper.keep(file);
-        self.control_is_lost = kept.is_err();
+        let bound = self.control.bind_if_removed(file);
+        self.control_is_lost = bound.is_err();
         let path = || file.path.display().to_string();
-        match kept {
+        match bound {
             Ok(false) => {}
             Ok(true) => {
                 Record::warn(messages::CONTROL_SOCKET_REPLACED).with("path", path()).emit();
@@ -195,7 +195,7 @@ impl Backend {
     }
 
     fn handle(&mut self, request: tiny_http::Request) {
-        self.keep_control_socket();
+        self.check_control_socket();
         match self.handling(&request) {
             // It fails if the client has disconnected, which is no concern of the backend.
             Handling::Respond(response) => drop(respond(request, response)),

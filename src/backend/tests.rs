@@ -37,10 +37,10 @@ impl Harness {
         let folder = tempfile::tempdir().unwrap();
         let Sockets { control, backend, files } =
             control_socket::bind(&[folder.path().join("s")]).unwrap();
-        let keeper = Keeper::new(&control, NextListener::default()).unwrap();
+        let control = ControlSocket::new(&control, NextListener::default()).unwrap();
         let coordinator = Coordinator::new(Options::default(), &Overrides::default(), false);
         let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-        let mut backend = Backend::new(backend, Arc::new(files), keeper, trigger, observer);
+        let mut backend = Backend::new(backend, Arc::new(files), control, trigger, observer);
         let restart_signal = backend.restart_signal();
         // This thread serves until the test process exits.
         thread::spawn(move || backend.serve());

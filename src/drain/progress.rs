@@ -56,10 +56,10 @@ pub struct Drain {
     pub(super) envoy_starting: bool,
     /// A signal has come while this drain was in progress.
     pub(super) hurried: bool,
-    /// Whether a poll was tried. In a delay one is, for the number alone: if the grace period ends
+    /// Whether connections were counted, or that was tried. In a delay it is, for the number alone: if the grace period ends
     /// there, Envoy mostly does before another poll (6 of 8 times on a cluster), and what was cut would
     /// not be known.
-    pub(super) polled: bool,
+    pub(super) counted: bool,
     pub(super) listener_check: Option<ListenerCheck>,
     /// What was last found out of hidden listeners.
     pub(super) hidden: HiddenListeners,
@@ -136,7 +136,7 @@ impl Drain {
             never_responded: false,
             envoy_starting: false,
             hurried: false,
-            polled: false,
+            counted: false,
             listener_check: ListenerCheck::due(now),
             hidden,
             confirmation: Confirmation::default(),
@@ -246,7 +246,7 @@ impl Drain {
         let check_listeners = check_listeners.map(|check| no_earlier(check.at));
         let own_call = own_call.map(|call| (no_earlier(self.call_due).max(now), Due::Call(call)));
         let is_delayed = matches!(self.stage, Stage::DrainDelay { .. } | Stage::CheckDelay { .. });
-        let counts = self.hurried || (is_delayed && !self.polled);
+        let counts = self.hurried || (is_delayed && !self.counted);
         let check = if counts { Call::ReadStats } else { Call::CheckReady };
         // The poll that confirms an outcome shows Envoy's state as well.
         let check = (!self.confirms_outcome())

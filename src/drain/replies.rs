@@ -45,7 +45,7 @@ impl Drain {
             return self.refused(call, responded_before, awaited, now, events);
         }
         self.refusals = 0;
-        self.polled |= call == Call::ReadStats;
+        self.counted |= call == Call::ReadStats;
         if !matches!(call, Call::DrainListeners | Call::CheckListeners) {
             self.check_due = now + self.ready_interval();
         }

@@ -311,17 +311,22 @@ impl Frontend {
             return self.reject(id, Status::BadRequest, EXCESS_BYTES, now);
         }
         let waits = |c: &&Connection| c.awaited().is_some_and(|target| target.hold == hold);
-        let is_envoy_hook = hold == Hold::EnvoyHook;
-        let started = is_envoy_hook.then(|| self.tracker.drain_started()).flatten();
-        let waiter = |c: &Connection| Waiter {
+        let others = self.connections.iter().filter(waits).filter(|c| c.id != id);
+        let others: Vec<_> = others.collect();
+        // It takes the state lock, so it is looked up only where a waiter may have to go.
+        let matters = hold == Hold::EnvoyHook && others.len() >= self.limits.max_waiting;
+        let started = matters.then(|| self.tracker.drain_started()).flatten();
+        let is_paired = |admitted: Timestamp| {
+            started.is_some_and(|started| {
+                admitted.max(started) - admitted.min(started) <= HOOK_PAIRING_WINDOW
+            })
+        };
+        let others = others.iter().map(|c| Waiter {
             id: c.id,
             source: c.source,
-            is_paired: started.is_some_and(|started| {
-                c.admitted.max(started) - c.admitted.min(started) <= HOOK_PAIRING_WINDOW
-            }),
-        };
-        let others = self.connections.iter().filter(waits).filter(|c| c.id != id);
-        let others: Vec<_> = others.map(waiter).collect();
+            is_paired: is_paired(c.admitted),
+        });
+        let others: Vec<_> = others.collect();
         match admission::admit(&others, source, self.limits.max_waiting) {
             Admission::Admit => {}
             Admission::Evict(other) => self.turn_away(other, now),

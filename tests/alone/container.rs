@@ -91,6 +91,7 @@ fn assert_drains(
     let polled = || {
         let waits = try_wait_for(settle + PATIENCE, || {
             // Connections are counted once in the check delay too, so the log does not tell.
+            // The pace: each try is a request, for up to a minute.
             thread::sleep(Duration::from_millis(500));
             public.get("/metrics").body.contains(&waiting).then_some(())
         });
