@@ -139,6 +139,8 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
+        // The test that had it has given its own back.
+        let _turn = take_turn();
         let _best_effort = podman(&["rmi", "--force", &self.tag]).output();
     }
 }
