@@ -156,7 +156,11 @@ fn poll_through(name: &str, mut admin: FakeAdmin, route: Route, row: Row) {
     let error = last_error(&sidecar);
     assert!(error.contains(&admin.admin_address()) && error.contains(row.error), "{name}: {error}");
     assert!(error.len() < 500, "{name}: {} bytes of error", error.len());
-    assert_eq!(times_logged(&sidecar, &error), 1, "{name}: {}", sidecar.report());
+    // It is a new one behind a time-out, which so much may also be.
+    let between = row.is_slow() && row.kind != "timeout";
+    let between = if between { poll_errors(&sidecar, "timeout") } else { 0 };
+    let times = times_logged(&sidecar, &error) as u64;
+    assert!((1..=1 + between).contains(&times), "{name}: {times} times, {}", sidecar.report());
     if row.fault.is_some() {
         let met = (admin.count(route) - requests) as u64;
         assert!(met >= often, "{name}: {met} requests");
