@@ -86,7 +86,7 @@ fn assert_drains(
     let public = Client::of_port(manifest.port);
     let envoys_hook = public.start_get(manifest.path);
     let mut hook = container.exec(&manifest.hook);
-    wait_until("Envoy to be out of service", || envoy.ready() == "DRAINING");
+    wait_value("Envoy to be out of service", || envoy.ready(), |state| state == "DRAINING");
     let waiting = format!("envoy_shutdown_phase{{phase=\"{WAITING_FOR_CONNECTIONS}\"}} 1");
     let polled = || {
         let waits = try_wait_for(settle + PATIENCE, || {

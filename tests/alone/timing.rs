@@ -254,7 +254,7 @@ fn four_thousand_idle_connections_cost_little_and_delay_no_probe() {
     assert!(max.1 > at_rest.1 + 1000, "{} descriptors: what holds these connections?", max.1);
     assert!(slowest <= Duration::from_millis(500), "{slowest:?}");
     drop(idle);
-    wait_until("the descriptors to be released", || sidecar.fds() <= at_rest.1);
+    wait_value("the descriptors to be released", || sidecar.fds(), |n| *n <= at_rest.1);
     assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
 }
 

@@ -99,6 +99,6 @@ fn a_backend_whose_socket_was_removed_is_replaced() {
     let path = sidecar.control_socket().with_added_extension("server");
     fs::remove_file(&path).expect("remove");
     assert_eq!(sidecar.public().send(HEALTHZ).only_response().body, "OK");
-    wait_until("another backend", || replaced(&sidecar) == 1);
+    wait_value("another backend", || replaced(&sidecar), |n| *n == 1);
     assert_exits(&mut sidecar.hook(&[]), 0, "drained");
 }

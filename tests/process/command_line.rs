@@ -400,7 +400,7 @@ fn a_hook_whose_output_is_not_read_drains() {
         let control = format!("--control-socket={}", sidecar.control_socket().display());
         let exit = run_under(&["sh", "-c", script, "sh"], &["shutdown", &control]).wait();
         assert_eq!(exit.output, "code 0", "{script}");
-        wait_until("the drain's end", || sidecar.status().outcome() == Some("drained"));
+        wait_status(&sidecar, |status| status.outcome() == Some("drained"));
     }
 }
 

@@ -272,7 +272,7 @@ fn a_second_hook_joins_the_drain_of_the_first() {
     let joined = logged(DRAIN_JOINED).with("drain", 1).with("phase", WAITING_FOR_CONNECTIONS);
     sidecar.wait_log(joined.with("ignored", "min-open-connections=9"));
     let before = sidecar.metric("polls_total");
-    wait_until("another poll", || sidecar.metric("polls_total") > before);
+    wait_value("another poll", || sidecar.metric("polls_total"), |n| *n > before);
     for hook in [&mut first, &mut second] {
         assert_drain_waits(&sidecar, hook, &envoy, 1);
     }
@@ -295,7 +295,7 @@ fn a_drain_continues_when_its_hook_is_killed_and_another_hook_joins_it() {
     killed.kill();
     let polls = || sidecar.metric("polls_total");
     let before = polls();
-    wait_until("two polls more", || polls() >= before + 2);
+    wait_value("two polls more", polls, |n| *n >= before + 2);
     let mut hook = sidecar.hook(&[]);
     sidecar.wait_log(DRAIN_JOINED);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);

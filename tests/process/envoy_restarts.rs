@@ -204,9 +204,8 @@ fn assert_survives_a_freeze(builder: Builder) {
     sidecar.wait_log(failed());
     // With the check of its readiness between them as many as would be enough for an Envoy that is
     // gone. A third poll would have 8 s.
-    wait_until("two polls without a response", || {
-        sidecar.metric("poll_errors_total{kind=\"timeout\"}") >= 2
-    });
+    let time_outs = || sidecar.metric("poll_errors_total{kind=\"timeout\"}");
+    wait_value("two polls without a response", time_outs, |n| *n >= 2);
     wait_status(&sidecar, |status| {
         let counted = status.open_connections() == Some(1);
         status.phase() == WAITING_FOR_CONNECTIONS && counted && status.error_contains(error)

@@ -47,14 +47,14 @@ fn a_status_that_is_watched_is_shown_again_when_it_changes_and_only_then() {
     let control = format!("--control-socket={}", proxy.admin_address());
     let watch = run(&["status", "--watch", &control]);
     let pages = || watch.lines().iter().filter(|line| line.starts_with("phase: ")).count();
-    wait_until("three requests for the status", || proxy.requests().len() >= 3);
+    wait_value("three requests for the status", || proxy.requests().len(), |n| *n >= 3);
     assert_eq!(pages(), 1, "pages of a status that does not change; {}", watch.report());
     let mut hook = start_drain(&sidecar, &admin);
     watch.wait_line(&format!("phase:       {WAITING_FOR_CONNECTIONS} (drain 1, for "));
     finish_drain(&admin, &mut hook);
     watch.wait_line(&format!("phase:       {ENDED} (drain 1)"));
     let (shown, requested) = (pages(), proxy.requests().len());
-    wait_until("two more", || proxy.requests().len() >= requested + 2);
+    wait_value("two more", || proxy.requests().len(), |n| *n >= requested + 2);
     assert_eq!(pages(), shown, "pages of a drain that has ended; {}", watch.report());
 }
 

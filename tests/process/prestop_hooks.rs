@@ -203,9 +203,8 @@ fn assert_disconnects_leave_nothing(sidecar: &Sidecar) {
         wait_envoy_hooks(sidecar, 0);
     }
     // While a hook polls every second, tiny_http keeps one thread more than it needs.
-    wait_until("descriptors and threads to be as before", || {
-        sidecar.fds() <= fds && sidecar.threads() < threads + 4
-    });
+    let released = |now: &(usize, usize)| now.0 < threads + 4 && now.1 <= fds;
+    wait_value("threads and descriptors to be as before", || resources(sidecar), released);
     wait_envoy_hooks(sidecar, 0);
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -214,7 +214,8 @@ impl Process1 {
     }
 
     fn wait_status(&self, wanted: impl Fn(&Status) -> bool) {
-        wait_until("its status", || wanted(&Status::parse(&self.control().get("/status").body)));
+        let status = || Status::parse(&self.control().get("/status").body);
+        wait_value("its status", status, |status| wanted(status));
     }
 }
 
@@ -283,6 +284,46 @@ fn no_other_signal_ends_the_sidecar() {
 }
 
 #[test]
+fn signals_are_blocked_before_anything_else_is_done() {
+    if is_emulated() {
+        println!("SKIPPED: the emulator's own start comes first");
+        return;
+    }
+    // What comes as process 1 before that is lost. So many options take long to parse.
+    let options = vec!["--check-delay=1s"; 50_000];
+    let proc = |sidecar: &Process, name: &str| {
+        fs::read_to_string(format!("/proc/{}/{name}", sidecar.pid())).expect("read /proc")
+    };
+    let cpu_time = |sidecar: &Process| {
+        let text = proc(sidecar, "schedstat");
+        Duration::from_nanos(text.split(' ').next().expect("a number").parse().expect("a number"))
+    };
+    let blocks_sigterm = |sidecar: &Process| {
+        let status = proc(sidecar, "status");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).expect("a mask");
+        let mask = u64::from_str_radix(mask, 16).expect("a mask");
+        (mask & 1 << (Signal::SIGTERM as u32 - 1) != 0).then(|| cpu_time(sidecar))
+    };
+    let once = || {
+        let dir = temp_dir("blocked");
+        let socket = format!("--control-socket={}", dir.path().join("socket").display());
+        let sidecar = run(&[&["shutdown-manager", &socket][..], &options].concat());
+        let deadline = Instant::now() + PATIENCE;
+        let blocked = loop {
+            assert!(Instant::now() < deadline, "SIGTERM is never blocked: {}", sidecar.report());
+            if let Some(time) = blocks_sigterm(&sidecar) {
+                break time;
+            }
+        };
+        sidecar.wait_log(logged(STARTED));
+        let started = cpu_time(&sidecar);
+        (blocked, started)
+    };
+    // A test that is itself kept waiting sees the mask late.
+    wait_value("SIGTERM to be blocked early", once, |(blocked, started)| *blocked < *started / 2);
+}
+
+#[test]
 fn children_that_end_are_removed() {
     let dir = temp_dir("children");
     let fifo = dir.path().join("fifo");
@@ -296,9 +337,9 @@ fn children_that_end_are_removed() {
         let path = format!("/proc/{pid}/task/{pid}/children");
         fs::read_to_string(path).expect("its children").split_whitespace().count()
     };
-    wait_until("one child to be left", || children() == 1);
+    wait_value("one child to be left", children, |n| *n == 1);
     drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
-    wait_until("no child to be left", || children() == 0);
+    wait_value("no child to be left", children, |n| *n == 0);
 }
 
 #[test]
@@ -324,12 +365,12 @@ fn children_that_end_together_are_all_removed() {
     // Each waits until its child has the other end, which then reads until this one is closed.
     let ends =
         fifos.map(|fifo| fs::OpenOptions::new().write(true).open(fifo).expect("open a FIFO"));
-    assert_eq!(children().len(), 3);
+    assert_eq!(children().len(), 3, "not one child a FIFO");
     // Equal signals that are pending become one.
     freeze(&sidecar);
     drop(ends);
-    wait_until("all children to end", || children().iter().all(has_ended));
+    wait_value("all children to end", children, |all| all.iter().all(has_ended));
     assert_eq!(children().len(), 3, "they were removed while it was frozen");
     thaw(&sidecar);
-    wait_until("the children that ended together to be removed", || children().is_empty());
+    wait_value("the children that ended together to be removed", children, Vec::is_empty);
 }

@@ -28,7 +28,7 @@ fn clients_that_request_the_same_share_one_backend_request() {
     harness.assert_response(&other, "503", "down");
     assert_eq!(harness.responses()[1], (Some(PublicRoute::Metrics), "503", 1));
     harness.assert_connections("");
-    assert!(harness.frontend.upstream.is_empty());
+    harness.assert_upstream(0);
     assert_eq!((harness.rejected_connections(), harness.next_round()), (0, None));
 }
 
@@ -67,7 +67,7 @@ fn bytes_after_a_request_are_discarded_for_a_second() {
     harness.assert_connections("1L 2L");
     drop(probe);
     harness.assert_connections("2L");
-    assert_eq!(harness.next_round(), Some(secs(1)));
+    harness.assert_next_round(Some(secs(1)));
     harness.advance(secs(1) - NANO);
     harness.assert_connections("2L");
     harness.advance(NANO);
@@ -104,7 +104,7 @@ fn a_request_head_must_arrive_within_five_seconds() {
     harness.assert_connections("1R 2R");
     harness.advance(secs(5) - NANO);
     harness.assert_connections("1R 2R");
-    assert_eq!(harness.next_round(), Some(NANO));
+    harness.assert_next_round(Some(NANO));
     harness.advance(NANO);
     assert_eq!(harness.receive_all(&silent), "", "a client without a single byte got a response");
     harness.assert_response(&incomplete, "408", "408 Request Timeout\n");
@@ -134,7 +134,7 @@ fn a_half_closed_client_gets_its_response_unless_it_waits_for_a_drain() {
     harness.assert_connections("1W");
     send(&harness.connect(SHUTDOWN), "x");
     harness.assert_connections("1W");
-    assert_eq!(harness.envoy_hooks(), 0);
+    harness.assert_envoy_hooks(0);
     for client in &clients[1..] {
         assert_eq!(harness.receive_all(client), "");
     }
@@ -148,13 +148,13 @@ fn a_slow_client_counts_as_a_waiter_until_it_has_its_response_or_five_seconds_pa
     let body: String = (0..10_000).map(|n| format!("{n:05} ")).collect();
     for _ in 0..2 {
         let client = harness.connect(SHUTDOWN);
-        harness.run_until(|harness| harness.envoy_hooks() == 1);
+        harness.run_until("1 of Envoy's hooks", |harness| harness.envoy_hooks() == 1);
         harness.shrink_send_buffer(0);
         respond(&mut harness.backend_request("GET /shutdown?waiters"), 200, &body);
         let id = harness.frontend.last_id.0;
         harness.assert_connections(&format!("{id}S"));
-        assert_eq!(harness.envoy_hooks(), 1);
-        assert_eq!(harness.next_round(), Some(secs(5)));
+        harness.assert_envoy_hooks(1);
+        harness.assert_next_round(Some(secs(5)));
         harness.advance(secs(5) - NANO);
         harness.assert_connections(&format!("{id}S"));
         if id == 1 {
@@ -164,6 +164,6 @@ fn a_slow_client_counts_as_a_waiter_until_it_has_its_response_or_five_seconds_pa
             assert!(harness.receive_all(&client).len() < body.len());
         }
         harness.assert_connections("");
-        assert_eq!(harness.envoy_hooks(), 0);
+        harness.assert_envoy_hooks(0);
     }
 }

@@ -31,7 +31,7 @@ fn the_oldest_connection_without_a_request_is_evicted() {
     let _sixth = harness.connect("");
     harness.assert_connections("3W 5R 6R");
     assert_eq!(harness.receive_all(&fourth), "");
-    assert_eq!(harness.rejected_connections(), 3);
+    harness.assert_rejected(3);
     assert_eq!(harness.frontend.logs.limit.happened(harness.now), None, "{NOT_LOGGED}");
 }
 
@@ -102,24 +102,25 @@ fn held_connections_have_their_turn_after_64_are_accepted() {
     let _clients: Vec<_> = (0..65).map(|_| harness.connect("")).collect();
     harness.frontend.last_id = ConnectionId(10);
     harness.round();
-    assert_eq!(harness.frontend.connections.len(), 64);
+    let held = harness.frontend.connections.len();
+    assert_eq!(held, 64, "accepted in one round");
     harness.round();
-    assert_eq!(harness.frontend.connections.len(), 65);
+    let held = harness.frontend.connections.len();
+    assert_eq!(held, 65, "accepted in two rounds");
 }
 
 #[test]
 fn a_full_frontend_accepts_a_sixteenth_of_its_limit_at_once() {
     let mut harness = Harness::control(Limits { max_connections: 100, ..LIMITS });
     let _clients: Vec<_> = (0..100).map(|_| harness.connect("")).collect();
-    harness.run_until(|harness| harness.frontend.connections.len() == 100);
-    assert_eq!(harness.frontend.acceptable(), 6);
-    // No more than are evictable.
+    harness.run_until("100 connections", |harness| harness.frontend.connections.len() == 100);
+    assert_eq!(harness.frontend.acceptable(), 6, "a sixteenth of 100");
     for connection in &mut harness.frontend.connections[3..] {
         let target = PublicRoute::Shutdown.target();
         let request = Request { target, head_only: false, has_excess: false };
         connection.wait(request, Timestamp::MAX);
     }
-    assert_eq!(harness.frontend.acceptable(), 3);
+    assert_eq!(harness.frontend.acceptable(), 3, "three are evictable");
 }
 
 #[test]
@@ -135,7 +136,7 @@ fn newcomers_count_toward_their_source() {
         for (host, text) in &hosts[..5] {
             clients.push(harness.connect_from(*host, text));
         }
-        harness.run_until(|harness| harness.frontend.connections.len() == 31);
+        harness.run_until("31 connections", |harness| harness.frontend.connections.len() == 31);
         // Two more at once, and room for one.
         clients.extend(hosts[5..].iter().map(|(host, text)| harness.connect_from(*host, text)));
         let sent = |number: usize| hosts.get(number - 27).map_or(HEALTHZ, |(_, text)| text);
@@ -178,10 +179,10 @@ fn a_failed_accept_is_retried_after_a_tenth_of_a_second() {
     assert_eq!(harness.frontend.logs.accept.happened(harness.now), None, "{NOT_LOGGED}");
     harness.frontend.listener = listener;
     let _client = harness.connect("");
-    assert_eq!(harness.next_round(), Some(ms(100)));
+    harness.assert_next_round(Some(ms(100)));
     harness.advance(ms(100) - NANO);
     harness.assert_connections("");
     harness.now = harness.now + NANO;
-    assert_eq!(harness.next_round(), None);
+    harness.assert_next_round(None);
     harness.assert_connections("1R");
 }

@@ -112,11 +112,12 @@ impl Harness {
 
     /// Runs rounds until the condition holds.
     #[track_caller]
-    fn run_until(&mut self, mut condition: impl FnMut(&mut Self) -> bool) {
+    fn run_until(&mut self, wanted: &str, mut condition: impl FnMut(&mut Self) -> bool) {
         let deadline = Instant::now() + TEST_TIMEOUT;
         while !condition(self) {
-            let held = self.connections();
-            assert!(Instant::now() < deadline, "timed out with these connections: {held}");
+            let (held, upstream) = (self.connections(), self.frontend.upstream.len());
+            let state = format!("held: {held}; {upstream} requests to the backend in flight");
+            assert!(Instant::now() < deadline, "waited {TEST_TIMEOUT:?} for {wanted}; {state}");
             self.round();
         }
     }
@@ -131,6 +132,12 @@ impl Harness {
     fn next_round(&self) -> Option<Duration> {
         let deadline = self.frontend.next_deadline(self.now);
         (deadline < Timestamp::MAX).then(|| deadline - self.now)
+    }
+
+    #[track_caller]
+    fn assert_next_round(&self, expected: Option<Duration>) {
+        let held = self.connections();
+        assert_eq!(self.next_round(), expected, "the next round is due in this time; held: {held}");
     }
 
     /// The connections' ids, each with the letter of its state: Reading, Waiting, Sending a
@@ -153,7 +160,7 @@ impl Harness {
     #[track_caller]
     fn assert_connections(&mut self, expected: &str) {
         let mut times = 0;
-        self.run_until(|harness| {
+        self.run_until(expected, |harness| {
             times = if harness.connections() == expected { times + 1 } else { 0 };
             times == 3
         });
@@ -164,14 +171,14 @@ impl Harness {
     fn receive_all(&mut self, client: &Socket) -> String {
         let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
         client.set_nonblocking(true).unwrap();
-        self.run_until(|_| {
+        self.run_until("the end of a client's connection", |_| {
             loop {
                 match (&*client).read(&mut buffer) {
                     Ok(0) => return true,
                     Ok(length) => text.extend_from_slice(&buffer[..length]),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
                     Err(error) if error.kind() == ErrorKind::ConnectionReset => return true,
-                    Err(error) => panic!("{error}"),
+                    Err(error) => panic!("a client's connection: {error}"),
                 }
             }
         });
@@ -184,14 +191,14 @@ impl Harness {
         let text = self.receive_all(client);
         let (head, found) = text.split_once("\r\n\r\n").expect("a response head");
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "not a {status}: {text}");
-        assert_eq!(found, body);
+        assert_eq!(found, body, "the body of a {status}");
     }
 
     /// The backend's side of the next request to it, which has this first line.
     #[track_caller]
     fn backend_request(&mut self, line: &str) -> UnixStream {
         let mut accepted = None;
-        self.run_until(|harness| {
+        self.run_until(line, |harness| {
             accepted = harness.backend.accept().ok();
             accepted.is_some()
         });
@@ -199,15 +206,19 @@ impl Harness {
         let length = if line.starts_with("POST") { "Content-Length: 0\r\n" } else { "" };
         let expected =
             format!("{line} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n");
-        assert_eq!(read_request(&mut stream), expected);
+        assert_eq!(read_request(&mut stream), expected, "the request that reached the backend");
         stream
     }
 
     #[track_caller]
     fn assert_no_backend_request(&mut self) {
         self.round();
-        let error = self.backend.accept().map(|_| ()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        match self.backend.accept() {
+            Ok((mut stream, _)) => {
+                panic!("a request to the backend: {}", read_request(&mut stream))
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
     }
 
     /// The responses that were counted at the public port.
@@ -224,8 +235,27 @@ impl Harness {
         self.coordinator.observer().snapshot().counters.connections_rejected
     }
 
+    #[track_caller]
+    fn assert_rejected(&self, expected: u64) {
+        let held = self.connections();
+        assert_eq!(self.rejected_connections(), expected, "rejected so far; held: {held}");
+    }
+
     fn envoy_hooks(&self) -> usize {
         self.coordinator.observer().snapshot().envoy_hooks
+    }
+
+    #[track_caller]
+    fn assert_envoy_hooks(&self, expected: usize) {
+        let held = self.connections();
+        assert_eq!(self.envoy_hooks(), expected, "Envoy's hooks that wait; held: {held}");
+    }
+
+    /// How many requests to the backend are in flight.
+    #[track_caller]
+    fn assert_upstream(&self, expected: usize) {
+        let held = self.connections();
+        assert_eq!(self.frontend.upstream.len(), expected, "requests in flight; held: {held}");
     }
 
     /// Makes the response to the client at this index longer than what is sent at once.

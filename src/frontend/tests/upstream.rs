@@ -84,7 +84,7 @@ fn a_failed_backend_request_is_retried_after_growing_delays() {
     for (delay, fail) in failures {
         fail(harness.backend_request("GET /shutdown?waiters"));
         harness.assert_connections("1W");
-        assert_eq!(harness.next_round(), Some(ms(delay)));
+        harness.assert_next_round(Some(ms(delay)));
         harness.advance(ms(delay) - NANO);
         harness.assert_no_backend_request();
         harness.advance(NANO);
@@ -103,7 +103,7 @@ fn an_unreachable_backend_is_retried() {
     let client = harness.connect(HEALTHZ);
     for delay in [25, 50, 100, 200, 200] {
         harness.assert_connections("1W");
-        assert_eq!(harness.next_round(), Some(ms(delay)));
+        harness.assert_next_round(Some(ms(delay)));
         harness.advance(ms(delay));
     }
     assert_eq!(reported.try_iter().collect::<Vec<_>>(), [ErrorKind::NotFound; 6]);
@@ -121,7 +121,7 @@ fn a_late_response_is_requested_again_and_given_up_after_five_seconds() {
     let mut requests = Vec::new();
     for timeout in [500, 1000, 2000] {
         requests.push(harness.backend_request("GET /healthz"));
-        assert_eq!(harness.next_round(), Some(ms(timeout)));
+        harness.assert_next_round(Some(ms(timeout)));
         harness.advance(ms(timeout) - NANO);
         harness.assert_no_backend_request();
         harness.advance(NANO);
@@ -144,10 +144,10 @@ fn a_response_that_is_too_long_is_a_failure() {
     let longest = head.to_owned() + &"x".repeat(64 * 1024 - head.len());
     request.write_all(longest.as_bytes()).unwrap();
     harness.assert_connections("1W");
-    assert_eq!(harness.next_round(), Some(TIMEOUTS.start));
+    harness.assert_next_round(Some(TIMEOUTS.start));
     request.write_all(b"x").unwrap();
     harness.assert_connections("1W");
-    assert_eq!(harness.next_round(), Some(ms(25)));
+    harness.assert_next_round(Some(ms(25)));
 }
 
 #[test]
@@ -166,15 +166,15 @@ fn a_backend_request_without_clients_counts_until_its_response() {
     respond(&mut harness.backend_request("GET /shutdown?drain=3"), 200, "drained\n");
     harness.assert_response(&third, "200", "drained\n");
     drop(requests);
-    harness.run_until(|harness| harness.frontend.upstream.is_empty());
+    harness.run_until("no request in flight", |harness| harness.frontend.upstream.is_empty());
 
     drop(harness.connect(HEALTHZ));
     let _request = harness.backend_request("GET /healthz");
     harness.assert_connections("");
     assert_eq!(harness.next_round(), None, "a request without clients wakes the frontend");
     harness.advance(ms(500) - NANO);
-    assert_eq!(harness.frontend.upstream.len(), 1);
+    harness.assert_upstream(1);
     harness.advance(NANO);
-    assert!(harness.frontend.upstream.is_empty());
+    harness.assert_upstream(0);
     harness.assert_no_backend_request();
 }

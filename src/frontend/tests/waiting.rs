@@ -28,7 +28,7 @@ fn envoy_hooks_and_exec_hooks_have_their_own_slots() {
     let clients: Vec<_> =
         [SHUTDOWN, &hook(1), SHUTDOWN, &hook(2)].map(|text| harness.connect(text)).into();
     harness.assert_connections("1W 2W 3W 4W");
-    assert_eq!(harness.envoy_hooks(), 2);
+    harness.assert_envoy_hooks(2);
     for text in [SHUTDOWN, &hook(3)] {
         let late = harness.connect(text);
         harness.assert_response(&late, "503", "too many clients wait already\n");
@@ -45,13 +45,13 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     let mut harness = Harness::public(LIMITS);
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
-    assert_eq!(harness.next_round(), Some(TIMEOUTS.start));
+    harness.assert_next_round(Some(TIMEOUTS.start));
     harness.advance(TIMEOUTS.start - NANO);
     harness.assert_connections("1W");
-    assert_eq!(harness.envoy_hooks(), 1);
+    harness.assert_envoy_hooks(1);
     harness.advance(NANO);
     harness.assert_response(&client, "503", "no drain started within the start timeout\n");
-    harness.run_until(|harness| harness.envoy_hooks() == 0);
+    harness.run_until("0 of Envoy's hooks", |harness| harness.envoy_hooks() == 0);
     assert_eq!(harness.responses(), [(Some(PublicRoute::Shutdown), "503", 1)]);
     assert_eq!(harness.frontend.logs.start_timeout.happened(harness.now), None, "{NOT_LOGGED}");
 
@@ -60,7 +60,7 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     harness.start_drain();
     harness.advance(TIMEOUTS.start);
     harness.assert_connections("2W");
-    assert_eq!(harness.next_round(), Some(TIMEOUTS.start));
+    harness.assert_next_round(Some(TIMEOUTS.start));
     respond(&mut harness.backend_request("GET /shutdown?waiters"), 200, "drained");
     harness.assert_response(&client, "200", "drained");
     assert_eq!(harness.responses()[0], (Some(PublicRoute::Shutdown), "200", 1));
@@ -72,19 +72,19 @@ fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
     let mut harness = Harness::public(Limits { timeouts, ..LIMITS });
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
-    assert_eq!(harness.next_round(), Some(TIMEOUTS.start));
+    harness.assert_next_round(Some(TIMEOUTS.start));
     harness.start_drain();
     harness.advance(TIMEOUTS.start);
     let _later = harness.connect(SHUTDOWN);
     harness.assert_connections("1W 2W");
-    assert_eq!(harness.next_round(), Some(secs(5)));
+    harness.assert_next_round(Some(secs(5)));
     harness.advance(secs(5) - NANO);
     harness.assert_connections("1W 2W");
     harness.advance(NANO);
     harness.assert_response(&client, "500", "the drain has not ended within the ready timeout\n");
     assert_eq!(harness.responses(), [(Some(PublicRoute::Shutdown), "500", 1)]);
     assert_eq!(harness.frontend.logs.ready_timeout.happened(harness.now), None, "{NOT_LOGGED}");
-    harness.run_until(|harness| harness.envoy_hooks() == 1);
+    harness.run_until("1 of Envoy's hooks", |harness| harness.envoy_hooks() == 1);
     // Without a drain, too, if the ready timeout passes before the start timeout.
     let timeouts = Timeouts { ready: Some(secs(1)), ..TIMEOUTS };
     let mut harness = Harness::public(Limits { timeouts, ..LIMITS });

@@ -127,6 +127,14 @@ impl Logged {
         self.now = now;
         self
     }
+
+    /// When the next record is due that breaks a silence.
+    #[track_caller]
+    fn assert_reminder(&self, expected: Option<Timestamp>) {
+        let due = self.log.reminder(&self.machine);
+        let phase = self.machine.phase();
+        assert_eq!(due, expected, "the next reminder, at {:?} in {phase:?}", self.now);
+    }
 }
 
 fn polled(open: u64, coverage: StatsCoverage, health: Health) -> Reply {
@@ -137,27 +145,32 @@ fn field<'a>(record: &'a Record, name: &str) -> Option<&'a Value> {
     record.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
 }
 
+#[track_caller]
+fn assert_field(record: &Record, name: &str, expected: Option<&Value>) {
+    assert_eq!(field(record, name), expected, "{name} of {record:?}");
+}
+
 #[test]
 fn a_drain_is_logged_from_its_start_to_its_outcome() {
     let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "10s")]);
     let requested = logged.only();
     assert_eq!(requested.message, messages::DRAIN_STARTED);
-    assert_eq!(field(&requested, "requested"), Some(&"check-delay=10s".into()));
-    assert_eq!(field(&requested, "check-interval"), Some(&"5s".into()), "what is in force, too");
+    assert_field(&requested, "requested", Some(&"check-delay=10s".into()));
+    assert_field(&requested, "check-interval", Some(&"5s".into()));
 
     logged.out_of_service();
     let failed = logged.only();
     assert_eq!(failed.message, messages::OUT_OF_SERVICE);
-    assert_eq!(field(&failed, "first_poll_in"), Some(&"10s".into()));
+    assert_field(&failed, "first_poll_in", Some(&"10s".into()));
 
     logged.pairing_logged().at(s(10)).step(&Event::Tick);
     assert_eq!(logged.messages(), [""; 0]);
     for (open, records) in [(3, 1), (3, 0), (2, 1), (3, 1), (3, 0)] {
         logged.poll(open);
-        assert_eq!(logged.records.len(), records, "at {open}");
+        assert_eq!(logged.records.len(), records, "{open} open: {:?}", logged.records);
         if let Some(record) = logged.records.pop() {
-            assert_eq!(field(&record, "open_connections"), Some(&open.into()));
-            assert_eq!(field(&record, "threshold_connections"), Some(&0.into()));
+            assert_field(&record, "open_connections", Some(&open.into()));
+            assert_field(&record, "threshold_connections", Some(&0.into()));
         }
     }
     assert_eq!(logged.poll(0), Action::Finish(Outcome::drained(0)));
@@ -165,8 +178,8 @@ fn a_drain_is_logged_from_its_start_to_its_outcome() {
     logged.step(&Event::Finished);
     let outcome = logged.only();
     assert_eq!((outcome.level, outcome.message), (Level::Info, messages::DRAINED));
-    assert_eq!(field(&outcome, "outcome"), Some(&"drained".into()));
-    assert_eq!(field(&outcome, "took_seconds"), Some(&s(10).into()));
+    assert_field(&outcome, "outcome", Some(&"drained".into()));
+    assert_field(&outcome, "took_seconds", Some(&s(10).into()));
 }
 
 #[test]
@@ -185,8 +198,10 @@ fn whether_envoys_own_hook_came_is_logged_after_three_seconds() {
         logged.messages();
         logged.at(s(3)).step(&Event::Tick);
         let logged_level = logged.records.first().map(|record| record.level);
-        assert_eq!(logged_level, level, "{comes} {required}");
-        assert!(logged.messages().concat().starts_with(start));
+        let texts = logged.messages().concat();
+        let row = format!("{texts:?} where the hook comes: {comes}, and is required: {required}");
+        assert_eq!(logged_level, level, "{row}");
+        assert!(texts.starts_with(start), "{row}");
         logged.at(s(4)).step(&Event::Tick);
         assert_eq!(logged.messages(), [""; 0], "and then no more");
     }
@@ -199,7 +214,7 @@ fn it_is_logged_whether_listeners_drain() {
     logged.machine.waiter_arrived(at(s(0)));
     logged.messages();
     assert_eq!(logged.reply(Reply::HealthChecksFailed), Action::Call(Call::DrainListeners));
-    assert_eq!(field(&logged.only(), "first_poll_in"), Some(&"1m30s".into()));
+    assert_field(&logged.only(), "first_poll_in", Some(&"1m30s".into()));
     logged.reply(Reply::ListenersDraining);
     assert_eq!(logged.only().message, messages::LISTENERS_DRAINING);
     logged.at(s(3)).step(&Event::Tick);
@@ -210,7 +225,7 @@ fn it_is_logged_whether_listeners_drain() {
     lone.messages();
     lone.at(s(3)).step(&Event::Tick);
     let left = "not drained, which could not be undone";
-    assert_eq!(field(&lone.only(), "listeners"), Some(&left.into()));
+    assert_field(&lone.only(), "listeners", Some(&left.into()));
 
     // They are logged later, or never were to be.
     let mut early = Logged::draining(&[switch[0], (DrainOption::DrainDelay, "20s")]);
@@ -218,7 +233,7 @@ fn it_is_logged_whether_listeners_drain() {
     for mut logged in [early, Logged::draining(&[])] {
         logged.messages();
         logged.at(s(3)).step(&Event::Tick);
-        assert_eq!(field(&logged.only(), "listeners"), None);
+        assert_field(&logged.only(), "listeners", None);
     }
 }
 
@@ -255,10 +270,10 @@ fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
     ] {
         let options = [(DrainOption::DrainTimeout, timeout), (DrainOption::DrainDelay, "10s")];
         let texts = Logged::draining(&options).messages();
-        assert_eq!(texts[1], warning, "{timeout}");
+        assert_eq!(texts, [messages::DRAIN_STARTED, warning], "a drain timeout of {timeout}");
     }
     let options = [(DrainOption::DrainTimeout, "71s"), (DrainOption::DrainDelay, "10s")];
-    assert_eq!(Logged::draining(&options).messages().len(), 1);
+    assert_eq!(Logged::draining(&options).messages(), [messages::DRAIN_STARTED]);
 }
 
 #[test]
@@ -273,21 +288,21 @@ fn an_error_is_logged_once_and_then_counted() {
     assert_eq!((record.level, field(&record, "error")), (Level::Warn, Some(&"it is slow".into())));
     logged.fail("it is odd");
     let record = logged.only();
-    assert_eq!(field(&record, "error"), Some(&"it is odd".into()));
-    assert_eq!(field(&record, "repeated"), Some(&4.into()));
+    assert_field(&record, "error", Some(&"it is odd".into()));
+    assert_field(&record, "repeated", Some(&4.into()));
     logged.fail("it is slow");
-    assert_eq!(field(&logged.only(), "repeated"), None);
+    assert_field(&logged.only(), "repeated", None);
     logged.poll(7);
     let again = logged.records.remove(0);
     assert_eq!(again.message, messages::ENVOY_RESPONDS_AGAIN);
-    assert_eq!(field(&again, "previous_error"), Some(&"it is slow".into()));
-    assert_eq!(field(&again, "repeated"), None);
+    assert_field(&again, "previous_error", Some(&"it is slow".into()));
+    assert_field(&again, "repeated", None);
     assert_eq!(logged.messages(), [messages::OPEN_CONNECTIONS]);
     for _ in 0..3 {
         logged.fail("it is slow");
     }
     logged.poll(7);
-    assert_eq!(field(&logged.records[1], "repeated"), Some(&2.into()));
+    assert_field(&logged.records[1], "repeated", Some(&2.into()));
 }
 
 #[test]
@@ -315,21 +330,21 @@ fn a_silent_minute_of_a_drain_is_broken() {
     logged.messages();
     logged.pairing_logged().at(s(62)).poll(7);
     assert_eq!(logged.messages(), [""; 0]);
-    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(63))));
+    logged.assert_reminder(Some(at(s(63))));
     logged.at(s(63)).step(&Event::Tick);
     let record = logged.only();
     assert_eq!(record.message, messages::STILL_WAITING);
-    assert_eq!(field(&record, "open_connections"), Some(&7.into()));
-    assert_eq!(field(&record, "elapsed_seconds"), Some(&s(63).into()));
-    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(123))));
+    assert_field(&record, "open_connections", Some(&7.into()));
+    assert_field(&record, "elapsed_seconds", Some(&s(63).into()));
+    logged.assert_reminder(Some(at(s(123))));
     logged.at(s(100)).fail("it is slow");
     logged.messages();
     logged.at(s(160)).fail("it is slow");
-    assert_eq!(field(&logged.only(), "repeated"), Some(&1.into()));
+    assert_field(&logged.only(), "repeated", Some(&1.into()));
     assert_eq!(Logged::new().log.reminder(&Logged::new().machine), None, "no drain, no wake-up");
     let mut logged = Logged::new();
     logged.at(s(100)).start(&[]);
-    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(160))));
+    logged.assert_reminder(Some(at(s(160))));
 }
 
 #[test]
@@ -414,7 +429,7 @@ fn a_hook_that_joins_is_logged() {
     logged.start(&[(DrainOption::CheckDelay, "1s")]);
     let record = logged.only();
     assert_eq!(record.message, messages::DRAIN_JOINED);
-    assert_eq!(field(&record, "ignored"), Some(&"check-delay=1s".into()));
+    assert_field(&record, "ignored", Some(&"check-delay=1s".into()));
 }
 
 #[test]
@@ -423,7 +438,7 @@ fn a_join_is_a_record_after_which_the_log_may_be_silent_for_a_minute() {
     logged.out_of_service();
     logged.poll(7);
     logged.pairing_logged().messages();
-    assert_eq!(logged.log.reminder(&logged.machine), Some(at(s(63))));
+    logged.assert_reminder(Some(at(s(63))));
     logged.at(s(50)).start(&[]);
     assert_eq!(logged.messages(), [messages::DRAIN_JOINED]);
     let reminder = logged.log.reminder(&logged.machine);
@@ -440,7 +455,7 @@ fn the_startup_check_is_logged() {
     logged.at(s(2)).step(&Event::Tick);
     logged.reply(Reply::Ready(Health::Live));
     logged.reply(polled(2, StatsCoverage::ListenersOnly, Health::Live));
-    assert_eq!(field(&logged.records[0], "state"), Some(&"LIVE".into()));
+    assert_field(&logged.records[0], "state", Some(&"LIVE".into()));
     let texts = logged.messages();
     assert_eq!(texts[0], messages::ENVOY_RESPONDS);
     assert_eq!(texts[1], messages::HTTP_HIDDEN);
@@ -527,8 +542,8 @@ fn the_end_of_an_envoy_is_a_warning_where_its_hook_or_connections_were_cut() {
             (level, messages::ENVOY_GONE),
             "{hook_came} {open:?}"
         );
-        assert_eq!(field(&record, "hint"), hint.map(Value::from).as_ref());
-        assert_eq!(field(&record, "open_connections"), open.map(Value::from).as_ref());
+        assert_field(&record, "hint", hint.map(Value::from).as_ref());
+        assert_field(&record, "open_connections", open.map(Value::from).as_ref());
     }
 }
 
@@ -540,8 +555,8 @@ fn an_address_where_nothing_has_ever_responded_is_named_once() {
     logged.refuse(3);
     let never = logged.records.remove(1);
     assert_eq!((never.level, never.message), (Level::Warn, messages::ENVOY_NEVER_RESPONDED));
-    assert_eq!(field(&never, "admin_address"), Some(&"/other/admin.sock".into()));
-    assert_eq!(field(&never, "drain"), Some(&1.into()));
+    assert_field(&never, "admin_address", Some(&"/other/admin.sock".into()));
+    assert_field(&never, "drain", Some(&1.into()));
     assert_eq!(logged.messages(), [messages::ENVOY_CALL_FAILED]);
     logged.pairing_logged().refuse(20);
     assert_eq!(logged.messages(), [""; 0]);
@@ -581,7 +596,7 @@ fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
     logged.at(s(70)).step(&Event::Tick);
     logged.messages();
     logged.step(&Event::Finished);
-    assert_eq!(field(&logged.only(), "listeners_without_gauges"), Some(&"web".into()));
+    assert_field(&logged.only(), "listeners_without_gauges", Some(&"web".into()));
 
     // In the next drain they are not news.
     logged.start(&[]);
@@ -609,7 +624,7 @@ fn listeners_that_cannot_be_compared_are_a_warning_and_an_envoy_that_ends_is_not
         let record = refused.only();
         assert_eq!((record.level, record.message), (Level::Warn, messages::LISTENERS_NOT_COMPARED));
         let error = "GET /listeners responded with status 403";
-        assert_eq!(field(&record, "error"), Some(&error.into()));
+        assert_field(&record, "error", Some(&error.into()));
     }
     let mut ended = Logged::draining(&[]);
     ended.reply(Reply::HealthChecksFailed);

@@ -72,7 +72,7 @@ fn two_refusals_are_not_gone() {
         let (sidecar, mut hook) = draining(&admin, &[FEW_CHECKS]);
         for refusals in [2, 4, 6] {
             leave(&mut admin, how);
-            wait_until("two refusals", || poll_errors(&sidecar, "refused") >= refusals);
+            wait_value("two refusals", || poll_errors(&sidecar, "refused"), |n| *n >= refusals);
             admin.come_back();
             hook.assert_running();
             admin.wait_for(Route::Stats, admin.count(Route::Stats) + 2);
@@ -105,7 +105,11 @@ fn an_envoy_that_is_restored_is_taken_out_of_service_again() {
             admin.set_state(State::Live);
             // No client is connected, which does not count while a balancer may still send one.
             admin.wait_for(Route::Fail, fails);
-            wait_until("it to be out of service", || admin.state() == State::Draining);
+            wait_value(
+                "it to be out of service",
+                || admin.state(),
+                |state| *state == State::Draining,
+            );
             wait_phase(&sidecar, phase);
             hook.assert_running();
         }
@@ -175,7 +179,7 @@ fn an_unknown_host_name_is_an_error_and_not_gone() {
     let exit = hook.wait();
     assert_eq!(exit.code, Some(1), "{exit:?}");
     assert_took("the hook", exit.took, 9.0..12.0);
-    wait_until("the look-ups' threads to end", || sidecar.threads() <= threads + 4);
+    wait_value("the look-ups' threads to end", || sidecar.threads(), |n| *n <= threads + 4);
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn a_drain_waits_for_as_many_connections_as_odd_stats_may_mean() {
             wait_open_connections(&sidecar, open);
             wait_status(&sidecar, |status| status.last_error().is_none() && hides(status));
             let polls = sidecar.metric("polls_total") + 3;
-            wait_until("more polls", || sidecar.metric("polls_total") >= polls);
+            wait_value("more polls", || sidecar.metric("polls_total"), |n| *n >= polls);
             hook.assert_running();
             admin.clear(Route::Stats);
         } else {

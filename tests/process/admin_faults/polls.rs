@@ -141,12 +141,12 @@ fn poll_through(name: &str, mut admin: FakeAdmin, route: Route, row: Row) {
         Some(fault) => admin.fault(route, fault.clone()),
         None => admin.full_backlog(),
     }
-    wait_until("the first error", || poll_errors(&sidecar, row.kind) > 0);
+    wait_value("the first error", || poll_errors(&sidecar, row.kind), |n| *n > 0);
     // From here on, any stats that are still read show no connection.
     admin.set_open(0);
     // Each that is slow takes twice as long as the one before.
     let often = if row.is_slow() { 2 } else { 6 };
-    wait_until("errors", || poll_errors(&sidecar, row.kind) >= often);
+    wait_value("errors", || poll_errors(&sidecar, row.kind), |n| *n >= often);
 
     assert!(hook.running(), "{name} ended the drain: {:?}", hook.try_wait());
     let status = sidecar.status();
@@ -207,7 +207,7 @@ fn a_response_head_without_end_is_not_reported_as_a_closed_connection() {
     let admin = FakeAdmin::unix();
     let (sidecar, _hook) = draining(&admin, &[]);
     admin.fault(Route::Stats, Fault::EndlessHead);
-    wait_until("an error", || poll_errors(&sidecar, "protocol") > 0);
+    wait_value("an error", || poll_errors(&sidecar, "protocol"), |n| *n > 0);
     let error = last_error(&sidecar);
     assert!(!error.contains("the connection was closed"), "{error}");
 }

@@ -25,7 +25,7 @@ fn a_call_times_out_and_the_next_one_comes_after_as_long_with_twice_the_time() {
         let (mut sent, mut took) = (Vec::new(), Vec::new());
         for n in 1..=2 {
             sent.push(admin.wait_for(Route::Stats, n));
-            wait_until("its end", || poll_errors(&sidecar, "timeout") >= n as u64);
+            wait_value("its end", || poll_errors(&sidecar, "timeout"), |seen| *seen >= n as u64);
             took.push(sent[n - 1].elapsed().as_secs_f32());
         }
         // On a busy machine what is seen late looks longer, or shorter by as much.

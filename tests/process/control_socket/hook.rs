@@ -233,7 +233,7 @@ fn a_hook_that_comes_before_its_sidecar_waits_for_it() {
     let path = dir.path().join("s");
     let mut hook = run(&["envoy", "shutdown", "--control-socket", path.to_str().expect("a path")]);
     // It tries every few milliseconds.
-    wait_until("the hook to try", || hook.context_switches() > 5);
+    wait_value("the hook to try", || hook.context_switches(), |n| *n > 5);
     hook.assert_running();
     admin.set_open(1);
     let sidecar = Sidecar::builder().beside(&admin).control_socket(&path).start();

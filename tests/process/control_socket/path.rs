@@ -153,7 +153,7 @@ fn a_sidecar_waits_for_its_turn_but_not_for_ever() {
         let start = Instant::now();
         let control = format!("--control-socket={}", path.display());
         let mut sidecar = run(&["shutdown-manager", &control, "--admin-address=/none"]);
-        wait_until("the sidecar to try", || sidecar.context_switches() > 20);
+        wait_value("the sidecar to try", || sidecar.context_switches(), |n| *n > 20);
         assert!(sidecar.running() && !path.exists(), "{name}");
         if ends {
             drop(held);

@@ -266,9 +266,8 @@ fn a_hook_that_came_with_the_drain_keeps_its_slot_among_others_of_its_address() 
     wait_envoy_hooks(&sidecar, 16);
     let mut exec_hook = start_drain(&sidecar, &admin);
     let others: Vec<_> = (0..6).map(|_| public.at_host(4).start_get("/shutdown")).collect();
-    wait_until("six of the first to be evicted", || {
-        early.iter().filter(|client| !client.is_waiting()).count() == 6
-    });
+    let evicted = || early.iter().filter(|client| !client.is_waiting()).count();
+    wait_value("six of the first to be evicted", evicted, |n| *n == 6);
     assert!(hook.is_waiting(), "the hook was evicted: {}", hook.read_to_end().0);
     assert!(others.iter().all(Connection::is_waiting));
     finish_drain(&admin, &mut exec_hook);

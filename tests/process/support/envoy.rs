@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::client::Client;
 use super::http::Response;
 use super::net::{Address, Server};
-use super::{PATIENCE, envoy_binary, temp_dir, wait_for, wait_until};
+use super::{PATIENCE, envoy_binary, temp_dir, wait_for, wait_value};
 
 /// Configures an Envoy.
 #[derive(Debug)]
@@ -407,7 +407,7 @@ impl Envoy {
     /// Waits until a gauge has this value.
     #[track_caller]
     pub fn wait_stat(&self, name: &str, value: u64) {
-        wait_until(&format!("{name} to be {value}"), || self.stat(name) == Some(value));
+        wait_value(name, || self.stat(name), |now| *now == Some(value));
     }
 
     /// The port of a listener.

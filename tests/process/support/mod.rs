@@ -29,6 +29,7 @@ pub mod status;
 pub mod steps;
 pub mod words;
 
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -82,6 +83,23 @@ pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
         Some(result) => result,
         None => panic!("waited {PATIENCE:?} for {what}"),
     }
+}
+
+/// Observes until the value is `wanted`; panics with `what` and the last value after [`PATIENCE`].
+#[track_caller]
+pub fn wait_value<T: Debug>(
+    what: &str,
+    mut observe: impl FnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> T {
+    let mut last = None;
+    let found = try_wait_for(PATIENCE, || {
+        let value = observe();
+        let (right, other) = if wanted(&value) { (Some(value), None) } else { (None, Some(value)) };
+        last = other;
+        right
+    });
+    found.unwrap_or_else(|| panic!("waited {PATIENCE:?} for {what}; last seen: {last:?}"))
 }
 
 /// Waits until a condition holds; panics with `what` after [`PATIENCE`].

@@ -18,4 +18,6 @@ pub use super::sidecar::Sidecar;
 pub use super::status::{Status, metric};
 pub use super::steps::*;
 pub use super::words::*;
-pub use super::{PATIENCE, SHIPS, assert_took, temp_dir, try_wait_for, wait_for, wait_until};
+pub use super::{
+    PATIENCE, SHIPS, assert_took, temp_dir, try_wait_for, wait_for, wait_until, wait_value,
+};

@@ -25,7 +25,7 @@ use super::process::{Hook, Process, run_under};
 use super::sidecar::Sidecar;
 use super::status::Status;
 use super::words::{NONE_OPEN, WAITING_FOR_CONNECTIONS};
-use super::{PATIENCE, assert_took, try_wait_for, wait_for, wait_until};
+use super::{PATIENCE, assert_took, try_wait_for, wait_for, wait_until, wait_value};
 
 /// The response to a probe, and to Envoy's hook after a drain that drained.
 pub const OK: (u16, &str) = (200, "OK");
@@ -77,7 +77,7 @@ pub fn restore(envoy: &Envoy) {
 
 #[track_caller]
 pub fn wait_live(envoy: &Envoy) {
-    wait_until("Envoy to be LIVE", || envoy.ready() == "LIVE");
+    wait_value("Envoy to be LIVE", || envoy.ready(), |state| state == "LIVE");
 }
 
 /// Asserts that the public port responds to a probe.
