@@ -236,6 +236,7 @@ mod tests {
             (":9001", "without a host"),
             ("local host:9001", "without a host"),
             ("a@b:9001", "without a host"),
+            ("b\u{fc}cher:9001", "without a host"),
             ("::1:9001", "without brackets"),
             ("[localhost]:9001", "in its brackets"),
             ("[::1:9001", "without brackets"),
@@ -248,6 +249,10 @@ mod tests {
         let longest = format!("/{}", "a".repeat(MAX_SOCKET_PATH - 1));
         assert!(AdminAddress::parse(&longest).is_ok());
         assert!(AdminAddress::parse(&format!("{longest}a")).unwrap_err().contains("107 bytes"));
+        let longest_name = format!("@{}", "a".repeat(MAX_SOCKET_PATH));
+        assert!(AdminAddress::parse(&longest_name).is_ok());
+        let error = AdminAddress::parse(&format!("{longest_name}a"));
+        assert!(error.as_ref().is_err_and(|error| error.contains("107 bytes")), "{error:?}");
         let longest = &longest[..MAX_CONTROL_SOCKET_PATH];
         assert_eq!((longest.len(), control_socket_path(longest)), (100, Ok(longest.into())));
         let error = control_socket_path(&format!("{longest}a")).unwrap_err();

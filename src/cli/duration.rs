@@ -137,6 +137,8 @@ mod tests {
             ("3\u{b5}s", 3_000),
             ("3\u{3bc}s", 3_000),
             ("0.1234567891234567891s", 123_456_789),
+            // More digits than an u128 holds.
+            ("0.5000000000000000000000000000000000000000h", 1_800_000_000_000),
             ("2562047h47m16.854775807s", i64::MAX as u128),
             ("9223372036854775807ns", i64::MAX as u128),
         ] {
@@ -159,7 +161,9 @@ mod tests {
     fn says_what_is_wrong() {
         assert_eq!(parse("-5s"), Err("negative"));
         assert_eq!(parse("-0h1ns"), Err("negative"));
-        assert_eq!(parse("5"), Err("without a unit (ns, us, ms, s, m, h)"));
+        for text in ["5", "-5"] {
+            assert_eq!(parse(text), Err("without a unit (ns, us, ms, s, m, h)"), "{text}");
+        }
         assert_eq!(parse("2 days"), Err("not a duration such as 5s, 1m30s or 300ms"));
         for text in [
             "9223372036854775808ns",

@@ -75,6 +75,7 @@ mod tests {
         }
         assert_eq!(nearest(&"check-delay".repeat(1000), &known), None);
         assert_eq!(nearest("\u{fc}ber", &known), None);
+        assert_eq!(nearest("cat", &["cut", "cot"]), Some("cut"), "the first of equally near ones");
     }
 
     #[test]

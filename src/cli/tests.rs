@@ -238,6 +238,12 @@ fn a_hook_has_every_option_that_could_be_read_beside_its_errors() {
         ("--quick --check-delay=1s", &["shutdown has no option --quick"][..], &delay[..]),
         ("--quick=2 --check-delay=1s", &["shutdown has no option --quick"], &delay),
         ("--quick 2 --check-delay=1s", &["shutdown has no option --quick"], &delay),
+        // It has its value, so that the next one is another mistake.
+        (
+            "--quick=2 now --check-delay=1s",
+            &["shutdown has no option --quick", "unexpected argument \"now\""],
+            &delay,
+        ),
         ("-q --check-delay=1s", &["invalid option '-q'"], &delay),
         ("now --check-delay=1s", &["unexpected argument \"now\""], &delay),
         ("--check-delay=1s now then", &["unexpected argument", "unexpected argument"], &delay),
@@ -276,6 +282,8 @@ fn options_that_do_not_fit_into_a_request_are_dropped_from_a_hook_and_kept_by_th
     assert!(args.errors.len() == 1 && args.errors[0].starts_with(start), "{:?}", args.errors);
     assert_eq!(args.overrides.pairs().len(), 14);
     assert!(given(&args.overrides).contains(&("drain-delay", "2s")), "it fits");
+    let args = hook(&format!("{fits} {} --ready-file=/{}", exclude(1000), "a".repeat(1000)));
+    assert!(args.errors.len() == 1 && args.errors[0].starts_with(start), "{:?}", args.errors);
     // A byte that is escaped takes three.
     let escaped = format!("shutdown --exclude={}", "\u{fc}".repeat(2100));
     assert_eq!(hook(&escaped).errors.len(), 1);
@@ -393,6 +401,12 @@ fn every_option_of_a_drain_is_a_flag_of_both() {
         }
         assert_eq!(DrainOption::ALL[option as usize], option);
     }
+}
+
+#[test]
+fn the_status_has_no_option_of_a_sidecar_or_a_drain() {
+    let names: Vec<_> = flags(Subcommand::Status).map(|flag| flag.name).collect();
+    assert_eq!(names, ["control-socket", "watch", "json"], "others would be taken without effect");
 }
 
 #[test]
