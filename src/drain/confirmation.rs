@@ -148,10 +148,26 @@ mod tests {
         assert_eq!(judge(with_total(0, 10)), Verdict::AwaitTotal);
         assert_eq!(judge(with_total(1, 15)), Verdict::AwaitTotal, "it disagrees");
         assert_eq!(judge(with_total(1, 15)), Verdict::AwaitTotal);
+        let why = "it is no younger than the one that disagreed";
+        assert_eq!(judge(with_total(0, 15)), Verdict::AwaitTotal, "{why}");
         assert_eq!(judge(with_total(0, 20)), Verdict::AtThreshold);
         assert_eq!(judge(Poll { open: 1, ..with_total(0, 20) }), Verdict::Above);
         assert_eq!(judge(with_total(0, 25)), Verdict::AwaitTotal, "and all starts over");
         // An Envoy that has restarted counts its time anew.
         assert_eq!(judge(with_total(0, 5)), Verdict::AtThreshold);
+    }
+
+    #[test]
+    fn an_error_breaks_the_row_of_polls_that_confirm_an_end() {
+        use crate::envoy::error::{AdminError, AdminErrorKind};
+        let mut confirmation = Confirmation::default();
+        let mut holds = |result| still_holds(OutcomeKind::Drained, 0, &mut confirmation, &result);
+        let agrees = || Ok(Reply::Stats(poll(0, true)));
+        for pause in PAUSES {
+            assert_eq!(holds(agrees()), StillHolds::PollAgain(pause));
+        }
+        let error = AdminError { kind: AdminErrorKind::Timeout, text: String::new() };
+        assert_eq!(holds(Err(error)), StillHolds::Unknown);
+        assert_eq!(holds(agrees()), StillHolds::PollAgain(PAUSES[0]), "the row goes on");
     }
 }

@@ -98,9 +98,11 @@ fn a_drain_with_a_hidden_listener_waits_for_envoys_second_count() {
 
 #[test]
 fn whether_listeners_are_hidden_is_asked_thrice_and_never_holds_a_drain_for_good() {
-    for (kind, tries) in
-        [(AdminErrorKind::Timeout, vec![s(0), s(1), s(2)]), (AdminErrorKind::Status, vec![s(0)])]
-    {
+    for (kind, tries) in [
+        (AdminErrorKind::Timeout, vec![s(0), s(1), s(2)]),
+        (AdminErrorKind::Protocol, vec![s(0), s(1), s(2)]),
+        (AdminErrorKind::Status, vec![s(0)]),
+    ] {
         let mut machine = machine(true);
         machine.start(Options { check_delay: s(0), ..options() }, at(s(0)));
         step(&mut machine, &Event::Tick, s(0));
@@ -425,4 +427,75 @@ fn listeners_of_an_envoy_that_is_starting_at_the_comparison_are_compared_again()
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
     let ready = reply(1, Reply::Ready(Health::Draining));
     assert_eq!(step(&mut machine, &ready, s(2)), Action::Call(Call::CheckListeners));
+}
+
+#[test]
+fn a_poll_that_confirms_an_end_has_no_more_time_than_its_drain() {
+    let mut scenario = drain(0, options());
+    scenario.run_to(s(15));
+    scenario.options.drain_timeout = Some(s(3));
+    scenario.start();
+    let drain = scenario.machine.drain().expect("a drain");
+    assert!(drain.confirms_outcome());
+    let left = drain.time_left(at(s(16)));
+    assert_eq!(left, Some(s(2)), "an Envoy that is silent would hold the drain past its timeout");
+}
+
+#[test]
+fn polls_for_one_late_waiter_confirm_nothing_for_the_next() {
+    let mut scenario = drain(0, options());
+    scenario.run_to(s(15));
+    let machine = &mut scenario.machine;
+    assert!(machine.waiter_arrived(at(s(15))));
+    assert_eq!(step(machine, &Event::Tick, s(15)), POLL);
+    let now = three_polls(machine, &polled(0, true), s(15));
+    machine.last_waiter_left(at(now));
+    assert!(machine.waiter_arrived(at(now)));
+    let now = three_polls(machine, &polled(0, true), now);
+    let awaited = machine.awaited_drain();
+    assert_eq!(machine.answer_to(awaited), None, "answered by three polls of its own");
+    step(machine, &polled(0, true), now);
+    assert_eq!(machine.answer_to(awaited).map(|ended| ended.number), Some(1));
+}
+
+#[test]
+fn a_poll_for_a_late_waiter_that_has_left_answers_no_other() {
+    let mut scenario = drain(0, options());
+    scenario.run_to(s(15));
+    let machine = &mut scenario.machine;
+    assert!(machine.waiter_arrived(at(s(15))));
+    assert_eq!(step(machine, &Event::Tick, s(15)), POLL);
+    machine.last_waiter_left(at(s(15)));
+    step(machine, &polled(0, false), s(15));
+    let awaited = machine.awaited_drain();
+    assert_eq!(awaited, 2, "one who comes now waits for the next drain");
+    machine.waiter_arrived(at(s(20)));
+    assert_eq!(machine.answer_to(awaited), None, "what was counted 5 s ago may hold no more");
+}
+
+#[test]
+fn an_error_at_an_address_that_was_not_given_is_no_sign_of_an_envoy() {
+    let mut machine = machine(true);
+    assert_eq!(step(&mut machine, &Event::Tick, s(2)), Action::Call(Call::CheckReady));
+    step(&mut machine, &failure(0, Call::CheckReady, AdminErrorKind::Status), s(2));
+    machine.waiter_arrived(at(s(3)));
+    machine.start(options(), at(s(3)));
+    for second in 3..8 {
+        let fail = step(&mut machine, &Event::Tick, s(second));
+        assert_eq!(fail, Action::Call(Call::FailHealthChecks), "given up after {second} s");
+        step(&mut machine, &failure(1, Call::FailHealthChecks, AdminErrorKind::Refused), s(second));
+    }
+    assert_eq!(machine.last(), None, "Envoy's hook runs only while Envoy does");
+}
+
+#[test]
+fn a_time_out_breaks_a_row_of_refusals() {
+    let mut machine = waiting(options(), HiddenListeners::default());
+    let kinds = [AdminErrorKind::Refused, AdminErrorKind::Refused, AdminErrorKind::Timeout];
+    for (kind, second) in kinds.into_iter().zip([0, 1, 4]) {
+        step(&mut machine, &failure(1, Call::ReadStats, kind), s(second));
+        step(&mut machine, &Event::Tick, s(second + 1));
+    }
+    let next = step(&mut machine, &failure(1, Call::ReadStats, AdminErrorKind::Refused), s(9));
+    assert_eq!(next, Action::SleepUntil(at(s(10))), "an Envoy that listened 5 s ago is not gone");
 }

@@ -895,3 +895,22 @@ fn whether_envoys_hook_came_is_an_event_three_seconds_after_the_start() {
         assert_eq!(events, [&expected], "{comes}");
     }
 }
+
+#[test]
+fn a_client_that_comes_and_leaves_brings_no_check_forward() {
+    let mut scenario = idle(Envoy::Refuses, options()).at(s(5), Envoy::Live(0));
+    scenario.run_to(s(3));
+    scenario.machine.waiter_arrived(at(s(3)));
+    scenario.machine.last_waiter_left(at(s(3)));
+    scenario.run_to(s(100));
+    assert_eq!(scenario.times(Call::CheckReady), [s(2), s(7)], "5 s apart");
+}
+
+#[test]
+fn a_check_after_a_drain_that_fails_is_the_only_one() {
+    let mut scenario = drain(0, options()).at(s(11), Envoy::Hangs);
+    scenario.run_to(s(200));
+    assert_eq!(scenario.times(Call::CheckReady).last(), Some(&s(40)), "30 s after the end");
+    let never = scenario.events.contains(&DrainEvent::NeverReady);
+    assert!(!never, "an Envoy that was drained is said to have never been ready");
+}
