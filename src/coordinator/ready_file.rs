@@ -48,3 +48,18 @@ fn report(failure: &'static str, path: &Path, result: io::Result<()>) {
         Record::error(failure).with("path", path).with("error", error.to_string()).emit();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_left_as_it_is_without_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ready");
+        fs::write(&path, "an earlier drain's").unwrap();
+        let created = create_anew(&path);
+        assert!(created.is_ok(), "the end that was confirmed is logged as an error: {created:?}");
+        assert_eq!(fs::read(&path).unwrap(), b"an earlier drain's");
+    }
+}

@@ -419,3 +419,66 @@ fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
     coordinator.stop();
     thread.join().unwrap().unwrap();
 }
+
+#[test]
+fn a_worker_that_dies_while_it_logs_leaves_nothing_to_be_logged() {
+    let coordinator = coordinator();
+    let running = RunningWorker::new(&coordinator.0);
+    coordinator.0.lock().logging = true;
+    drop(running);
+    let logging = coordinator.0.lock().logging;
+    assert!(!logging, "a process that ends would wait 2 s for records that do not come");
+}
+
+#[test]
+fn only_an_end_with_nothing_left_has_a_ready_file() {
+    let coordinator = coordinator();
+    coordinator.trigger().start(&request(&[(DrainOption::ReadyFile, "/ready")])).unwrap();
+    let state = coordinator.0.lock();
+    for (outcome, has_file) in [
+        (Outcome::drained(0), true),
+        (Outcome::envoy_gone(Some(2)), true),
+        (Outcome::timed_out(Some(2)), false),
+        (Outcome::NO_ENVOY_HOOK, false),
+    ] {
+        let task = state.task(Action::Finish(outcome), clock::now());
+        let Task::Finish(file) = task else { panic!("no end of a drain: {outcome:?}") };
+        assert_eq!(file.is_some(), has_file, "{file:?} after {outcome:?}");
+    }
+}
+
+#[test]
+fn the_start_timeout_is_for_clients_that_wait_while_no_drain_is_active() {
+    let (coordinator, _calls) = at_work(0);
+    let tracker = coordinator.tracker();
+    assert!(tracker.no_drain_active());
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    assert!(!tracker.no_drain_active());
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+    let active = !tracker.no_drain_active();
+    assert!(active, "a client that the end is to answer would get 503, as without a drain");
+}
+
+/// An Envoy that notes how long each call may take.
+struct NotesLimits(mpsc::Sender<(Call, Option<Duration>)>);
+
+impl Admin for NotesLimits {
+    fn call(&mut self, call: Call, _: &Options, limit: Option<Duration>) -> CallResult {
+        self.0.send((call, limit)).unwrap_or_default();
+        Ok(reply(call, 0))
+    }
+}
+
+#[test]
+fn a_call_in_a_drain_has_what_is_left_of_its_timeout() {
+    let (coordinator, (sender, limits)) = (coordinator(), mpsc::channel());
+    let worker = coordinator.clone();
+    thread::spawn(move || worker.work(&mut NotesLimits(sender)));
+    coordinator.trigger().start(&request(&[(DrainOption::DrainTimeout, "1m")])).unwrap();
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+    let timeout = Duration::from_secs(60);
+    let polls = limits.try_iter().filter(|(call, _)| *call == Call::ReadStats);
+    let limits: Vec<_> = polls.map(|(_, limit)| limit).collect();
+    let is_bounded = |limit: &Option<Duration>| limit.is_some_and(|limit| limit <= timeout);
+    assert!(!limits.is_empty() && limits.iter().all(is_bounded), "more than 60 s: {limits:?}");
+}
