@@ -2,6 +2,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tempfile::TempDir;
@@ -294,5 +295,44 @@ fn errors_of_the_connection_have_their_kinds() {
     ] {
         let found = explain(&Error::Io(error.into()), SECOND, SECOND).0;
         assert_eq!(found, kind, "{error}");
+    }
+}
+
+#[test]
+fn a_listener_that_is_added_between_the_requests_is_not_hidden() {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    let envoy = Envoy::start(|path| {
+        let was_asked = ASKED.swap(true, Ordering::SeqCst);
+        let body = match (path, was_asked) {
+            ("/listeners", false) => "web::0.0.0.0:80\n",
+            ("/listeners", true) => "web::0.0.0.0:80\nnew::0.0.0.0:81\n",
+            (_, false) => {
+                "listener.0.0.0.0_80.downstream_cx_active: 0\n\
+                listener.admin.downstream_cx_active: 1\n"
+            }
+            (_, true) => {
+                "listener.0.0.0.0_80.downstream_cx_active: 0\n\
+                listener.0.0.0.0_81.downstream_cx_active: 0\n\
+                listener.admin.downstream_cx_active: 1\n"
+            }
+        };
+        Some((Duration::ZERO, 200, body))
+    });
+    let reply = AdminClient::default().call(Call::CheckListeners, &envoy.options, None);
+    let nothing = Ok(Reply::Listeners(HiddenListeners::default()));
+    assert_eq!(reply, nothing, "a listener that has just been added looks hidden");
+}
+
+#[test]
+fn every_state_of_envoy_is_known() {
+    for (health, respond) in [
+        (Health::Live, (|_: &str| Some((Duration::ZERO, 200, "LIVE\n"))) as fn(&str) -> Response),
+        (Health::Draining, |_| Some((Duration::ZERO, 503, "DRAINING\n"))),
+        (Health::Starting, |_| Some((Duration::ZERO, 503, "PRE_INITIALIZING\n"))),
+        (Health::Starting, |_| Some((Duration::ZERO, 503, "INITIALIZING\n"))),
+    ] {
+        let envoy = Envoy::start(respond);
+        let reply = AdminClient::default().call(Call::CheckReady, &envoy.options, None);
+        assert_eq!(reply, Ok(Reply::Ready(health)));
     }
 }

@@ -113,3 +113,16 @@ fn names_in_falling_order_take_no_longer() {
     assert_eq!((listeners.len(), is_unclear), (100_000, false));
     assert!(listeners.is_sorted_by_key(|listener| listener.name.clone()));
 }
+
+#[test]
+fn excluded_copies_are_summed_wherever_they_stand() {
+    let names = ["a.worker_0".to_owned()];
+    let mut sums = ListenerGauges::new(Exclusions { names: &names, ignored_suffixes: &[] });
+    for (name, value) in [("a.worker_0", 1), ("b", 1), ("a.worker_0", 2)] {
+        sums.add_cx(name.as_bytes(), value);
+    }
+    let (listeners, _) = sums.finish();
+    let of_threads: Vec<_> =
+        listeners.iter().map(|l| (l.of_threads, l.of_excluded_threads)).collect();
+    assert_eq!(of_threads, [(3, 3), (0, 0)], "what is excluded would be waited for");
+}

@@ -16,7 +16,7 @@ fn what_takes_no_time_is_done_however_late_it_is() {
 
 #[test]
 fn an_envoy_is_refused_only_if_every_address_refuses() {
-    use Errno::{EADDRNOTAVAIL, EAFNOSUPPORT, ECONNREFUSED, ENETUNREACH, ETIMEDOUT};
+    use Errno::{EADDRNOTAVAIL, EAFNOSUPPORT, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT};
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 9001));
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, 9001));
     let outside = SocketAddr::from(([10, 0, 0, 1], 9001));
@@ -49,6 +49,12 @@ fn an_envoy_is_refused_only_if_every_address_refuses() {
             assert_eq!(error.kind(), expected.kind(), "{failures:?}");
         }
     }
+    // Of two that leave the same doubt the first is shown.
+    let mut next = [ENETUNREACH, EHOSTUNREACH].into_iter();
+    let mut connect =
+        |_: &SocketAddr, _| Err::<(), _>(io::Error::from_raw_os_error(next.next().unwrap() as i32));
+    let error = connect_any(&[outside, v4], Instant::now() + PATIENCE, &mut connect).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(ENETUNREACH as i32), "{error}");
     let nowhere = connect_any(&[], Instant::now() + PATIENCE, &mut |_, _| Ok(()));
     assert!(nowhere.unwrap_err().to_string().contains("has no address"));
 }
