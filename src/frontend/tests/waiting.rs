@@ -106,3 +106,23 @@ fn an_exec_hook_waits_without_a_timeout() {
     respond(&mut request, 200, "drained\n");
     harness.assert_response(&client, "200", "drained\n");
 }
+
+#[test]
+fn a_waiter_came_with_the_drain_if_its_request_did() {
+    let mut harness = Harness::public(Limits { max_connections: 8, ..LIMITS });
+    harness.start_drain();
+    // By the real clock.
+    harness.now = harness.coordinator.tracker().drain_started().expect("a drain");
+    // It connects as the drain starts, and makes its request 4 s later.
+    let late = harness.connect_from(1, "");
+    let hook = harness.connect_from(1, SHUTDOWN);
+    harness.assert_connections("1R 2W");
+    harness.advance(secs(4));
+    send(&late, SHUTDOWN);
+    harness.assert_connections("1W 2W");
+    let _other = harness.connect_from(2, SHUTDOWN);
+    harness.run_until("3 connections", |harness| harness.frontend.connections.len() == 3);
+    assert_eq!(harness.connections(), "1L 2W 3W", "the hook that came with the drain has to go");
+    harness.assert_response(&late, "503", "too many clients wait already\n");
+    drop(hook);
+}
