@@ -93,6 +93,16 @@ mod tests {
     }
 
     #[test]
+    fn what_the_startup_check_can_count_is_shown_before_any_drain() {
+        use crate::envoy::{Health, Poll};
+        let mut counters = Counters::default();
+        let coverage = StatsCoverage::HttpOnly;
+        let poll = Poll { coverage, ..Poll::of(0, Health::Live) };
+        counters.record(&DrainEvent::StartupCheckPassed(poll));
+        assert_eq!(counters.coverage, coverage, "the status says that everything can be counted");
+    }
+
+    #[test]
     fn an_error_of_a_check_does_not_hide_what_the_drain_waits_for() {
         let mut counters = Counters::default();
         let failed = |call, text: &str| {

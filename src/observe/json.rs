@@ -149,4 +149,17 @@ mod tests {
         quote(&mut out, "a\"b\\c\nd\re\tf\0g\u{7f}\u{9f}\u{fc}\u{1f980}/");
         assert_eq!(out, "\"a\\\"b\\\\c\\nd\\re\\tf\\u0000g\\u007f\\u009f\u{fc}\u{1f980}/\"");
     }
+
+    #[test]
+    fn what_changes_how_others_show_is_unseen() {
+        for c in [
+            '\u{1b}', '\u{61c}', '\u{200b}', '\u{200f}', '\u{2028}', '\u{202e}', '\u{2060}',
+            '\u{2066}', '\u{2069}', '\u{206f}', '\u{feff}',
+        ] {
+            assert!(is_unseen(c), "{} can forge a line", c.escape_unicode());
+        }
+        for c in [' ', 'a', '\u{fc}', '\u{2010}', '\u{202f}', '\u{2070}', '\u{1f980}'] {
+            assert!(!is_unseen(c), "{} is escaped", c.escape_unicode());
+        }
+    }
 }

@@ -680,3 +680,19 @@ fn a_drain_that_starts_over_says_that_the_one_before_no_longer_holds() {
     logged.poll(3);
     assert_eq!(logged.only().message, messages::OUTCOME_OUTDATED);
 }
+
+#[test]
+fn a_reminder_has_the_latest_error() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "0")]);
+    logged.out_of_service();
+    logged.pairing_logged();
+    for (call, text) in [(Call::CheckReady, "it is odd"), (Call::ReadStats, "it is slow")] {
+        let error = AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() };
+        logged.step(&Event::Reply { drain: 1, call, result: Err(error) });
+    }
+    logged.messages();
+    logged.at(s(70)).step(&Event::Tick);
+    let record = logged.only();
+    assert_eq!(record.message, messages::STILL_WAITING);
+    assert_eq!(field(&record, "error"), Some(&"it is slow".into()), "not what it waits for");
+}
