@@ -88,6 +88,20 @@ mod tests {
     }
 
     #[test]
+    fn each_restart_is_reported_with_the_threads_name() {
+        static RESTARTED: std::sync::Mutex<Vec<&str>> = std::sync::Mutex::new(Vec::new());
+        let mut left = 2;
+        let work = move || {
+            left -= 1;
+            assert!(left < 0, "not yet");
+        };
+        let restarted = |name| RESTARTED.lock().unwrap().push(name);
+        supervise("reported", Box::new(work), restarted).unwrap().join().unwrap().unwrap();
+        let reported = RESTARTED.lock().unwrap();
+        assert_eq!(*reported, ["reported"; 2], "a thread that panics again and again is not seen");
+    }
+
+    #[test]
     fn a_pause_follows_each_panic() {
         let start = Instant::now();
         let mut left = 2;
