@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use super::{assert_drain_can_start, assert_no_drain_started};
 use crate::support::Timeline;
@@ -80,6 +82,31 @@ fn a_hook_that_a_sidecar_refuses_for_another_envoy_ends_with_one_sentence() {
     assert_eq!(fake.requests().len(), 1, "it is final: {:?}", fake.requests());
     let mut wrong = run(&["shutdown", &control, "--admin-address=localhost:9001", "now"]);
     assert_exits(&mut wrong, 3, "the one at localhost:9001");
+}
+
+#[test]
+fn a_hook_that_was_called_wrongly_is_logged_though_its_sidecar_refuses_it() {
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let mut hook = sidecar.hook(&["--admin-address=/other/admin.sock", "--speed=1"]);
+    assert_exits(&mut hook, 3, "the one at /other/admin.sock");
+    let error = "shutdown has no option --speed";
+    sidecar.wait_log(logged(HOOK_CALLED_WRONGLY).containing("error", error));
+    sidecar.assert_not_logged(DRAIN_STARTED);
+}
+
+#[test]
+fn a_hook_whose_options_its_sidecar_rejects_ends_as_one_that_was_called_wrongly() {
+    let fake = FakeAdmin::unix();
+    let body = "a drain has no option \"speed\"\n";
+    let length = body.len();
+    let rejected = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {length}\r\n\r\n{body}");
+    fake.fault(Route::Other, Fault::Raw(rejected.into()));
+    let exit = run(&["shutdown", &format!("--control-socket={}", fake.admin_address())]).wait();
+    assert_eq!((exit.code, exit.output.lines().count()), (Some(2), 1), "{exit:?}");
+    let sentence = "the sidecar rejected the drain's options: a drain has no option \"speed\"";
+    assert!(exit.output.starts_with(sentence), "{exit:?}");
+    assert_eq!(fake.requests().len(), 1, "it is final: {:?}", fake.requests());
 }
 
 #[test]
@@ -227,6 +254,35 @@ fn a_hook_whose_sidecar_is_lost_again_and_again_gives_up() {
 }
 
 #[test]
+fn a_hook_that_searches_for_a_lost_sidecar_shows_nothing_of_the_lost_one() {
+    let admin = FakeAdmin::unix();
+    let mut sidecar = Sidecar::beside(&admin);
+    let mut hook = start_drain(&sidecar, &admin);
+    sidecar.kill();
+    // It searches for 5 s, and would show each second how the drain goes.
+    let exit = hook.wait();
+    assert_eq!(exit.code, Some(3), "{exit:?}");
+    let shown = exit.output.lines().skip_while(|line| !line.contains("the sidecar was lost ("));
+    let shown: Vec<_> = shown.collect();
+    assert_eq!(shown.len(), 2, "not the loss and the end: {shown:?} of {exit:?}");
+    assert!(shown[1].starts_with("no sidecar could be reached: "), "{exit:?}");
+}
+
+#[test]
+fn a_hook_that_is_terminated_ends_at_once_and_its_drain_goes_on() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let admin = FakeAdmin::unix();
+        let sidecar = Sidecar::beside(&admin);
+        let mut hook = start_drain(&sidecar, &admin);
+        hook.signal(signal);
+        let exit = hook.wait();
+        assert_eq!(exit.code, None, "not ended by {signal}: {exit:?}");
+        finish_drain(&admin, &mut sidecar.hook(&[]));
+        assert_eq!(sidecar.status().drain(), 1, "{signal}");
+    }
+}
+
+#[test]
 fn a_hook_that_comes_before_its_sidecar_waits_for_it() {
     let admin = FakeAdmin::unix();
     let dir = temp_dir("control");
@@ -286,6 +342,26 @@ fn a_process_of_another_user_is_not_believed() {
     let sentence = "a process of user 1234 listens, and this hook, of user 65534, believes";
     assert!(exit.output.contains(sentence), "{}", exit.output);
     other.assert_not_logged(DRAIN_STARTED);
+}
+
+#[test]
+fn a_process_of_root_is_believed_by_any_users_hook() {
+    let as_user = ["setpriv", "--reuid", "65534", "--clear-groups"];
+    let can_start = run_under(&as_user, &["--version"]).wait();
+    let (admin, dir) = (FakeAdmin::unix(), temp_dir("root"));
+    let is_root = fs::metadata(dir.path()).expect("its owner").uid() == 0;
+    if can_start.code != Some(0) || !is_root {
+        return println!("SKIPPED: no hook of another user than root: {}", can_start.output);
+    }
+    let everyone = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(dir.path(), everyone.clone()).expect("let all enter");
+    let socket = dir.path().join("s");
+    let sidecar = Sidecar::builder().beside(&admin).control_socket(&socket).start();
+    fs::set_permissions(&socket, everyone).expect("let all connect");
+    let control = format!("--control-socket={}", socket.display());
+    let exit = run_under(&as_user, &["shutdown", &control]).wait();
+    assert_eq!(exit.code, Some(0), "it did not believe root's sidecar: {}", exit.output);
+    sidecar.wait_log(outcome("drained"));
 }
 
 #[test]
