@@ -107,3 +107,17 @@ fn a_port_that_is_taken_is_named_and_the_sidecar_does_nothing() {
     }
     assert_eq!(admin.requests().len(), 0);
 }
+
+#[test]
+fn a_port_that_this_user_may_not_bind_is_named_with_what_to_set() {
+    // In a network of its own, which has the default for who may bind which port.
+    let as_user = ["unshare", "--net", "setpriv", "--reuid", "1234", "--clear-groups"];
+    let tried = run_under(&as_user, &["--version"]).wait();
+    if tried.code != Some(0) {
+        return println!("SKIPPED: no other user in a network of its own: {}", tried.output);
+    }
+    let exit = run_under(&as_user, &["shutdown-manager", "--serve-port=80"]).wait();
+    assert_eq!((exit.code, exit.output.lines().count()), (Some(1), 1), "{exit:?}");
+    let words = ["cannot serve on *:80: ", "this user may not bind it; set --serve-port to 1024"];
+    assert!(words.iter().all(|word| exit.output.contains(word)), "{exit:?}");
+}
