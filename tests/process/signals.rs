@@ -337,8 +337,10 @@ fn children_that_end_are_removed() {
         let path = format!("/proc/{pid}/task/{pid}/children");
         fs::read_to_string(path).expect("its children").split_whitespace().count()
     };
+    // Where this fails the other child ends with this end of the FIFO, and with it the output.
+    let end = fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO");
     wait_value("one child to be left", children, |n| *n == 1);
-    drop(fs::OpenOptions::new().write(true).open(&fifo).expect("open a FIFO"));
+    drop(end);
     wait_value("no child to be left", children, |n| *n == 0);
 }
 
