@@ -482,3 +482,33 @@ fn a_call_in_a_drain_has_what_is_left_of_its_timeout() {
     let is_bounded = |limit: &Option<Duration>| limit.is_some_and(|limit| limit <= timeout);
     assert!(!limits.is_empty() && limits.iter().all(is_bounded), "more than 60 s: {limits:?}");
 }
+
+/// An Envoy without connections, each poll of which waits for the test.
+struct PolledInTurn(mpsc::Receiver<()>);
+
+impl Admin for PolledInTurn {
+    fn call(&mut self, call: Call, _: &Options, _: Option<Duration>) -> CallResult {
+        if call == Call::ReadStats {
+            // A test that has seen enough has dropped the other end.
+            self.0.recv().unwrap_or_default();
+        }
+        Ok(reply(call, 0))
+    }
+}
+
+#[test]
+fn a_late_waiter_is_woken_by_the_poll_that_confirms_the_end() {
+    let (coordinator, (poll, polls)) = (coordinator(), mpsc::channel());
+    let worker = coordinator.clone();
+    thread::spawn(move || worker.work(&mut PolledInTurn(polls)));
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    poll.send(()).unwrap();
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
+    let late = waiter(&coordinator);
+    let early = late.recv_timeout(HOOK_ANSWER_DELAY / 10);
+    assert_eq!(early, Err(RecvTimeoutError::Timeout), "answered before Envoy was polled");
+    poll.send(()).unwrap();
+    let result = late.recv_timeout(PATIENCE);
+    let result = result.expect("an answer: nothing is logged of this poll, and it ends the wait");
+    assert_eq!(outcome(&result), Outcome::drained(0));
+}
