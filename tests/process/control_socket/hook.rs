@@ -222,7 +222,7 @@ fn a_hook_whose_sidecar_is_lost_again_and_again_gives_up() {
     let (dir, requests) = (temp_dir("control"), Timeline::default());
     let path = dir.path().join("s");
     let seen = requests.clone();
-    // It starts a drain, and disconnects whoever waits for its end.
+    // It starts a drain, and disconnects the client that waits for its end.
     let sidecar = Server::start(&Address::Unix(path.clone()), move |mut client| {
         let mut head = Vec::new();
         while find(&head, b"\r\n\r\n").is_none() {
