@@ -3,23 +3,21 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, UnixCredentials,
-    getsockopt, shutdown, sockopt,
+    self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, UnixCredentials, getsockopt,
+    sockopt,
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use crate::cli::address::{AdminAddress, MAX_CONTROL_SOCKET_PATH, MAX_SOCKET_PATH, socket_path};
+use crate::cli::address::{AdminAddress, MAX_SOCKET_PATH, socket_path};
 use crate::cli::options::Options;
 use crate::envoy::transport::{PeerCheck, connect_unix};
 
@@ -28,13 +26,11 @@ const FILE_NAME: &str = "shutdown-manager.sock";
 /// In every container, also with a read-only root, and shared by no other pod.
 const FALLBACK_FOLDER: &str = "/dev/shm";
 
-/// The backend's socket is beside the control socket, with this after its name.
-const BACKEND_EXTENSION: &str = "server";
-
-const _: () = assert!(MAX_CONTROL_SOCKET_PATH + 1 + BACKEND_EXTENSION.len() == MAX_SOCKET_PATH);
-
 /// A process that listens but is stopped lets connections in until its backlog is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same, where the frontend waits for it.
+const REBIND_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Checking a path and binding there takes microseconds. A process that takes 2 s for it may not
 /// keep a sidecar from starting.
@@ -117,14 +113,18 @@ impl SocketFile {
         fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == own)
     }
 
-    /// Listens at the same path again, where nothing listens any more.
+    /// Listens at the same path again if the file was removed: a start script that empties the folder of
+    /// Envoy's admin socket takes it along.
     ///
     /// # Errors
-    /// When a process listens there, or the path cannot be written.
-    pub fn bind_again(&self) -> io::Result<UnixListener> {
-        let (listener, inode) = listen(&self.path)?;
+    /// When another process listens there, or the path cannot be written.
+    pub fn bind_if_removed(&self) -> io::Result<Option<UnixListener>> {
+        if self.is_there() {
+            return Ok(None);
+        }
+        let (listener, inode) = listen(&self.path, REBIND_TIMEOUT)?;
         self.inode.store(inode, Ordering::Relaxed);
-        Ok(listener)
+        Ok(Some(listener))
     }
 }
 
@@ -134,73 +134,18 @@ impl Drop for SocketFile {
     }
 }
 
-/// The control socket's next listener, for its frontend to take.
-#[derive(Clone, Debug, Default)]
-pub struct NextListener(Arc<Mutex<Option<UnixListener>>>);
-
-impl NextListener {
-    pub fn take(&self) -> Option<UnixListener> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// The control socket, which is bound again where its file was removed: a start script that empties the
-/// folder of Envoy's admin socket takes it along.
-#[derive(Debug)]
-pub struct ControlSocket {
-    /// The same as the frontend has.
-    listener: UnixListener,
-    next: NextListener,
-}
-
-impl ControlSocket {
-    /// # Errors
-    /// When there are no descriptors left.
-    pub fn new(listener: &UnixListener, next: NextListener) -> io::Result<Self> {
-        Ok(Self { listener: listener.try_clone()?, next })
-    }
-
-    /// Binds it again if its file was removed; returns whether it was.
-    ///
-    /// # Errors
-    /// When another process listens there, or the path cannot be written.
-    pub fn bind_if_removed(&mut self, file: &SocketFile) -> io::Result<bool> {
-        if file.is_there() {
-            return Ok(false);
-        }
-        let listener = file.bind_again()?;
-        listener.set_nonblocking(true)?;
-        let old = mem::replace(&mut self.listener, listener.try_clone()?);
-        *self.next.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
-        // The frontend sleeps until something happens on the old one.
-        let _woken = shutdown(old.as_raw_fd(), Shutdown::Both);
-        Ok(true)
-    }
-}
-
-/// The control socket and, beside it, that of the backend.
-#[derive(Debug)]
-pub struct Sockets {
-    pub control: UnixListener,
-    pub backend: UnixListener,
-    /// The control socket's, then the backend's.
-    pub files: [SocketFile; 2],
-}
-
-/// Binds both sockets at the first of the paths that can be written, for their own user alone
-/// (0600). Stale ones are replaced.
+/// Binds the control socket at the first of the paths that can be written, for its own user alone
+/// (0600). A stale one is replaced.
 ///
 /// # Errors
 /// A sentence, when another sidecar listens at a path, or none of them can be written.
-pub fn bind(paths: &[PathBuf]) -> Result<Sockets, String> {
+pub fn bind(paths: &[PathBuf]) -> Result<(UnixListener, SocketFile), String> {
     let mut reasons = Vec::new();
     for path in paths {
         let _lock = lock_folder(path);
-        let backend_path = path.with_added_extension(BACKEND_EXTENSION);
-        let bound = bind_at(path).and_then(|control| Ok((control, bind_at(&backend_path)?)));
-        match bound {
-            Ok(((control, control_file), (backend, backend_file))) => {
-                return Ok(Sockets { control, backend, files: [control_file, backend_file] });
+        match listen(path, CONNECT_TIMEOUT) {
+            Ok((listener, inode)) => {
+                return Ok((listener, SocketFile { path: path.clone(), inode: inode.into() }));
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 return Err(format!(
@@ -218,7 +163,7 @@ pub fn bind(paths: &[PathBuf]) -> Result<Sockets, String> {
     }
     Err(format!(
         "cannot bind the control socket ({}); set --control-socket to a writable path of at most \
-         {MAX_CONTROL_SOCKET_PATH} bytes",
+         {MAX_SOCKET_PATH} bytes",
         reasons.join("; ")
     ))
 }
@@ -237,18 +182,14 @@ fn lock_folder(path: &Path) -> Option<File> {
     Some(folder)
 }
 
-fn bind_at(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let (listener, inode) = listen(path)?;
-    Ok((listener, SocketFile { path: path.to_owned(), inode: inode.into() }))
-}
-
-/// The listener and its file's inode.
-fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
+/// The listener, which does not block, and its file's inode.
+/// A process that has not let a connection in after `timeout` listens all the same.
+fn listen(path: &Path, timeout: Duration) -> io::Result<(UnixListener, u64)> {
     if let Ok(file) = fs::symlink_metadata(path) {
         if !file.file_type().is_socket() {
             return Err(io::Error::other("there is a file that is not a socket"));
         }
-        match connect_unix(path, CONNECT_TIMEOUT).map_err(|error| (error.kind(), error)) {
+        match connect_unix(path, timeout).map_err(|error| (error.kind(), error)) {
             Err((ErrorKind::ConnectionRefused, _)) => fs::remove_file(path)?,
             // Its owner has just removed it.
             Err((ErrorKind::NotFound, _)) => {}
@@ -257,7 +198,8 @@ fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
             Err((_, error)) => return Err(error),
         }
     }
-    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     // The file will have the mode that the socket has, less the umask, which is another thread's too.
     fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
     socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -417,12 +359,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let old = bind(std::slice::from_ref(&path)).unwrap();
-        for file in &old.files {
-            fs::rename(&file.path, file.path.with_added_extension("moved")).unwrap();
-        }
+        fs::rename(&path, path.with_added_extension("moved")).unwrap();
         let new = bind(std::slice::from_ref(&path)).unwrap();
         drop(old);
-        assert!(new.files.iter().all(|file| file.path.exists()));
+        assert!(new.1.path.exists());
         drop(new);
     }
 
@@ -435,7 +375,7 @@ mod tests {
         let last = folder.path().join("s");
         let bad = [folder.path().join("none/s"), file.join("s"), file.clone(), too_long];
         let paths: Vec<PathBuf> = bad.iter().cloned().chain([last.clone()]).collect();
-        assert_eq!(bind(&paths).unwrap().files[0].path, last);
+        assert_eq!(bind(&paths).unwrap().1.path, last);
         assert_eq!(fs::read(&file).unwrap(), b"x", "a file that is not a socket was changed");
         let error = bind(&bad).unwrap_err();
         assert!(error.contains("set --control-socket"), "{error}");

@@ -8,13 +8,14 @@
 //!   Envoy's hook                        | hook
 //!        | public port                  | control_socket
 //!        v                              v
-//!   +---------------- frontend ----------------+   untrusted input ends here:
-//!   |  request -> route -> admission           |   requests in its own words go on
-//!   +---------------------+--------------------+
-//!                         v
-//!                      backend                     tiny_http; alone can start a drain
-//!                         v
-//!   signals -------> coordinator <-----> drain     the state machine: no I/O, no clock
+//!   +----------------- frontend -----------------+   untrusted input ends here, and clients wait
+//!   |  request -> route -> admission -> upstream |   here; requests in its own words go on
+//!   +-----------------------+--------------------+
+//!              ^            v one stream
+//!              |         backend                   tiny_http; alone can start a drain
+//!              |            v
+//!   signals ---|--> coordinator <-----> drain      the state machine: no I/O, no clock
+//!              +-------+ wakes
 //!                     |       |     event, action
 //!              worker |       | records, counters
 //!                     v       v
@@ -39,7 +40,7 @@
 //! | [`drain`] | the drain as a pure state machine |
 //! | [`envoy`] | Envoy's admin interface: the calls, the counting, the transport |
 //! | [`cli`] | the command line, and the options of a drain |
-//! | [`os`] | the clock, descriptors, threads, locks |
+//! | [`os`] | the clock, descriptors, threads, signals, locks |
 //!
 //! `cli`, `drain`, `route`, `envoy::stats`, `frontend::admission`, `frontend::request` and what
 //! `observe` renders are pure: no I/O, no clock. The [`manual`] has the facts behind the design.

@@ -10,9 +10,7 @@ use envoy_shutdown_manager::cli::duration;
 use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{Flavor, Options};
 use envoy_shutdown_manager::cli::{self, Args, Command};
-use envoy_shutdown_manager::control_socket::{
-    self, ControlSocket, NextListener, SocketFile, Sockets,
-};
+use envoy_shutdown_manager::control_socket::{self, SocketFile};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
 use envoy_shutdown_manager::envoy::admin::AdminClient;
 use envoy_shutdown_manager::frontend::{
@@ -22,8 +20,8 @@ use envoy_shutdown_manager::hook::{self, ExitStatus};
 use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
 use envoy_shutdown_manager::os::supervisor::{self, Work};
+use envoy_shutdown_manager::os::waker::Waker;
 use envoy_shutdown_manager::os::{descriptors, signals};
-use envoy_shutdown_manager::route;
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
@@ -72,8 +70,8 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     if let Ok(address) = control_socket::resolve_admin(&options.admin_address) {
         options.admin_address = address;
     }
-    let Sockets { control, backend, files } = control_socket::bind(&paths)?;
-    control.set_nonblocking(true).map_err(failed("the control socket cannot be used"))?;
+    let (control, file) = control_socket::bind(&paths)?;
+    let file = Arc::new(file);
     let descriptors = descriptors::raise_descriptor_limit()
         .map_err(failed("the limit of file descriptors cannot be read"))?;
     if descriptors < MIN_DESCRIPTORS {
@@ -90,36 +88,27 @@ fn run_sidecar(args: &Args, signals: io::Result<SigSet>) -> Result<(), String> {
     let worker = coordinator.clone();
     start("worker", Box::new(move || worker.work(&mut AdminClient::default())))?;
 
-    let files = Arc::new(files);
-    let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-    let next = NextListener::default();
-    let control_socket = ControlSocket::new(&control, next.clone())
-        .map_err(failed("the control socket cannot be used"))?;
-    let mut backend = Backend::new(backend, Arc::clone(&files), control_socket, trigger, observer);
-    let restart_signal = backend.restart_signal();
-    start("backend", Box::new(move || backend.serve()))?;
+    let waker = Waker::new().map_err(failed("no thread can be woken"))?;
+    coordinator.set_waker(waker.clone());
+    let backend = Arc::new(Backend::new(coordinator.trigger(), coordinator.observer()));
+    let mut frontend = Frontend::new(
+        Arc::clone(&file),
+        (Listener::Control(control), Limits::control(descriptors)),
+        (Listener::Public(public), Limits::public(descriptors)),
+        Timeouts { start: args.start_timeout, ready: args.ready_timeout },
+        Box::new(move || backend.connect()),
+        waker,
+        coordinator.tracker(),
+    );
+    start("frontend", Box::new(move || frontend.serve()))?;
 
-    let frontend = |listener, router, limits| {
-        let (backend, restart) = (files[1].path.clone(), restart_signal.clone());
-        let on_backend_error = Box::new(move |error| restart.request_restart(error));
-        Frontend::new(listener, router, backend, on_backend_error, coordinator.tracker(), limits)
-    };
-    let timeouts = Timeouts { start: args.start_timeout, ready: args.ready_timeout };
-    let control_limits = Limits::control(descriptors, timeouts);
-    let mut control =
-        frontend(Listener::Control(control, next), route::control_target, control_limits);
-    start("control", Box::new(move || control.serve()))?;
-    let public_limits = Limits::public(descriptors, timeouts);
-    let mut public = frontend(Listener::Public(public), route::public_target, public_limits);
-    start("public", Box::new(move || public.serve()))?;
-
-    let (stopping, leaving) = (coordinator.clone(), Arc::clone(&files));
-    start("signals", Box::new(move || handle_signals(&signals, &stopping, leaving.as_slice())))?;
+    let (stopping, leaving) = (coordinator.clone(), Arc::clone(&file));
+    start("signals", Box::new(move || handle_signals(&signals, &stopping, &leaving)))?;
 
     // Past this point the process ends by a signal alone; what goes wrong is logged.
-    log_start(args, &options, &serving, &files[0]);
+    log_start(args, &options, &serving, &file);
     coordinator.wait_until_over();
-    files.iter().for_each(SocketFile::remove);
+    file.remove();
     Record::info(messages::STOPPED).emit();
     Ok(())
 }
@@ -154,7 +143,7 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> String {
 }
 
 /// Stops at the first signal once no drain is in progress, and at the second immediately.
-fn handle_signals(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFile]) {
+fn handle_signals(signals: &SigSet, coordinator: &Coordinator, file: &SocketFile) {
     // Children from before the program's start.
     signals::reap();
     let mut stopping = false;
@@ -175,7 +164,7 @@ fn handle_signals(signals: &SigSet, coordinator: &Coordinator, files: &[SocketFi
         }
         if stopping {
             Record::warn(messages::STOPPED_BY_SECOND_SIGNAL).with("signal", name).emit();
-            files.iter().for_each(SocketFile::remove);
+            file.remove();
             // As a shell reports a process that a signal has ended.
             std::process::exit(128 + signal as i32);
         }

@@ -2,7 +2,6 @@
 //! beside it, and the status codes of both.
 
 use std::borrow::Cow;
-use std::num::ParseIntError;
 
 use crate::labels;
 
@@ -18,17 +17,16 @@ labels! {
 }
 
 impl PublicRoute {
-    pub const fn target(self) -> UpstreamTarget {
-        let (path_and_query, hold) = match self {
-            Self::Healthz => ("/healthz", Hold::None),
-            Self::Shutdown => (ENVOY_HOOKS, Hold::EnvoyHook),
-            Self::Metrics => ("/metrics", Hold::None),
-        };
-        let path_and_query = Cow::Borrowed(path_and_query);
-        UpstreamTarget { route: Some(self), post: false, path_and_query, hold }
+    /// # Errors
+    /// For anything but a GET or HEAD of one of these; with the route, if there is one.
+    pub fn parse(method: &str, target: &str) -> Result<Self, Unserved> {
+        let path = target.split('?').next().unwrap_or_default();
+        let route = Self::from_path(path).ok_or((None, Status::NotFound))?;
+        let is_served = matches!(method, "GET" | "HEAD");
+        if is_served { Ok(route) } else { Err((Some(route), Status::MethodNotAllowed)) }
     }
 
-    pub fn from_path(path: &str) -> Option<Self> {
+    fn from_path(path: &str) -> Option<Self> {
         match path {
             "/healthz" => Some(Self::Healthz),
             "/shutdown" | "/shutdown/ready" => Some(Self::Shutdown),
@@ -38,119 +36,106 @@ impl PublicRoute {
     }
 }
 
-/// The one request to the backend that waits for all clients which wait as Envoy's own hook does.
-const ENVOY_HOOKS: &str = "/shutdown?waiters";
+/// The status of a request that is not served, and the route of the public port that it is counted as.
+pub type Unserved = (Option<PublicRoute>, Status);
 
-/// The query of an exec hook begins with this, before the number of its drain.
-const EXEC_HOOK: &str = "drain=";
-
-/// What the backend serves.
-#[derive(Debug, PartialEq, Eq)]
+/// What the control socket serves, and the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     Healthz,
-    /// The end of a drain, for all clients that wait as Envoy's own hook does.
-    EnvoyHooks,
-    /// The end of this drain, for its exec hooks.
-    ExecHooks(u64),
+    Metrics,
+    /// The end of the drain of this number, or of one before it that still holds, for Envoy's own
+    /// hook. The frontend sets the number.
+    EnvoyHook(u64),
+    /// The end of the drain of this number, for its exec hook.
+    ExecHook(u64),
     StatusJson,
     StatusLine,
     StatusPage,
-    Metrics,
     /// The start of a drain, with this query.
     Drain(String),
 }
 
+impl From<PublicRoute> for Route {
+    fn from(route: PublicRoute) -> Self {
+        match route {
+            PublicRoute::Healthz => Self::Healthz,
+            PublicRoute::Shutdown => Self::EnvoyHook(0),
+            PublicRoute::Metrics => Self::Metrics,
+        }
+    }
+}
+
+/// The queries of `/shutdown`, before the number of a drain.
+const ENVOY_HOOK: &str = "awaited=";
+const EXEC_HOOK: &str = "drain=";
+
 impl Route {
     /// # Errors
     /// When there is no such path, or it has no such method or query.
-    pub fn parse(method: &str, target: &str) -> Result<Self, Status> {
+    pub fn parse(method: &str, target: &str) -> Result<Self, Unserved> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let rejected = |status| Err((None, status));
+        let number = |start| query.strip_prefix(start).map(|number: &str| number.parse::<u64>());
         let route = match (PublicRoute::from_path(path), path, query) {
+            // tiny_http would close the connection.
+            _ if !target.is_ascii() => return rejected(Status::BadRequest),
             (Some(PublicRoute::Healthz), ..) => Self::Healthz,
             (Some(PublicRoute::Metrics), ..) => Self::Metrics,
-            (Some(PublicRoute::Shutdown), ..) if target == ENVOY_HOOKS => Self::EnvoyHooks,
-            (Some(PublicRoute::Shutdown), _, query) => match exec_hook(query) {
-                Some(Ok(number @ 1..)) => Self::ExecHooks(number),
-                _ => return Err(Status::BadRequest),
+            (Some(PublicRoute::Shutdown), ..) => match (number(EXEC_HOOK), number(ENVOY_HOOK)) {
+                (Some(Ok(number @ 1..)), _) => Self::ExecHook(number),
+                (Some(_), _) => return rejected(Status::BadRequest),
+                (None, Some(Ok(number))) => Self::EnvoyHook(number),
+                (None, _) => Self::EnvoyHook(0),
             },
             (None, "/status", "as=line") => Self::StatusLine,
             (None, "/status", "as=page") => Self::StatusPage,
             (None, "/status", _) => Self::StatusJson,
             (None, "/drain", query) => Self::Drain(query.to_owned()),
-            _ => return Err(Status::NotFound),
+            _ => return rejected(Status::NotFound),
         };
-        let post = matches!(route, Self::Drain(_));
-        let allowed = if post { method == "POST" } else { matches!(method, "GET" | "HEAD") };
-        if allowed { Ok(route) } else { Err(Status::MethodNotAllowed) }
+        let is_served =
+            if route.is_drain() { method == "POST" } else { matches!(method, "GET" | "HEAD") };
+        if is_served { Ok(route) } else { rejected(Status::MethodNotAllowed) }
     }
-}
 
-/// The number of the drain that an exec hook waits for, if the query is an exec hook's.
-fn exec_hook(query: &str) -> Option<Result<u64, ParseIntError>> {
-    query.strip_prefix(EXEC_HOOK).map(str::parse)
-}
+    /// Whether it starts a drain: a POST, which is neither shared nor repeated.
+    pub const fn is_drain(&self) -> bool {
+        matches!(self, Self::Drain(_))
+    }
 
-/// What the frontend requests from the backend: once for all clients that want the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamTarget {
+    /// Whether a client waits for a drain with it.
+    pub const fn is_hook(&self) -> bool {
+        matches!(self, Self::EnvoyHook(_) | Self::ExecHook(_))
+    }
+
+    pub const fn is_envoy_hook(&self) -> bool {
+        matches!(self, Self::EnvoyHook(_))
+    }
+
     /// What the public port counts it as.
-    pub route: Option<PublicRoute>,
-    pub post: bool,
-    pub path_and_query: Cow<'static, str>,
-    pub hold: Hold,
-}
-
-/// How long the backend holds a request before it responds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    None,
-    /// As for Envoy's own hook: until a drain has started and ended.
-    EnvoyHook,
-    /// As for the exec hook: until a drain that has started ends.
-    ExecHook,
-}
-
-/// What a listener serves: leads from the method and the target of a request to the target of the
-/// request to the backend, or to the status of a rejection, with the route if there is one.
-pub type Router = fn(&str, &str) -> Routed;
-pub type Routed = Result<UpstreamTarget, (Option<PublicRoute>, Status)>;
-
-/// The [`Router`] of the public port.
-///
-/// # Errors
-/// For anything but a GET or HEAD of a [`PublicRoute`].
-pub fn public_target(method: &str, target: &str) -> Routed {
-    let path = target.split('?').next().unwrap_or_default();
-    let route = PublicRoute::from_path(path).ok_or((None, Status::NotFound))?;
-    match method {
-        "GET" | "HEAD" => Ok(route.target()),
-        _ => Err((Some(route), Status::MethodNotAllowed)),
+    pub const fn public(&self) -> Option<PublicRoute> {
+        match self {
+            Self::Healthz => Some(PublicRoute::Healthz),
+            Self::EnvoyHook(_) => Some(PublicRoute::Shutdown),
+            Self::Metrics => Some(PublicRoute::Metrics),
+            _ => None,
+        }
     }
-}
 
-/// The [`Router`] of the control socket. It passes on nearly everything: the backend decides.
-///
-/// # Errors
-/// For a method that no route there has, and for what the backend could not respond to.
-pub fn control_target(method: &str, target: &str) -> Routed {
-    let post = match method {
-        "GET" | "HEAD" => false,
-        "POST" => true,
-        _ => return Err((None, Status::MethodNotAllowed)),
-    };
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let to = |path_and_query, hold| UpstreamTarget { route: None, post, path_and_query, hold };
-    match PublicRoute::from_path(path) {
-        // tiny_http would close the connection.
-        _ if !target.is_ascii() => Err((None, Status::BadRequest)),
-        Some(PublicRoute::Shutdown) if post => Err((None, Status::MethodNotAllowed)),
-        Some(PublicRoute::Shutdown) => Ok(match exec_hook(query) {
-            None => to(Cow::Borrowed(ENVOY_HOOKS), Hold::EnvoyHook),
-            // Written in one way, so that all hooks of a drain want the same.
-            Some(Ok(number)) => to(format!("/shutdown?{EXEC_HOOK}{number}").into(), Hold::ExecHook),
-            Some(Err(_)) => to(target.to_owned().into(), Hold::None),
-        }),
-        _ => Ok(to(target.to_owned().into(), Hold::None)),
+    /// The method and target of a request for it.
+    pub fn request_line(&self) -> (&'static str, Cow<'static, str>) {
+        let target = match self {
+            Self::Healthz => "/healthz".into(),
+            Self::Metrics => "/metrics".into(),
+            Self::EnvoyHook(number) => format!("/shutdown?{ENVOY_HOOK}{number}").into(),
+            Self::ExecHook(number) => format!("/shutdown?{EXEC_HOOK}{number}").into(),
+            Self::StatusJson => "/status".into(),
+            Self::StatusLine => "/status?as=line".into(),
+            Self::StatusPage => "/status?as=page".into(),
+            Self::Drain(query) => return ("POST", format!("/drain?{query}").into()),
+        };
+        ("GET", target)
     }
 }
 
@@ -203,39 +188,17 @@ mod tests {
     }
 
     #[test]
-    fn the_control_socket_passes_on_what_the_backend_has_and_holds_waiters() {
-        for (method, target, post, passed, hold) in [
-            ("GET", "/healthz", false, "/healthz", Hold::None),
-            ("HEAD", "/status?as=line", false, "/status?as=line", Hold::None),
-            ("POST", "/drain?check-delay=0", true, "/drain?check-delay=0", Hold::None),
-            ("GET", "/shutdown", false, ENVOY_HOOKS, Hold::EnvoyHook),
-            ("GET", "/shutdown/ready?x", false, ENVOY_HOOKS, Hold::EnvoyHook),
-            ("GET", ENVOY_HOOKS, false, ENVOY_HOOKS, Hold::EnvoyHook),
-            ("GET", "/shutdown?drain=7", false, "/shutdown?drain=7", Hold::ExecHook),
-            ("GET", "/shutdown?drain=+07", false, "/shutdown?drain=7", Hold::ExecHook),
-            ("GET", "/shutdown?drain=x", false, "/shutdown?drain=x", Hold::None),
-            ("GET", "/nowhere", false, "/nowhere", Hold::None),
-        ] {
-            let expected =
-                UpstreamTarget { route: None, post, path_and_query: passed.into(), hold };
-            assert_eq!(control_target(method, target), Ok(expected), "{method} {target}");
-        }
-        assert_eq!(control_target("GET", "/\u{e9}"), Err((None, Status::BadRequest)));
-        for (method, target) in [("PUT", "/drain"), ("POST", "/shutdown?drain=1")] {
-            let rejected = Err((None, Status::MethodNotAllowed));
-            assert_eq!(control_target(method, target), rejected, "{method} {target}");
-        }
-    }
-
-    #[test]
-    fn the_backend_serves_a_route_for_each_target_and_rejects_the_rest_with_its_status() {
+    fn each_target_has_its_route_and_the_rest_the_status_of_its_rejection() {
         for (method, target, expected) in [
             ("GET", "/healthz", Ok(Route::Healthz)),
             ("HEAD", "/healthz?x", Ok(Route::Healthz)),
-            ("GET", "/shutdown?drain=12", Ok(Route::ExecHooks(12))),
-            ("GET", "/shutdown?waiters", Ok(Route::EnvoyHooks)),
+            ("GET", "/shutdown", Ok(Route::EnvoyHook(0))),
+            ("GET", "/shutdown/ready?x", Ok(Route::EnvoyHook(0))),
+            ("GET", "/shutdown?awaited=7", Ok(Route::EnvoyHook(7))),
+            ("GET", "/shutdown?drain=12", Ok(Route::ExecHook(12))),
+            ("GET", "/shutdown?drain=+07", Ok(Route::ExecHook(7))),
             ("GET", "/status", Ok(Route::StatusJson)),
-            ("GET", "/status?as=line", Ok(Route::StatusLine)),
+            ("HEAD", "/status?as=line", Ok(Route::StatusLine)),
             ("GET", "/status?as=page", Ok(Route::StatusPage)),
             ("GET", "/metrics", Ok(Route::Metrics)),
             ("POST", "/drain", Ok(Route::Drain(String::new()))),
@@ -244,17 +207,38 @@ mod tests {
             ("HEAD", "/drain", Err(Status::MethodNotAllowed)),
             ("PUT", "/drain", Err(Status::MethodNotAllowed)),
             ("POST", "/status", Err(Status::MethodNotAllowed)),
+            ("POST", "/shutdown?drain=1", Err(Status::MethodNotAllowed)),
             ("DELETE", "/healthz", Err(Status::MethodNotAllowed)),
             ("POST", "/", Err(Status::NotFound)),
             ("POST", "/drain/", Err(Status::NotFound)),
             ("POST", "//drain", Err(Status::NotFound)),
             ("POST", "/DRAIN", Err(Status::NotFound)),
             ("POST", "http://x/drain", Err(Status::NotFound)),
+            ("GET", "/nowhere", Err(Status::NotFound)),
             ("GET", "/shutdown?drain=", Err(Status::BadRequest)),
             ("GET", "/shutdown?drain=0", Err(Status::BadRequest)),
             ("GET", "/shutdown?drain=-1", Err(Status::BadRequest)),
+            ("POST", "/drain?\u{e9}", Err(Status::BadRequest)),
         ] {
+            let expected = expected.map_err(|status| (None, status));
             assert_eq!(Route::parse(method, target), expected, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_a_route_is_parsed_as_that_route() {
+        for route in [
+            Route::Healthz,
+            Route::Metrics,
+            Route::EnvoyHook(3),
+            Route::ExecHook(4),
+            Route::StatusJson,
+            Route::StatusLine,
+            Route::StatusPage,
+            Route::Drain("check-delay=1s&error=x".to_owned()),
+        ] {
+            let (method, target) = route.request_line();
+            assert_eq!(Route::parse(method, &target), Ok(route), "{method} {target}");
         }
     }
 }

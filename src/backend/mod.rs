@@ -1,81 +1,35 @@
 //! The backend, `tiny_http`, which makes the response for every route. It alone holds a
 //! [`DrainTrigger`].
 //!
-//! Only the frontends may connect to it, with requests of their own: a body of an absurd length
-//! would end the process, and a request that is sent behind one that waits would block it.
+//! Its only client is the frontend, over one [`Wire`]: a body of an absurd length would end the
+//! process. Nothing waits here: each response is made at once, of what the coordinator's lock guards.
 
-use std::io::{self, Cursor, ErrorKind};
-use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+mod wire;
+
+use std::io::{self, Cursor};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tiny_http::{Header, Server, StatusCode};
 
+pub use self::wire::Wire;
 use crate::cli::drain_request::HookRequest;
-use crate::control_socket::{ControlSocket, SocketFile};
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
 use crate::drain::{DrainStart, Outcome, OutcomeKind};
-use crate::envoy::transport::connect_unix;
-use crate::observe::log::{RateLimit, Record};
+use crate::observe::log::Record;
 use crate::observe::messages;
-use crate::os::clock::{self, Timestamp};
 use crate::os::supervisor;
-use crate::route::{Route, Status};
+use crate::route::Route;
 
-/// At least this long between the starts of two servers: each that ends leaves threads behind for
-/// 5 s. A probe that meets the end of one server and of the next still gets a response within a
-/// second.
-const MIN_START_INTERVAL: Duration = Duration::from_millis(500);
+/// The status of a wait that is not over (RFC 9110, section 15.3.3); no client gets it.
+pub const ACCEPTED: u16 = 202;
 
-/// A backlog that stays full this long is that of a server that is running.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(20);
+/// For how long a request may come from a wire that was dropped: as long as tiny_http's threads live.
+const LATE_REQUESTS: Duration = Duration::from_secs(5);
 
 pub struct Backend {
-    files: Arc<[SocketFile; 2]>,
-    control: ControlSocket,
-    /// Whether hooks find the control socket.
-    control_is_lost: bool,
-    lost_log: RateLimit,
-    /// For the first server; each later one binds its own.
-    listener: Option<UnixListener>,
-    started_at: Timestamp,
     trigger: DrainTrigger,
     observer: DrainObserver,
-    restart_signal: RestartSignal,
-    /// It may have been reading a request as it ended.
-    previous: Option<&'static Server>,
-}
-
-/// Tells the [`Backend`] that its server cannot be reached. `tiny_http` does not: its accept thread
-/// ends silently when it panics, for want of a thread or of a descriptor, and takes the listener
-/// along.
-#[derive(Clone, Default)]
-pub struct RestartSignal(Arc<Mutex<Option<&'static Server>>>);
-
-impl RestartSignal {
-    /// The server. It is never dropped, since that would remove the socket's file, and kept over a
-    /// panic, since its accept thread lives on.
-    fn server(&self) -> Option<&'static Server> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_server(&self, server: Option<&'static Server>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = server;
-    }
-
-    /// Has the server checked, and restarted if need be, after this error on the way to it.
-    pub fn request_restart(&self, error: ErrorKind) {
-        if means_no_listener(error)
-            && let Some(server) = self.server()
-        {
-            server.unblock();
-        }
-    }
-}
-
-fn means_no_listener(error: ErrorKind) -> bool {
-    matches!(error, ErrorKind::ConnectionRefused | ErrorKind::NotFound)
 }
 
 struct TextResponse {
@@ -92,159 +46,65 @@ fn stopping() -> TextResponse {
     plain(503, "the sidecar is stopping\n")
 }
 
-enum Handling {
-    Respond(TextResponse),
-    /// The response is what this returns once a drain has ended.
-    Wait(Box<dyn FnOnce() -> TextResponse + Send>),
-}
-
 impl Backend {
-    /// `files`: of the control socket, and of the backend's, at which `listener` is bound.
-    pub fn new(
-        listener: UnixListener,
-        files: Arc<[SocketFile; 2]>,
-        control: ControlSocket,
-        trigger: DrainTrigger,
-        observer: DrainObserver,
-    ) -> Self {
-        Self {
-            files,
-            control,
-            control_is_lost: false,
-            lost_log: RateLimit::default(),
-            listener: Some(listener),
-            started_at: Timestamp::ZERO,
-            trigger,
-            observer,
-            restart_signal: RestartSignal::default(),
-            previous: None,
-        }
+    pub fn new(trigger: DrainTrigger, observer: DrainObserver) -> Self {
+        Self { trigger, observer }
     }
 
-    pub fn restart_signal(&self) -> RestartSignal {
-        self.restart_signal.clone()
+    /// Serves on a new wire, until that is dropped. After a panic its wire has no use any more.
+    ///
+    /// # Errors
+    /// When descriptors or threads are lacking.
+    pub fn connect(self: &Arc<Self>) -> io::Result<Wire> {
+        let (wire, server) = Wire::open()?;
+        let backend = Arc::clone(self);
+        supervisor::spawn("backend", Box::new(move || backend.serve(server)))?;
+        Ok(wire)
     }
 
-    /// Serves until the process exits.
-    pub fn serve(&mut self) {
+    fn serve(&self, server: &Server) -> io::Result<()> {
         loop {
-            let server = match self.restart_signal.server().map_or_else(|| self.start(), Ok) {
-                Ok(server) => server,
-                Err(error) => {
-                    Record::error(messages::BACKEND_NOT_STARTED)
-                        .with("error", error.to_string())
-                        .emit();
-                    continue;
-                }
-            };
             match server.recv() {
-                Ok(request) => self.handle(request),
-                Err(error) => self.check(server, &error),
-            }
-            while let Some(request) = self.previous.and_then(|server| server.try_recv().ok()?) {
-                self.handle(request);
-            }
-        }
-    }
-
-    /// Checks whether the server still listens; if not, the next loop starts another.
-    fn check(&mut self, server: &'static Server, error: &io::Error) {
-        match connect_unix(&self.files[1].path, CONNECT_TIMEOUT) {
-            Err(error) if means_no_listener(error.kind()) => {}
-            _ => return,
-        }
-        Record::error(messages::BACKEND_ENDED).with("error", error.to_string()).emit();
-        self.previous = Some(server);
-        self.restart_signal.set_server(None);
-    }
-
-    fn start(&mut self) -> io::Result<&'static Server> {
-        thread::sleep(self.started_at + MIN_START_INTERVAL - clock::now());
-        self.started_at = clock::now();
-        let listener = match self.listener.take() {
-            Some(listener) => listener,
-            None => self.files[1].bind_again()?,
-        };
-        let server = Server::from_listener(listener, None).map_err(io::Error::other)?;
-        let server = Box::leak(Box::new(server));
-        self.restart_signal.set_server(Some(server));
-        Ok(server)
-    }
-
-    /// A probe comes every few seconds, so this needs no timer.
-    fn check_control_socket(&mut self) {
-        let file = &self.files[0];
-        let bound = self.control.bind_if_removed(file);
-        self.control_is_lost = bound.is_err();
-        let path = || file.path.display().to_string();
-        match bound {
-            Ok(false) => {}
-            Ok(true) => {
-                Record::warn(messages::CONTROL_SOCKET_REPLACED).with("path", path()).emit();
-            }
-            Err(error) => {
-                if let Some(times) = self.lost_log.happened(clock::now()) {
-                    Record::error(messages::CONTROL_SOCKET_LOST)
-                        .with("path", path())
-                        .with("error", error.to_string())
-                        .with("times", times)
-                        .emit();
+                Ok(request) => {
+                    let response = self.response(request.method().as_str(), request.url());
+                    // It fails when the wire has ended, which the frontend finds out itself.
+                    let _ = respond(request, response);
+                }
+                // Its listener has ended, as it does after the first connection.
+                Err(error) if error.raw_os_error().is_some() => {}
+                // The wire was dropped. What is still read from it would stay in the queue, with a
+                // descriptor.
+                Err(_) => {
+                    while !matches!(server.recv_timeout(LATE_REQUESTS), Ok(None)) {}
+                    return Ok(());
                 }
             }
         }
     }
 
-    fn handle(&mut self, request: tiny_http::Request) {
-        self.check_control_socket();
-        match self.handling(&request) {
-            // It fails if the client has disconnected, which is no concern of the backend.
-            Handling::Respond(response) => drop(respond(request, response)),
-            Handling::Wait(wait) => {
-                let waiter = move || respond(request, wait());
-                if let Err(error) = supervisor::spawn("waiter", Box::new(waiter)) {
-                    // The request went with the thread, which tiny_http responds to with a 500.
-                    Record::error(messages::NO_THREAD_FOR_WAITER)
-                        .with("error", error.to_string())
-                        .emit();
-                }
-            }
-        }
-    }
-
-    fn handling(&self, request: &tiny_http::Request) -> Handling {
+    fn response(&self, method: &str, target: &str) -> TextResponse {
         let observer = &self.observer;
-        Handling::Respond(match Route::parse(request.method().as_str(), request.url()) {
-            Ok(Route::EnvoyHooks) => {
-                let observer = observer.clone();
-                let wait = move || hook_response(&observer.wait_for_envoy_hooks(), envoy_hook_text);
-                return Handling::Wait(Box::new(wait));
+        match Route::parse(method, target) {
+            Ok(Route::Healthz) => {
+                observer.health().map_or_else(|why| plain(503, why), |()| plain(200, "OK"))
             }
-            Ok(Route::ExecHooks(drain)) => {
-                let observer = observer.clone();
-                let wait =
-                    move || hook_response(&observer.wait_for_exec_hooks(drain), exec_hook_text);
-                return Handling::Wait(Box::new(wait));
+            Ok(Route::Metrics) => TextResponse {
+                content_type: "text/plain; version=0.0.4",
+                ..plain(200, observer.snapshot().metrics())
+            },
+            Ok(hook @ (Route::EnvoyHook(_) | Route::ExecHook(_))) => {
+                hook_response(&hook, observer.wait_result(&hook))
             }
-            Ok(Route::Healthz) if self.control_is_lost => {
-                plain(503, "no hook finds the control socket\n")
-            }
-            Ok(Route::Healthz) if observer.is_worker_running() => plain(200, "OK"),
-            Ok(Route::Healthz) => plain(503, "the worker is down\n"),
             Ok(Route::StatusJson) => TextResponse {
                 content_type: "application/json",
                 ..plain(200, observer.snapshot().json())
             },
             Ok(Route::StatusLine) => plain(200, observer.snapshot().line()),
             Ok(Route::StatusPage) => plain(200, observer.snapshot().page()),
-            Ok(Route::Metrics) => TextResponse {
-                content_type: "text/plain; version=0.0.4",
-                ..plain(200, observer.snapshot().metrics())
-            },
             Ok(Route::Drain(query)) => self.start_drain(&query),
-            Err(Status::BadRequest) => plain(400, "drain= takes the number of a drain\n"),
-            Err(Status::NotFound) => plain(404, "not found\n"),
-            Err(_) => plain(405, "method not allowed\n"),
-        })
+            // The frontend sends none of these.
+            Err((_, status)) => plain(status.code().parse().unwrap_or(400), status.name()),
+        }
     }
 
     fn start_drain(&self, query: &str) -> TextResponse {
@@ -287,13 +147,16 @@ impl Backend {
     }
 }
 
-/// The response to a hook; `text` is what it reads of an outcome.
-fn hook_response(result: &WaitResult, text: fn(Outcome) -> String) -> TextResponse {
+/// The response to a hook.
+fn hook_response(hook: &Route, result: Option<WaitResult>) -> TextResponse {
     match result {
-        WaitResult::Ended(ended) => plain(200, text(ended.outcome)),
-        WaitResult::NoWaiter => plain(410, "no client waits any more\n"),
-        WaitResult::UnknownDrain => plain(410, "there is no such drain\n"),
-        WaitResult::Stopping => stopping(),
+        Some(WaitResult::Ended(ended)) if hook.is_envoy_hook() => {
+            plain(200, envoy_hook_text(ended.outcome))
+        }
+        Some(WaitResult::Ended(ended)) => plain(200, exec_hook_text(ended.outcome)),
+        Some(WaitResult::UnknownDrain) => plain(410, "there is no such drain\n"),
+        Some(WaitResult::Stopping) => stopping(),
+        None => plain(ACCEPTED, "the drain goes on\n"),
     }
 }
 

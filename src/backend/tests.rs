@@ -1,13 +1,15 @@
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
-
-use tempfile::TempDir;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::cli::options::{Options, Overrides};
-use crate::control_socket::{self, NextListener, Sockets};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getpeername, recv, send, socket,
+};
+
 use crate::coordinator::Coordinator;
 use crate::drain::{Ended, Outcome};
 use crate::envoy::admin::Admin;
@@ -25,55 +27,25 @@ impl Admin for UnreachableEnvoy {
     }
 }
 
-/// A backend that serves, and what it reports to.
+/// A backend with a wire to it, and what it reports to.
 struct Harness {
-    folder: TempDir,
+    backend: Arc<Backend>,
+    wire: Wire,
     coordinator: Coordinator,
-    restart_signal: RestartSignal,
 }
 
 impl Harness {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let Sockets { control, backend, files } =
-            control_socket::bind(&[folder.path().join("s")]).unwrap();
-        let control = ControlSocket::new(&control, NextListener::default()).unwrap();
         let coordinator = Coordinator::new(Options::default(), &Overrides::default(), false);
-        let (trigger, observer) = (coordinator.trigger(), coordinator.observer());
-        let mut backend = Backend::new(backend, Arc::new(files), control, trigger, observer);
-        let restart_signal = backend.restart_signal();
-        // This thread serves until the test process exits.
-        thread::spawn(move || backend.serve());
-        Self { folder, coordinator, restart_signal }
+        let backend = Arc::new(Backend::new(coordinator.trigger(), coordinator.observer()));
+        let wire = backend.connect().unwrap();
+        Self { backend, wire, coordinator }
     }
 
     /// The status, the content type and the body of the response.
     #[track_caller]
     fn request(&self, line: &str) -> (u16, String, String) {
-        let mut stream = UnixStream::connect(self.folder.path().join("s.server")).unwrap();
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        let head = "Host: x\r\nContent-Length: 0\r\nConnection: close";
-        write!(stream, "{line} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let content_type =
-            head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
-        (head[9..12].parse().unwrap(), content_type.to_owned(), body.to_owned())
-    }
-
-    /// Lets nothing listen any more, and waits until another server does.
-    #[track_caller]
-    fn replace_server(&self) {
-        let path = self.folder.path().join("s.server");
-        fs::remove_file(&path).unwrap();
-        let deadline = clock::now() + TEST_TIMEOUT;
-        while UnixStream::connect(&path).is_err() {
-            assert!(clock::now() < deadline, "no server in place of the one that ended");
-            // It is lost while there is none.
-            self.restart_signal.request_restart(ErrorKind::NotFound);
-            thread::sleep(Duration::from_millis(1));
-        }
+        request(&self.wire, line)
     }
 
     #[track_caller]
@@ -83,59 +55,101 @@ impl Harness {
     }
 }
 
-#[test]
-fn a_server_is_replaced_if_nothing_listens_and_only_then() {
-    let harness = Harness::new();
-    let path = harness.folder.path().join("s.server");
-    let inode = || fs::metadata(&path).map(|file| file.ino()).ok();
-    harness.request("GET /healthz");
-    let first = inode();
-    harness.restart_signal.request_restart(ErrorKind::NotFound);
-    // It handles this request only after it has checked.
-    harness.request("GET /healthz");
-    assert_eq!(inode(), first, "the server listened, so it must not be replaced");
-    fs::remove_file(&path).unwrap();
-    harness.restart_signal.request_restart(ErrorKind::TimedOut);
-    harness.restart_signal.request_restart(ErrorKind::NotFound);
-    let deadline = clock::now() + TEST_TIMEOUT;
-    while UnixStream::connect(&path).is_err() {
-        assert!(clock::now() < deadline, "no server was started in place of the one that ended");
-        thread::sleep(Duration::from_millis(1));
+/// The response on a wire, which has to be whole within the length that it states.
+#[track_caller]
+fn request(wire: &Wire, line: &str) -> (u16, String, String) {
+    let fd = wire.stream.as_raw_fd();
+    let text = format!("{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    send(fd, text.as_bytes(), MsgFlags::MSG_NOSIGNAL).unwrap();
+    let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let mut fds = [PollFd::new(wire.stream.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, PollTimeout::try_from(TEST_TIMEOUT).unwrap()).unwrap();
+        let text = String::from_utf8_lossy(&received).into_owned();
+        assert_eq!(ready, 1, "no whole response to {line} within {TEST_TIMEOUT:?}: {text:?}");
+        let length = recv(fd, &mut buffer, MsgFlags::empty()).unwrap();
+        assert!(length > 0, "the wire has ended in the response to {line}: {text:?}");
+        received.extend_from_slice(&buffer[..length]);
+        let text = String::from_utf8_lossy(&received).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let field = |name: &str| {
+            let field = head.lines().find_map(|line| line.strip_prefix(name));
+            field.unwrap_or_else(|| panic!("no {name} in {head}")).to_owned()
+        };
+        let stated: usize = field("Content-Length: ").parse().unwrap();
+        assert!(body.len() <= stated, "more than the response to {line}: {text:?}");
+        if body.len() == stated {
+            return (head[9..12].parse().unwrap(), field("Content-Type: "), body.to_owned());
+        }
     }
-    let (status, _, body) = harness.request("GET /healthz");
-    assert_eq!((status, body.as_str()), (503, "the worker is down\n"));
 }
 
 #[test]
-fn a_request_that_the_server_before_was_reading_is_handled() {
+fn a_wire_serves_many_requests_and_no_other_process_can_connect() {
     let harness = Harness::new();
-    let mut early = UnixStream::connect(harness.folder.path().join("s.server")).unwrap();
-    early.write_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n").unwrap();
-    harness.replace_server();
-    early.write_all(b"Connection: close\r\n\r\n").unwrap();
-    early.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-    let deadline = clock::now() + TEST_TIMEOUT;
-    let mut first = [0; 13];
-    // It is handled behind a request to the new server.
-    while early.read_exact(&mut first).is_err() {
-        assert!(
-            clock::now() < deadline,
-            "the server before is forgotten, with what it was reading"
-        );
-        harness.request("GET /healthz");
+    for _ in 0..100 {
+        assert_eq!(harness.request("GET /healthz").0, 503);
     }
-    assert_eq!(first, *b"HTTP/1.1 404 ");
+    let peer = getpeername::<UnixAddr>(harness.wire.stream.as_raw_fd()).unwrap();
+    let flags = SockFlag::SOCK_NONBLOCK;
+    let other = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    assert!(peer.as_abstract().is_some(), "its socket has a file: {peer}");
+    let refused = connect(other.as_raw_fd(), &peer);
+    assert_eq!(refused, Err(Errno::ECONNREFUSED), "another client reaches tiny_http at {peer}");
+    assert_eq!(harness.request("GET /healthz").0, 503);
 }
 
 #[test]
-fn servers_that_end_again_and_again_start_a_pause_apart() {
-    let start = clock::now();
+fn what_serves_a_wire_ends_with_it() {
+    let mut harness = Harness::new();
+    harness.wire = harness.backend.connect().unwrap();
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    // The harness has one, and each thread that serves a wire.
+    while Arc::strong_count(&harness.backend) > 2 {
+        assert!(Instant::now() < deadline, "the thread of the wire before does not end");
+        thread::yield_now();
+    }
+    assert_eq!(harness.request("GET /healthz").0, 503, "on the next wire");
+}
+
+#[test]
+fn what_comes_late_from_a_wire_that_was_dropped_does_not_stay_in_the_queue() {
     let harness = Harness::new();
-    harness.replace_server();
-    harness.replace_server();
-    let took = clock::now() - start;
-    let least = 2 * MIN_START_INTERVAL;
-    assert!(took >= least, "three servers started within {took:?}; each leaves threads for 5 s");
+    let stream = harness.wire.stream.try_clone().unwrap();
+    let Harness { wire, coordinator, backend } = harness;
+    drop(wire);
+    let late = Wire::from(stream);
+    // Answered by tiny_http itself, as everything that is dropped: no drain starts.
+    let text = b"POST /drain HTTP/1.1\r\nContent-Length: 0\r\n\r\n";
+    send(late.stream.as_raw_fd(), text, MsgFlags::MSG_NOSIGNAL).unwrap();
+    let mut fds = [PollFd::new(late.stream.as_fd(), PollFlags::POLLIN)];
+    let ready = poll(&mut fds, PollTimeout::try_from(TEST_TIMEOUT).unwrap());
+    assert_eq!(ready, Ok(1), "it stays, with a descriptor");
+    assert_eq!(coordinator.observer().snapshot().drain, 0, "a drain for which no hook waits");
+    drop(backend);
+}
+
+#[test]
+fn a_panic_ends_the_thread_and_responds_with_500() {
+    let (wire, server) = Wire::open().unwrap();
+    let thread = supervisor::spawn(
+        "test",
+        Box::new(|| {
+            loop {
+                if let Ok(_request) = server.recv() {
+                    panic!("as a bug would");
+                }
+            }
+        }),
+    );
+    send(wire.stream.as_raw_fd(), b"GET /healthz HTTP/1.1\r\n\r\n", MsgFlags::MSG_NOSIGNAL)
+        .unwrap();
+    let mut fds = [PollFd::new(wire.stream.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::try_from(TEST_TIMEOUT).unwrap()), Ok(1), "no response");
+    let mut start = [0; 13];
+    recv(wire.stream.as_raw_fd(), &mut start, MsgFlags::MSG_PEEK).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 500 ");
+    assert!(thread.unwrap().join().is_err(), "it panicked");
 }
 
 #[test]
@@ -151,22 +165,27 @@ fn every_route_has_its_response() {
         assert_eq!((status, found.as_str()), (200, content_type), "{line}");
         assert!(body.starts_with(start), "{line}: {body}");
     }
-    harness.assert_plain("GET /nowhere", 404, "not found\n");
-    harness.assert_plain("GET /drain", 405, "method not allowed\n");
-    harness.assert_plain("GET /shutdown?drain=0", 400, "drain= takes the number of a drain\n");
+    // The frontend lets none of these through.
+    harness.assert_plain("GET /nowhere", 404, "404 Not Found");
+    harness.assert_plain("GET /drain", 405, "405 Method Not Allowed");
+    harness.assert_plain("GET /shutdown?drain=0", 400, "400 Bad Request");
 }
 
 #[test]
-fn the_sidecar_is_healthy_while_its_worker_runs() {
+fn the_sidecar_is_healthy_while_its_worker_runs_and_hooks_find_it() {
     let harness = Harness::new();
     harness.assert_plain("GET /healthz", 503, "the worker is down\n");
     let worker = harness.coordinator.clone();
     let worker = thread::spawn(move || worker.work(&mut UnreachableEnvoy));
     let observer = harness.coordinator.observer();
-    while !observer.is_worker_running() {
+    while observer.health().is_err() {
         assert!(!worker.is_finished(), "the worker ended before it was stopped");
         thread::yield_now();
     }
+    harness.assert_plain("GET /healthz", 200, "OK");
+    harness.coordinator.tracker().set_control_socket_lost(true);
+    harness.assert_plain("GET /healthz", 503, "no hook finds the control socket\n");
+    harness.coordinator.tracker().set_control_socket_lost(false);
     harness.assert_plain("GET /healthz", 200, "OK");
     harness.coordinator.stop();
     worker.join().unwrap();
@@ -198,10 +217,12 @@ fn a_hook_that_means_another_envoy_is_refused() {
 }
 
 #[test]
-fn a_wait_for_nothing_ends_at_once() {
+fn a_wait_that_is_not_over_is_accepted_and_one_for_no_drain_is_gone() {
     let harness = Harness::new();
-    harness.assert_plain("GET /shutdown?waiters", 410, "no client waits any more\n");
+    harness.assert_plain("GET /shutdown?awaited=1", ACCEPTED, "the drain goes on\n");
     harness.assert_plain("GET /shutdown?drain=1", 410, "there is no such drain\n");
+    harness.assert_plain("POST /drain", 200, "started 1\n");
+    harness.assert_plain("GET /shutdown?drain=1", ACCEPTED, "the drain goes on\n");
 }
 
 #[test]
@@ -214,16 +235,13 @@ fn envoys_hook_gets_ok_or_the_explanation_and_the_exec_hook_the_outcome_and_the_
     ] {
         let ended =
             Ended { number: 1, outcome, threshold: 0, envoy_hook: true, took: Duration::ZERO };
-        let result = WaitResult::Ended(ended);
-        let (envoy_hook, exec_hook) =
-            (hook_response(&result, envoy_hook_text), hook_response(&result, exec_hook_text));
-        assert_eq!((envoy_hook.status, envoy_hook.body), (200, to_envoy_hook));
-        assert_eq!((exec_hook.status, exec_hook.body), (200, to_exec_hook));
+        for (hook, text) in
+            [(Route::EnvoyHook(1), to_envoy_hook), (Route::ExecHook(1), to_exec_hook)]
+        {
+            let response = hook_response(&hook, Some(WaitResult::Ended(ended.clone())));
+            assert_eq!((response.status, response.body), (200, text), "{hook:?}");
+        }
     }
-    let stopping = WaitResult::Stopping;
-    for response in
-        [hook_response(&stopping, envoy_hook_text), hook_response(&stopping, exec_hook_text)]
-    {
-        assert_eq!((response.status, response.body.as_str()), (503, "the sidecar is stopping\n"));
-    }
+    let response = hook_response(&Route::EnvoyHook(1), Some(WaitResult::Stopping));
+    assert_eq!((response.status, response.body.as_str()), (503, "the sidecar is stopping\n"));
 }

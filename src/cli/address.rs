@@ -7,10 +7,6 @@ use std::path::PathBuf;
 /// The longest path that fits into a Unix socket's address (`sun_path`, with its final NUL).
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// The longest path of the control socket: the backend's socket is beside it, with `.server` after
-/// its name.
-pub const MAX_CONTROL_SOCKET_PATH: usize = 100;
-
 /// The address of Envoy's admin interface, as `--admin-address` takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminAddress {
@@ -101,17 +97,6 @@ pub fn socket_path(path: &str) -> Result<PathBuf, &'static str> {
         1..=MAX_SOCKET_PATH if path.contains('\0') => Err("a path with a NUL in it"),
         1..=MAX_SOCKET_PATH => Ok(PathBuf::from(path)),
         _ => Err("a path longer than the 107 bytes that a Unix socket's address holds"),
-    }
-}
-
-/// Checks that a path can be the control socket's.
-///
-/// # Errors
-/// A clause that fits behind "is", when it cannot.
-pub fn control_socket_path(path: &str) -> Result<PathBuf, &'static str> {
-    match path.len() {
-        ..=MAX_CONTROL_SOCKET_PATH => socket_path(path),
-        _ => Err("a path longer than the 100 bytes that leave room for the backend's socket"),
     }
 }
 
@@ -253,10 +238,5 @@ mod tests {
         assert!(AdminAddress::parse(&longest_name).is_ok());
         let error = AdminAddress::parse(&format!("{longest_name}a"));
         assert!(error.as_ref().is_err_and(|error| error.contains("107 bytes")), "{error:?}");
-        let longest = &longest[..MAX_CONTROL_SOCKET_PATH];
-        assert_eq!((longest.len(), control_socket_path(longest)), (100, Ok(longest.into())));
-        let error = control_socket_path(&format!("{longest}a")).unwrap_err();
-        assert!(error.contains("100 bytes"), "{error}");
-        assert!(control_socket_path("").unwrap_err().contains("an empty path"));
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser};
 
-use self::address::{ServeAt, control_socket_path};
+use self::address::{ServeAt, socket_path};
 use self::flags::{ArgsOption, Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
 use self::help::{help, overview};
 use self::nearest::nearest;
@@ -134,7 +134,7 @@ impl Args {
             ArgsOption::ReadyTimeout => {
                 self.ready_timeout = Some(at_least(MIN_TIMEOUT, text, "shorter than 1s")?);
             }
-            ArgsOption::ControlSocket => self.control_socket = Some(control_socket_path(text)?),
+            ArgsOption::ControlSocket => self.control_socket = Some(socket_path(text)?),
             ArgsOption::NoRestore => self.no_restore = true,
             ArgsOption::LogFormat => {
                 self.log_format = LogFormat::from_name(text).ok_or("neither text nor json")?;

@@ -224,10 +224,10 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
     assert_eq!(error, "--exclude: the value is not UTF-8");
     let path = |length: usize| format!("--control-socket=/{}", "a".repeat(length - 1));
     for command in Subcommand::ALL.map(Subcommand::name) {
-        assert!(parse_line(&format!("{command} {}", path(100))).is_ok());
-        let error = error_of(parse_line(&format!("{command} {}", path(101))));
+        assert!(parse_line(&format!("{command} {}", path(107))).is_ok());
+        let error = error_of(parse_line(&format!("{command} {}", path(108))));
         assert!(error.starts_with("--control-socket: \"/aaa"), "{error}");
-        assert!(error.contains("is a path longer than the 100 bytes"), "{error}");
+        assert!(error.contains("is a path longer than the 107 bytes"), "{error}");
     }
 }
 

@@ -1,11 +1,11 @@
-//! Shares the drain's state between the worker, the listeners and the signals. One worker performs
-//! what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can only
-//! observe and wait, a [`WaiterTracker`] only says who waits, and counts responses.
+//! Shares the drain's state between the worker, the frontend, the backend and the signals. One worker
+//! performs what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can
+//! only observe, a [`WaiterTracker`] says who waits and learns when they are to be answered.
 
 mod ready_file;
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use self::ready_file::remove as remove_ready_file;
@@ -21,9 +21,11 @@ use crate::observe::log::Record;
 use crate::observe::status::Snapshot;
 use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
-use crate::route::{PublicRoute, Status};
+use crate::os::waker::Waker;
+use crate::route::{PublicRoute, Route, Status};
 
-/// An exec hook is answered once no Envoy hook waits, and at the latest after this.
+/// An exec hook is answered once no Envoy hook waits, and at the latest after this: the kubelet stops the
+/// sidecar when its hook returns.
 const HOOK_ANSWER_DELAY: Duration = Duration::from_secs(1);
 
 /// An exec hook that has started a drain comes to wait within milliseconds, or was no hook.
@@ -40,11 +42,11 @@ pub struct Coordinator(Arc<Shared>);
 #[derive(Clone, Debug)]
 pub struct DrainTrigger(Arc<Shared>);
 
-/// The right to observe and to wait.
+/// The right to observe.
 #[derive(Clone, Debug)]
 pub struct DrainObserver(Arc<Shared>);
 
-/// The right to say who waits, and to count responses, at the public port and the control socket.
+/// The frontend's right: to say who waits, to learn when a wait is over, and to count responses.
 #[derive(Clone, Debug)]
 pub struct WaiterTracker(Arc<Shared>);
 
@@ -62,8 +64,8 @@ enum Waiter {
     ExecHook,
 }
 
-/// Why waiting threads are notified. Each is a place where a lost notification would leave a thread
-/// waiting for ever, which the model tries (`coordinator::model`).
+/// Why waiting threads, and the frontend, are notified. Each is a place where a lost notification would
+/// leave one waiting for ever, which the model tries (`coordinator::model`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     WorkerStepped,
@@ -78,6 +80,8 @@ enum Change {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Wakes the frontend, which sleeps in poll(2).
+    waker: OnceLock<Waker>,
 }
 
 #[derive(Debug)]
@@ -94,6 +98,10 @@ struct State {
     /// latest of them was here.
     hooks_expected: usize,
     hook_expected_at: Timestamp,
+    /// When the latest drain ended.
+    ended_at: Timestamp,
+    /// Whether no hook finds the sidecar: its control socket was removed and cannot be bound again.
+    control_socket_lost: bool,
     /// A ready file of an earlier drain, for the worker to remove: no file is touched under the
     /// lock, since a volume that hangs would then fail the liveness probe.
     stale_ready_file: Option<PathBuf>,
@@ -104,14 +112,12 @@ struct State {
     logging: bool,
 }
 
-/// What a wait returns.
+/// How the wait for a drain ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult {
     Ended(Ended),
     /// The sidecar stops, and no drain is in progress.
     Stopping,
-    /// No client waits for it any more.
-    NoWaiter,
     /// There was no drain of that number in this run of the sidecar.
     UnknownDrain,
 }
@@ -139,12 +145,21 @@ impl Coordinator {
             exec_hooks: 0,
             hooks_expected: 0,
             hook_expected_at: Timestamp::ZERO,
+            ended_at: Timestamp::ZERO,
+            control_socket_lost: false,
             stale_ready_file: None,
             step_due: false,
             worker_running: false,
             logging: false,
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        Self(Arc::new(Shared { state, changed, waker: OnceLock::new() }))
+    }
+
+    /// Has the frontend woken by each change from now on. There is one frontend; the waker of a second
+    /// is not used.
+    pub fn set_waker(&self, waker: Waker) {
+        let _ = self.0.waker.set(waker);
     }
 
     pub fn trigger(&self) -> DrainTrigger {
@@ -288,61 +303,35 @@ impl DrainObserver {
         }
     }
 
-    pub fn is_worker_running(&self) -> bool {
-        self.0.lock().worker_running
-    }
-
-    /// Waits on behalf of all who wait as Envoy's hook does, for the end of the drain that is in
-    /// progress or comes next.
-    pub fn wait_for_envoy_hooks(&self) -> WaitResult {
-        let mut state = self.0.lock();
-        let awaited = state.machine.awaited_drain();
-        loop {
-            if let Some(ended) = state.machine.answer_to(awaited) {
-                return WaitResult::Ended(ended.clone());
-            }
-            if state.machine.is_over() {
-                return WaitResult::Stopping;
-            }
-            if state.envoy_hooks == 0 {
-                return WaitResult::NoWaiter;
-            }
-            state = self.0.wait(state, None);
+    /// # Errors
+    /// A sentence, when no drain would go on or start.
+    pub fn health(&self) -> Result<(), &'static str> {
+        let state = self.0.lock();
+        match state.worker_running {
+            _ if state.control_socket_lost => Err("no hook finds the control socket\n"),
+            false => Err("the worker is down\n"),
+            true => Ok(()),
         }
     }
 
-    /// Waits on behalf of exec hooks, for the end of the drain of this number and until Envoy's
-    /// hooks have been answered, since the kubelet stops the sidecar when its hook returns.
-    pub fn wait_for_exec_hooks(&self, number: u64) -> WaitResult {
-        let mut state = self.0.lock();
-        let result = loop {
-            if let Some(ended) = state.machine.end_of(number) {
-                break WaitResult::Ended(ended.clone());
-            }
-            if number > state.machine.number() {
-                return WaitResult::UnknownDrain;
-            }
-            state = self.0.wait(state, None);
-        };
-        let deadline = clock::now() + HOOK_ANSWER_DELAY;
-        while state.envoy_hooks > 0 && clock::now() < deadline {
-            state = self.0.wait(state, Some(deadline));
-        }
-        result
+    /// How the wait of a hook ends, once it does.
+    pub fn wait_result(&self, hook: &Route) -> Option<WaitResult> {
+        self.0.lock().wait_result(hook)
     }
 }
 
 impl WaiterTracker {
-    /// A complete request of Envoy's hook has come, and waits.
-    pub fn envoy_hook(&self) -> WaiterGuard {
+    /// A complete request of Envoy's hook has come, and waits for the drain of this number.
+    pub fn envoy_hook(&self) -> (WaiterGuard, u64) {
         let mut state = self.0.lock();
+        let awaited = state.machine.awaited_drain();
         state.envoy_hooks += 1;
         // Do not notify for every arrival: network clients could cause a wake-up storm.
         if state.machine.waiter_arrived(clock::now()) {
             state.step_due = true;
             self.0.notify(Change::EnvoyHookArrived);
         }
-        WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::EnvoyHook }
+        (WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::EnvoyHook }, awaited)
     }
 
     /// An exec hook has come to wait for the end of its drain.
@@ -351,6 +340,20 @@ impl WaiterTracker {
         state.exec_hooks += 1;
         state.hooks_expected = state.hooks_expected.saturating_sub(1);
         WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::ExecHook }
+    }
+
+    /// From when on a hook is to be answered: its drain has ended, which is logged, or none will come.
+    pub fn answer_due(&self, hook: &Route) -> Option<Timestamp> {
+        let state = self.0.lock();
+        let others_wait = !hook.is_envoy_hook() && state.envoy_hooks > 0;
+        state.wait_result(hook).map(|result| match result {
+            WaitResult::Ended(_) if others_wait => state.ended_at + HOOK_ANSWER_DELAY,
+            _ => Timestamp::ZERO,
+        })
+    }
+
+    pub fn set_control_socket_lost(&self, lost: bool) {
+        self.0.lock().control_socket_lost = lost;
     }
 
     /// When the drain in progress started.
@@ -423,6 +426,9 @@ impl Shared {
     #[cfg(not(all(test, loom)))]
     fn notify(&self, _: Change) {
         self.changed.notify_all();
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
     }
 
     #[cfg(all(test, loom))]
@@ -437,6 +443,9 @@ impl Shared {
         state.step_due = false;
         let now = clock::now();
         let Step { action, events } = state.machine.step(event, now);
+        if *event == Event::Finished {
+            state.ended_at = now;
+        }
         for event in &events {
             state.counters.record(event);
             match event {
@@ -463,6 +472,24 @@ impl Shared {
 }
 
 impl State {
+    fn wait_result(&self, hook: &Route) -> Option<WaitResult> {
+        let ended = match hook {
+            Route::EnvoyHook(awaited) => self.machine.answer_to(*awaited),
+            Route::ExecHook(number) if *number > self.machine.number() => {
+                return Some(WaitResult::UnknownDrain);
+            }
+            Route::ExecHook(number) => self.machine.end_of(*number),
+            _ => None,
+        };
+        match ended {
+            // The end is logged before a waiter learns it.
+            Some(_) if self.logging => None,
+            Some(ended) => Some(WaitResult::Ended(ended.clone())),
+            None if hook.is_envoy_hook() && self.machine.is_over() => Some(WaitResult::Stopping),
+            None => None,
+        }
+    }
+
     fn drain_started(&mut self) {
         self.counters.error = None;
         // One that may end as the one before has keeps its file until it does not.
@@ -522,7 +549,7 @@ impl Drop for RunningWorker<'_> {
 #[cfg(loom)]
 mod model;
 #[cfg(test)]
-mod replies;
+pub(crate) mod replies;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;

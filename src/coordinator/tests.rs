@@ -1,9 +1,12 @@
+use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 
-use super::replies::reply;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::replies::{reply, wait};
 use super::*;
 use crate::cli::options::{DrainOption, Overrides};
 use crate::drain::Outcome;
@@ -64,30 +67,30 @@ fn request(options: &[(DrainOption, &str)]) -> DrainRequest {
     DrainRequest { overrides, expires: None }
 }
 
-fn result_of(wait: impl FnOnce() -> WaitResult + Send + 'static) -> mpsc::Receiver<WaitResult> {
-    let (sender, receiver) = mpsc::channel();
-    // A test that has seen enough has dropped the other end.
-    thread::spawn(move || sender.send(wait()).unwrap_or_default());
+/// A client that waits, until it has left with this.
+fn waits(
+    coordinator: &Coordinator,
+    waiting: WaiterGuard,
+    hook: Route,
+) -> mpsc::Receiver<WaitResult> {
+    let (coordinator, (sender, receiver)) = (coordinator.clone(), mpsc::channel());
+    thread::spawn(move || {
+        let result = wait(&coordinator, &hook);
+        drop(waiting);
+        // A test that has seen enough has dropped the other end.
+        sender.send(result).unwrap_or_default();
+    });
     receiver
 }
 
 /// A client that waits on `/shutdown` for the end.
 fn waiter(coordinator: &Coordinator) -> mpsc::Receiver<WaitResult> {
-    let (watch, waiting) = (coordinator.observer(), coordinator.tracker().envoy_hook());
-    result_of(move || {
-        let result = watch.wait_for_envoy_hooks();
-        drop(waiting);
-        result
-    })
+    let (waiting, awaited) = coordinator.tracker().envoy_hook();
+    waits(coordinator, waiting, Route::EnvoyHook(awaited))
 }
 
 fn hook(coordinator: &Coordinator) -> mpsc::Receiver<WaitResult> {
-    let (watch, waiting) = (coordinator.observer(), coordinator.tracker().exec_hook());
-    result_of(move || {
-        let result = watch.wait_for_exec_hooks(1);
-        drop(waiting);
-        result
-    })
+    waits(coordinator, coordinator.tracker().exec_hook(), Route::ExecHook(1))
 }
 
 fn outcome(result: &WaitResult) -> Outcome {
@@ -126,35 +129,55 @@ fn every_waiter_learns_the_end() {
 }
 
 #[test]
-fn an_exec_hook_is_answered_after_envoys_hooks() {
+fn a_hook_is_answered_when_its_drain_has_ended_and_that_is_logged() {
     let (coordinator, _calls) = at_work(0);
-    let waiting = coordinator.tracker().envoy_hook();
+    let (tracker, observer) = (coordinator.tracker(), coordinator.observer());
+    let (waiting, awaited) = tracker.envoy_hook();
+    assert_eq!(awaited, 1, "the drain that comes next");
+    let hooks = [Route::EnvoyHook(awaited), Route::ExecHook(1)];
+    assert_eq!(tracker.answer_due(&hooks[0]), None, "no drain has started");
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
-    let hook = hook(&coordinator);
-    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
-    assert_eq!(hook.recv_timeout(HOOK_ANSWER_DELAY / 10), Err(RecvTimeoutError::Timeout));
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended && !state.logging);
+    for hook in &hooks {
+        coordinator.0.lock().logging = true;
+        assert_eq!(observer.wait_result(hook), None, "{hook:?} learns what is not logged");
+        coordinator.0.lock().logging = false;
+        assert!(observer.wait_result(hook).is_some(), "{hook:?} waits on");
+    }
+    assert_eq!(observer.wait_result(&Route::EnvoyHook(2)), observer.wait_result(&hooks[1]));
+    let now = clock::now();
+    let [of_envoy, of_exec] = hooks.each_ref().map(|hook| tracker.answer_due(hook).unwrap());
+    assert!(of_envoy <= now, "Envoy's hook waits for another");
+    assert!(
+        of_exec > now && of_exec <= now + HOOK_ANSWER_DELAY,
+        "the exec hook does not wait for Envoy's"
+    );
     drop(waiting);
-    assert!(hook.recv_timeout(PATIENCE).is_ok());
+    let now = clock::now();
+    assert!(tracker.answer_due(&hooks[1]) <= Some(now), "no other hook waits any more");
+    assert_eq!(observer.wait_result(&Route::ExecHook(2)), Some(WaitResult::UnknownDrain));
 }
 
 #[test]
-fn a_waiter_that_is_never_answered_does_not_keep_the_exec_hook() {
+fn each_change_wakes_the_frontend() {
     let (coordinator, _calls) = at_work(0);
-    let _waiting = coordinator.tracker().envoy_hook();
+    let waker = Waker::new().unwrap();
+    coordinator.set_waker(waker.clone());
+    // Until poll(2) says that it is readable, which a lost wake would never be.
+    let woken = || {
+        let mut fds = [PollFd::new(waker.as_fd(), PollFlags::POLLIN)];
+        let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
+        assert_eq!(ready, 1, "the frontend sleeps on");
+        waker.clear();
+    };
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
-    assert!(hook(&coordinator).recv_timeout(PATIENCE).is_ok());
-}
-
-#[test]
-fn a_wait_on_behalf_of_envoys_hooks_ends_with_the_last_of_them() {
-    let coordinator = coordinator();
-    let (first, second) = (coordinator.tracker().envoy_hook(), coordinator.tracker().envoy_hook());
-    let watch = coordinator.observer();
-    let waits = result_of(move || watch.wait_for_envoy_hooks());
-    drop(first);
-    assert_eq!(waits.recv_timeout(HOOK_ANSWER_DELAY / 10), Err(RecvTimeoutError::Timeout));
-    drop(second);
-    assert_eq!(waits.recv_timeout(PATIENCE), Ok(WaitResult::NoWaiter));
+    while coordinator.tracker().answer_due(&Route::ExecHook(1)).is_none() {
+        woken();
+    }
+    drop(coordinator.tracker().envoy_hook());
+    woken();
+    coordinator.stop();
+    woken();
 }
 
 #[test]
@@ -244,7 +267,7 @@ fn a_stopped_coordinator_is_over_only_when_what_has_happened_is_logged() {
     coordinator.wait_until_over();
     coordinator.0.lock().logging = true;
     let over = over_in_time(&coordinator);
-    let early = over.recv_timeout(HOOK_ANSWER_DELAY / 10);
+    let early = over.recv_timeout(Duration::from_millis(100));
     assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last record");
     coordinator.0.lock().logging = false;
     coordinator.0.notify(Change::WorkerStepped);
@@ -394,7 +417,7 @@ fn a_worker_that_panics_goes_on_where_it_was() {
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
     let panicked = catch_unwind(AssertUnwindSafe(|| coordinator.work(&mut script)));
     assert!(panicked.is_err());
-    assert!(!coordinator.observer().is_worker_running());
+    assert_eq!(coordinator.observer().health(), Err("the worker is down\n"));
     coordinator.stop();
     coordinator.work(&mut script);
     let last = coordinator.observer().snapshot().last.unwrap();
@@ -415,7 +438,7 @@ fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
         let result = waits.recv_timeout(PATIENCE).unwrap();
         assert_eq!(outcome(&result), Outcome::drained(0));
     }
-    assert!(coordinator.observer().is_worker_running());
+    assert_eq!(coordinator.observer().health(), Ok(()));
     coordinator.stop();
     thread.join().unwrap().unwrap();
 }

@@ -4,10 +4,10 @@ use std::io;
 
 use super::admission::{self, ConnectionId, Entry};
 use super::connection::{Connection, ConnectionState};
+use super::listen::ListenerId;
 use super::{Frontend, RETRY_DELAY, find};
 use crate::observe::{log::Record, messages};
 use crate::os::clock::Timestamp;
-use crate::route::Hold;
 
 /// Accepted per round before held connections are served.
 const MAX_ACCEPTED: u64 = 64;
@@ -18,40 +18,49 @@ const MAX_UNFINISHED: usize = 128 * 1024;
 const MAX_LINGERING: usize = 64;
 
 impl Frontend {
-    /// Accepts new connections, and evicts others for them.
-    pub(super) fn accept(&mut self, now: Timestamp) {
+    /// Accepts new connections, and evicts others of the same listener for them.
+    pub(super) fn accept(&mut self, listener: ListenerId, now: Timestamp) {
         let end = self.last_id.0 + MAX_ACCEPTED;
         let mut more = true;
         while more && self.last_id.0 < end {
             let last = self.last_id;
-            let count = self.acceptable().min(end - last.0);
-            more = count > 0 && self.accept_batch(count, now);
-            self.evict(last, now);
+            let count = self.acceptable(listener).min(end - last.0);
+            more = count > 0 && self.accept_batch(listener, count, now);
+            self.evict(listener, last, now);
         }
     }
 
-    pub(super) fn acceptable(&self) -> u64 {
-        let awaited = || self.connections.iter().filter_map(Connection::awaited);
-        let brief = awaited().any(|target| target.hold == Hold::None);
-        let held = self.connections.len();
-        let evictable = held - awaited().count();
-        admission::acceptable(held, evictable, brief, self.limits.max_connections) as u64
+    pub(super) fn acceptable(&self, listener: ListenerId) -> u64 {
+        let brief = self.held(listener).any(Connection::waits_briefly);
+        let held = self.held(listener).count();
+        let evictable = self.held(listener).filter(|c| c.awaited().is_none()).count();
+        let max = self.endpoint(listener).limits.max_connections;
+        admission::acceptable(held, evictable, brief, max) as u64
+    }
+
+    /// The connections of a listener, oldest first.
+    pub(super) fn held(
+        &self,
+        listener: ListenerId,
+    ) -> impl DoubleEndedIterator<Item = &Connection> {
+        self.connections.iter().filter(move |connection| connection.listener == listener)
     }
 
     /// Accepts up to `count` connections; returns whether there may be more.
-    fn accept_batch(&mut self, count: u64, now: Timestamp) -> bool {
+    fn accept_batch(&mut self, id: ListenerId, count: u64, now: Timestamp) -> bool {
         for _ in 0..count {
-            let (socket, source) = match self.listener.accept() {
+            let endpoint = self.endpoint_mut(id);
+            let (socket, source) = match endpoint.listener.accept() {
                 Ok(accepted) => accepted,
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return false,
                     // The client's own doing.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
                     _ => {
-                        self.accept_after = now + RETRY_DELAY;
-                        if let Some(times) = self.logs.accept.happened(now) {
+                        endpoint.accept_after = now + RETRY_DELAY;
+                        if let Some(times) = endpoint.accept_log.happened(now) {
                             Record::warn(messages::ACCEPT_FAILED)
-                                .with("listener", self.listener.name())
+                                .with("listener", id.name())
                                 .with("error", error.to_string())
                                 .with("times", times)
                                 .emit();
@@ -61,20 +70,24 @@ impl Frontend {
                 },
             };
             self.last_id.0 += 1;
-            let id = self.last_id;
-            self.connections.push(Connection::new(socket, source, id, now));
+            let new = Connection::new(socket, id, source, self.last_id, now);
+            self.connections.push(new);
             // Most clients have sent their request by now.
-            self.on_connection_ready(id, now);
+            self.on_connection_ready(self.last_id, now);
         }
         true
     }
 
     /// Closes connections until the rest fits; those accepted after `last` come last.
-    fn evict(&mut self, last: ConnectionId, now: Timestamp) {
-        while self.connections.len() > self.limits.max_connections {
-            let excess = self.connections.len() - self.limits.max_connections;
+    fn evict(&mut self, listener: ListenerId, last: ConnectionId, now: Timestamp) {
+        let max = self.endpoint(listener).limits.max_connections;
+        loop {
+            let excess = self.held(listener).count().saturating_sub(max);
+            if excess == 0 {
+                return;
+            }
             let entry = |c: &Connection| Entry { id: c.id, source: c.source, rank: c.rank(now) };
-            let entries = self.connections.iter().map(entry).collect();
+            let entries = self.held(listener).map(entry).collect();
             let (candidates, mut left) = admission::next_evictions(entries, last, excess);
             if left == 0 {
                 return;
@@ -89,7 +102,7 @@ impl Frontend {
                     && connection.rank(now) <= rank
                 {
                     connection.state = ConnectionState::Closed;
-                    self.log_rejected_connection(now);
+                    self.log_rejected_connection(listener, now);
                     left -= 1;
                 }
             }
@@ -101,22 +114,20 @@ impl Frontend {
         self.connections.retain(|c| !matches!(c.state, ConnectionState::Closed));
     }
 
-    /// Keeps incomplete request heads within their bound.
-    pub(super) fn bound_unfinished(&mut self) {
-        self.close_oldest(Connection::unfinished, MAX_UNFINISHED);
-    }
-
-    /// Keeps the number of lingering connections within its bound.
-    pub(super) fn bound_lingering(&mut self) {
+    /// Keeps incomplete request heads and lingering connections within their bounds.
+    pub(super) fn bound(&mut self, listener: ListenerId) {
         let is_lingering = |c: &Connection| matches!(c.state, ConnectionState::Lingering(_)).into();
-        self.close_oldest(is_lingering, MAX_LINGERING);
+        self.close_oldest(listener, Connection::unfinished, MAX_UNFINISHED);
+        self.close_oldest(listener, is_lingering, MAX_LINGERING);
     }
 
     /// Closes the oldest connections that have a `size`, until the sum of the others fits `max`.
-    fn close_oldest(&mut self, size: fn(&Connection) -> usize, max: usize) {
-        let mut sizes = self.connections.iter().rev().map(|c| (c.id, size(c)));
-        let newest = admission::newest_excess(&mut sizes, max);
-        for connection in &mut self.connections {
+    fn close_oldest(&mut self, listener: ListenerId, size: fn(&Connection) -> usize, max: usize) {
+        let newest = {
+            let mut sizes = self.held(listener).rev().map(|c| (c.id, size(c)));
+            admission::newest_excess(&mut sizes, max)
+        };
+        for connection in self.connections.iter_mut().filter(|c| c.listener == listener) {
             if Some(connection.id) <= newest && size(connection) > 0 {
                 connection.state = ConnectionState::Closed;
             }

@@ -10,11 +10,12 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 
 use self::ConnectionState::{Closed, Lingering, Reading, Responding, Waiting};
 use super::admission::{ConnectionId, EvictionRank, SourceKey};
-use super::request::{self, ParsedHead, Rejection, Request};
+use super::listen::ListenerId;
+use super::request::{self, ParsedHead, Rejection, Request, Router};
 use super::response::Response;
 use crate::coordinator::WaiterGuard;
 use crate::os::clock::Timestamp;
-use crate::route::{Hold, Router, UpstreamTarget};
+use crate::route::Route;
 
 /// For a client to send a whole request head, and for it to take the response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,6 +33,7 @@ const MAX_LINGER_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Connection {
     pub id: ConnectionId,
+    pub listener: ListenerId,
     pub source: SourceKey,
     pub state: ConnectionState,
     /// When the state times out.
@@ -51,7 +53,7 @@ pub enum ConnectionState {
     /// The request head is incomplete; this is what has arrived of it.
     Reading(Vec<u8>),
     /// The client waits for a response.
-    Waiting(Request),
+    Waiting(Request, Wait),
     Responding {
         response: Arc<Response>,
         head_only: bool,
@@ -64,6 +66,18 @@ pub enum ConnectionState {
     Closed,
 }
 
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A hook, for the end of its drain.
+    Drain,
+    /// To be requested from the backend; until then after all others, where it was requested and no
+    /// response came, since it may be what makes the backend fail.
+    Turn(Timestamp),
+    /// For the backend's response.
+    Response,
+}
+
 /// What reading from a connection yields.
 pub enum ReadOutcome {
     /// No complete request yet, or the end of the connection.
@@ -73,11 +87,24 @@ pub enum ReadOutcome {
 }
 
 impl Connection {
-    pub fn new(socket: OwnedFd, source: SourceKey, id: ConnectionId, now: Timestamp) -> Self {
-        let (state, deadline) = (Reading(Vec::new()), now + CLIENT_TIMEOUT);
-        let ready_deadline = Timestamp::MAX;
-        let admitted = now;
-        Self { id, source, state, deadline, admitted, ready_deadline, waiter: None, socket }
+    pub fn new(
+        socket: OwnedFd,
+        listener: ListenerId,
+        source: SourceKey,
+        id: ConnectionId,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            listener,
+            source,
+            state: Reading(Vec::new()),
+            deadline: now + CLIENT_TIMEOUT,
+            admitted: now,
+            ready_deadline: Timestamp::MAX,
+            waiter: None,
+            socket,
+        }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -89,15 +116,39 @@ impl Connection {
     pub fn interest(&self) -> PollFlags {
         match &self.state {
             Reading(_) | Lingering(_) => PollFlags::POLLIN,
-            Waiting(request) if request.target.hold != Hold::None => PollFlags::POLLIN,
+            Waiting(request, _) if request.route.is_hook() => PollFlags::POLLIN,
             Responding { .. } => PollFlags::POLLOUT,
-            Waiting(_) | Closed => PollFlags::empty(),
+            Waiting(..) | Closed => PollFlags::empty(),
         }
     }
 
-    /// What the client waits for.
-    pub fn awaited(&self) -> Option<&UpstreamTarget> {
-        if let Waiting(request) = &self.state { Some(&request.target) } else { None }
+    /// What the client has requested and waits for.
+    pub fn awaited(&self) -> Option<&Route> {
+        if let Waiting(request, _) = &self.state { Some(&request.route) } else { None }
+    }
+
+    /// Whether a client waits briefly, for the backend and not for a drain.
+    pub fn waits_briefly(&self) -> bool {
+        self.awaited().is_some_and(|route| !route.is_hook())
+    }
+
+    /// What is to be requested from the backend for it, and until when that comes after all others.
+    pub fn due(&self) -> Option<(&Route, Timestamp)> {
+        match &self.state {
+            Waiting(request, Wait::Turn(last_until)) => Some((&request.route, *last_until)),
+            _ => None,
+        }
+    }
+
+    /// Whether the response of the backend is awaited that was requested for it.
+    pub fn is_requested(&self) -> bool {
+        matches!(self.state, Waiting(_, Wait::Response))
+    }
+
+    pub fn set_wait(&mut self, next: Wait) {
+        if let Waiting(_, wait) = &mut self.state {
+            *wait = next;
+        }
     }
 
     pub fn rank(&self, now: Timestamp) -> EvictionRank {
@@ -107,7 +158,7 @@ impl Connection {
             Reading(_) | Closed => EvictionRank::NoRequest,
             Lingering(_) => EvictionRank::Responded,
             Responding { .. } => EvictionRank::InProgress,
-            Waiting(_) => EvictionRank::Waiting,
+            Waiting(..) => EvictionRank::Waiting,
         }
     }
 
@@ -116,9 +167,9 @@ impl Connection {
         if let Reading(head) = &self.state { head.len() } else { 0 }
     }
 
-    /// Reads more of the request head, which may have `max_head` bytes. The end of input closes the
-    /// connection.
-    pub fn read(&mut self, max_head: usize, router: Router) -> ReadOutcome {
+    /// Reads more of the request head. The end of input closes the connection.
+    pub fn read(&mut self, router: Router) -> ReadOutcome {
+        let max_head = self.listener.max_head();
         let Reading(head) = &mut self.state else { return ReadOutcome::Incomplete };
         let mut buffer = [0; request::MAX_PUBLIC_HEAD];
         let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
@@ -150,7 +201,7 @@ impl Connection {
     }
 
     pub fn wait(&mut self, request: Request, deadline: Timestamp) {
-        self.state = Waiting(request);
+        self.state = Waiting(request, Wait::Turn(Timestamp::ZERO));
         self.deadline = deadline;
     }
 

@@ -13,7 +13,7 @@ const MAX_CONTROL: usize = 192;
 const MIN_CONTROL: usize = 6;
 
 /// Descriptors reserved for all but the public port: half of them, at least what one drain needs, at
-/// most what a full control socket needs (each distinct request in flight takes three more).
+/// most what a full control socket and a drain need, with room to spare.
 const MAX_RESERVED: usize = 448;
 const MIN_RESERVED: usize = 28;
 
@@ -35,26 +35,25 @@ pub struct Limits {
     pub(super) max_connections: usize,
     /// Of these, the slots for clients that wait for a drain.
     pub(super) max_waiting: usize,
-    pub(super) timeouts: Timeouts,
 }
 
 impl Limits {
     /// For the public port of a process that may have this many descriptors.
-    pub fn public(descriptors: usize, timeouts: Timeouts) -> Self {
+    pub fn public(descriptors: usize) -> Self {
         let left = descriptors.saturating_sub(reserved(descriptors));
         let max_connections = left.clamp(MIN_PUBLIC, MAX_PUBLIC);
         // The other half is for all other requests.
-        Self { max_connections, max_waiting: max_connections / 2, timeouts }
+        Self { max_connections, max_waiting: max_connections / 2 }
     }
 
     /// For its control socket.
-    pub fn control(descriptors: usize, timeouts: Timeouts) -> Self {
+    pub fn control(descriptors: usize) -> Self {
         // In proportion, between the fewest that are reserved and the most.
         let left = reserved(descriptors).saturating_sub(MIN_RESERVED);
         let share = left * MAX_CONTROL / (MAX_RESERVED - MIN_RESERVED);
         let max_connections = share.clamp(MIN_CONTROL, MAX_CONTROL);
         // A third for Envoy's hooks, a third for exec hooks, and the rest for all other requests.
-        Self { max_connections, max_waiting: max_connections / 3, timeouts }
+        Self { max_connections, max_waiting: max_connections / 3 }
     }
 }
 
@@ -68,7 +67,6 @@ mod tests {
 
     #[test]
     fn limits_follow_from_the_number_of_descriptors() {
-        let timeouts = Timeouts { start: Duration::from_secs(15), ready: None };
         for (descriptors, public, control) in [
             (0, (4, 2), (6, 2)),
             (32, (4, 2), (6, 2)),
@@ -79,10 +77,9 @@ mod tests {
             (1472, (1024, 512), (192, 64)),
             (usize::MAX, (1024, 512), (192, 64)),
         ] {
-            let limits =
-                |(max_connections, max_waiting)| Limits { max_connections, max_waiting, timeouts };
-            assert_eq!(Limits::public(descriptors, timeouts), limits(public), "{descriptors}");
-            assert_eq!(Limits::control(descriptors, timeouts), limits(control), "{descriptors}");
+            let limits = |(max_connections, max_waiting)| Limits { max_connections, max_waiting };
+            assert_eq!(Limits::public(descriptors), limits(public), "{descriptors}");
+            assert_eq!(Limits::control(descriptors), limits(control), "{descriptors}");
         }
     }
 }

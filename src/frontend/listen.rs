@@ -12,46 +12,62 @@ use nix::sys::socket::{
 };
 
 use super::admission::SourceKey;
-use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD};
+use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD, Router};
 use crate::cli::address::ServeAt;
-use crate::control_socket::NextListener;
+use crate::route::{PublicRoute, Route, Unserved};
 
 /// The kernel counts what clients send toward the memory of the container. It makes 8 KiB of this,
 /// which is more than a request head.
 const RECEIVE_BUFFER: usize = 4096;
 
-/// A listener that does not block.
-pub enum Listener {
-    Public(TcpListener),
-    Control(UnixListener, NextListener),
+/// Which listener a connection came to. The control socket's are served first: a hook must not wait for
+/// those of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ListenerId {
+    Control,
+    Public,
 }
 
-impl Listener {
+impl ListenerId {
+    pub const ALL: [Self; 2] = [Self::Control, Self::Public];
+
     /// The value of the log's key `listener`.
-    pub const fn name(&self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Public(_) => "public",
-            Self::Control(..) => "control",
+            Self::Public => "public",
+            Self::Control => "control",
         }
     }
 
     /// The longest request head, in bytes.
-    pub const fn max_head(&self) -> usize {
+    pub const fn max_head(self) -> usize {
         match self {
-            Self::Public(_) => MAX_PUBLIC_HEAD,
-            Self::Control(..) => MAX_CONTROL_HEAD,
+            Self::Public => MAX_PUBLIC_HEAD,
+            Self::Control => MAX_CONTROL_HEAD,
         }
     }
 
-    /// Takes the next listener, if there is one.
-    pub fn renew(&mut self) {
-        if let Self::Control(listener, next) = self
-            && let Some(next) = next.take()
-        {
-            *listener = next;
+    /// What is served there.
+    pub fn router(self) -> Router {
+        match self {
+            Self::Public => public_route,
+            Self::Control => Route::parse,
         }
     }
+}
 
+/// The [`Router`] of the public port: a [`PublicRoute`] cannot express the start of a drain.
+pub fn public_route(method: &str, target: &str) -> Result<Route, Unserved> {
+    PublicRoute::parse(method, target).map(Route::from)
+}
+
+/// A listener that does not block.
+pub enum Listener {
+    Public(TcpListener),
+    Control(UnixListener),
+}
+
+impl Listener {
     /// # Errors
     /// Those of accept(2); `WouldBlock` when no client is there.
     pub fn accept(&self) -> io::Result<(OwnedFd, SourceKey)> {
@@ -60,7 +76,7 @@ impl Listener {
                 let (stream, address) = listener.accept()?;
                 (stream.into(), address.ip().into())
             }
-            Self::Control(listener, _) => (listener.accept()?.0.into(), SourceKey::LOCAL),
+            Self::Control(listener) => (listener.accept()?.0.into(), SourceKey::LOCAL),
         })
     }
 }
@@ -69,7 +85,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Public(listener) => listener.as_fd(),
-            Self::Control(listener, _) => listener.as_fd(),
+            Self::Control(listener) => listener.as_fd(),
         }
     }
 }

@@ -3,12 +3,12 @@
 
 use httparse::{EMPTY_HEADER, Error};
 
-use crate::route::{PublicRoute, Router, Status, UpstreamTarget};
+use crate::route::{PublicRoute, Route, Status, Unserved};
 
 /// A request without a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    pub target: UpstreamTarget,
+    pub route: Route,
     /// It was a HEAD request: the response has no body.
     pub head_only: bool,
     /// More bytes than this request have arrived.
@@ -43,6 +43,9 @@ pub const MAX_CONTROL_HEAD: usize = 16 * 1024;
 
 const MAX_FIELDS: usize = 64;
 
+/// What a listener serves, of a method and a target.
+pub type Router = fn(&str, &str) -> Result<Route, Unserved>;
+
 /// Parses the first bytes of a connection, of which a request head may have `max_head`; `router`
 /// decides what is served.
 pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
@@ -61,26 +64,26 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
     let target = origin_form(target);
     let head_only = method == "HEAD";
     let rejected = |route, status| ParsedHead::Rejected(Rejection { route, status, head_only });
-    let target = match router(method, target) {
-        Ok(target) => target,
+    let route = match router(method, target) {
+        Ok(route) => route,
         Err((route, status)) => return rejected(route, status),
     };
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("Transfer-Encoding") {
-            return rejected(target.route, Status::ContentTooLarge);
+            return rejected(route.public(), Status::ContentTooLarge);
         }
         if field.name.eq_ignore_ascii_case("Content-Length") {
             match field.value {
-                [] => return rejected(target.route, Status::BadRequest),
+                [] => return rejected(route.public(), Status::BadRequest),
                 digits if digits.iter().all(|digit| *digit == b'0') => {}
                 digits if digits.iter().all(u8::is_ascii_digit) => {
-                    return rejected(target.route, Status::ContentTooLarge);
+                    return rejected(route.public(), Status::ContentTooLarge);
                 }
-                _ => return rejected(target.route, Status::BadRequest),
+                _ => return rejected(route.public(), Status::BadRequest),
             }
         }
     }
-    ParsedHead::Complete(Request { target, head_only, has_excess: bytes.len() > length })
+    ParsedHead::Complete(Request { route, head_only, has_excess: bytes.len() > length })
 }
 
 /// The path and query of an absolute form, which a server must take (RFC 9112, section 3.2.2).
@@ -96,10 +99,10 @@ fn origin_form(target: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::{control_target, public_target};
+    use crate::frontend::listen::public_route;
 
     fn parse_public(bytes: &[u8]) -> ParsedHead {
-        parse(bytes, MAX_PUBLIC_HEAD, public_target)
+        parse(bytes, MAX_PUBLIC_HEAD, public_route)
     }
 
     fn status(head: &str) -> Option<&'static str> {
@@ -128,7 +131,7 @@ mod tests {
                 false,
             ),
         ] {
-            let request = Request { target: route.target(), head_only, has_excess: false };
+            let request = Request { route: route.into(), head_only, has_excess: false };
             assert_eq!(
                 parse_public(head.as_bytes()),
                 ParsedHead::Complete(request.clone()),
@@ -212,7 +215,7 @@ mod tests {
             let (start, end) = ("POST /drain?exclude=", " HTTP/1.1\r\n\r\n");
             format!("{start}{}{end}", "b".repeat(total - start.len() - end.len())).into_bytes()
         };
-        let parse = |head: &[u8]| parse(head, MAX_CONTROL_HEAD, control_target);
+        let parse = |head: &[u8]| parse(head, MAX_CONTROL_HEAD, Route::parse);
         let longest = head(MAX_CONTROL_HEAD);
         assert!(matches!(parse(&longest), ParsedHead::Complete(_)));
         assert_eq!(parse(&longest[..MAX_CONTROL_HEAD - 1]), ParsedHead::Partial);

@@ -1,25 +1,27 @@
-//! A request to the backend on behalf of clients: written by the frontend, and at most one in flight
-//! for all clients that want the same.
+//! The way to the backend: one stream that is kept, with one request at a time on it.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use crate::envoy::transport::connect_unix;
+use crate::backend::Wire;
 use crate::os::clock::Timestamp;
-use crate::route::{Hold, UpstreamTarget};
+use crate::route::Route;
 
-/// The backend responds within microseconds; only a full backlog takes longer.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(20);
+/// At least this long between two streams: each that ends leaves threads of `tiny_http` behind for
+/// 5 s.
+pub const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// After the first failure; both double with each further one.
-const MIN_RETRY_DELAY: Duration = Duration::from_millis(25);
-const MIN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The backend responds within microseconds. Doubled with each failure: a machine that is slow does not
+/// become faster by starting another server.
+pub const MIN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_DOUBLINGS: u32 = 3;
+
+/// A round is no later than this unless the process or the machine stood still.
+const MAX_LATENESS: Duration = Duration::from_millis(100);
 
 /// The metrics, which are the longest response, have a tenth of this.
 const MAX_RESPONSE: usize = 64 * 1024;
@@ -31,136 +33,143 @@ pub struct UpstreamResponse {
     pub body: Vec<u8>,
 }
 
-/// What is requested for one target, until no client waits for it.
-pub struct UpstreamRequest {
-    pub target: UpstreamTarget,
-    exchange: Option<Exchange>,
-    /// When to send the request again if no response arrives.
-    due: Timestamp,
+/// Makes a stream to a backend.
+pub type Connect = Box<dyn FnMut() -> io::Result<Wire> + Send>;
+
+pub struct Upstream {
+    connect: Connect,
+    wire: Option<Wire>,
+    /// The request that is not yet responded to, and when to give it up.
+    in_flight: Option<(Route, Timestamp)>,
+    received: Vec<u8>,
+    connect_after: Timestamp,
+    /// In a row.
     failures: u32,
 }
 
-struct Exchange {
-    stream: OwnedFd,
-    received: Vec<u8>,
-}
-
-impl UpstreamRequest {
-    /// A request that is not sent yet.
-    pub fn new(target: UpstreamTarget) -> Self {
-        Self { target, exchange: None, due: Timestamp::ZERO, failures: 0 }
+impl Upstream {
+    /// One that is not connected yet.
+    pub fn new(connect: Connect) -> Self {
+        Self {
+            connect,
+            wire: None,
+            in_flight: None,
+            received: Vec::new(),
+            connect_after: Timestamp::ZERO,
+            failures: 0,
+        }
     }
 
-    /// The connection to the backend, while a request is in flight.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.exchange.as_ref().map(|exchange| exchange.stream.as_fd())
+        self.wire.as_ref().map(|wire| wire.stream.as_fd())
     }
 
-    /// Whether the backend may still be handling the request.
-    pub fn is_in_flight(&self, now: Timestamp) -> bool {
-        self.exchange.is_some() && now < self.due()
+    /// When to connect, or to give a request up.
+    pub fn deadline(&self) -> Timestamp {
+        match (&self.wire, &self.in_flight) {
+            (None, _) => self.connect_after,
+            (Some(_), Some((_, deadline))) => *deadline,
+            (Some(_), None) => Timestamp::MAX,
+        }
     }
 
-    /// When to call [`UpstreamRequest::issue`] if no response arrives before.
-    pub fn due(&self) -> Timestamp {
-        let held = self.exchange.is_some() && self.target.hold != Hold::None;
-        if held { Timestamp::MAX } else { self.due }
+    /// Whether the response has not arrived in time. If this thread has not run meanwhile, nor may the
+    /// backend's have, which has its time again.
+    pub fn is_late(&mut self, now: Timestamp) -> bool {
+        let Some((_, deadline)) = &mut self.in_flight else { return false };
+        if now >= *deadline + MAX_LATENESS {
+            *deadline = now + MIN_RESPONSE_TIMEOUT;
+        }
+        now >= *deadline
     }
 
-    /// Sends the request if it is due: at first, or again after a failure.
+    /// Whether a request can be sent.
+    pub fn is_idle(&self) -> bool {
+        self.wire.is_some() && self.in_flight.is_none()
+    }
+
+    /// Connects, if that is due.
     ///
     /// # Errors
-    /// When the backend cannot be reached, or has not responded in time. The request stays due.
-    pub fn issue(&mut self, backend: &Path, now: Timestamp) -> io::Result<()> {
-        if now < self.due() {
-            return Ok(());
+    /// When no server can be started. It is then due again after [`CONNECT_INTERVAL`].
+    pub fn connect(&mut self, now: Timestamp) -> io::Result<()> {
+        if self.wire.is_none() && now >= self.connect_after {
+            self.connect_after = now + CONNECT_INTERVAL;
+            self.wire = Some((self.connect)()?);
         }
-        let late = self.exchange.take().map(|_| io::Error::from(ErrorKind::TimedOut));
-        if late.is_some() {
-            self.failures = self.failures.saturating_add(1);
-        }
-        let started = Exchange::start(backend, &self.target);
-        self.delay_after_failure(started.is_err(), now);
-        self.exchange = Some(started?);
-        self.due = now + doubled(MIN_RESPONSE_TIMEOUT, self.failures);
-        late.map_or(Ok(()), Err)
+        Ok(())
     }
 
-    /// The response, once all of it has arrived.
+    /// Ends the stream, if there is one, and with it the request in flight.
+    pub fn close(&mut self) {
+        if self.wire.take().is_some() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        self.in_flight = None;
+        self.received = Vec::new();
+    }
+
+    /// Sends a request.
     ///
     /// # Errors
-    /// When it will not arrive. The request is then due again.
-    pub fn receive(&mut self, now: Timestamp) -> io::Result<Option<UpstreamResponse>> {
-        let Some(exchange) = &mut self.exchange else { return Ok(None) };
-        let received = exchange.receive();
-        if !matches!(received, Ok(None)) {
-            self.exchange = None;
-            self.due = now;
-        }
-        if matches!(received, Ok(Some(_))) {
-            self.failures = 0;
-        }
-        self.delay_after_failure(received.is_err(), now);
-        received
-    }
-
-    fn delay_after_failure(&mut self, failed: bool, now: Timestamp) {
-        if failed {
-            self.due = now + doubled(MIN_RETRY_DELAY, self.failures);
-            self.failures = self.failures.saturating_add(1);
-        }
-    }
-}
-
-fn doubled(time: Duration, times: u32) -> Duration {
-    time * (1 << times.min(MAX_DOUBLINGS))
-}
-
-impl Exchange {
-    fn start(backend: &Path, target: &UpstreamTarget) -> io::Result<Self> {
-        let stream = connect_unix(backend, CONNECT_TIMEOUT)?;
-        let (method, length) =
-            if target.post { ("POST", "Content-Length: 0\r\n") } else { ("GET", "") };
-        let request = format!(
-            "{method} {} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n",
-            target.path_and_query
-        );
+    /// When the stream has ended. It is then to be closed, as after each error below.
+    pub fn send(&mut self, route: &Route, now: Timestamp) -> io::Result<()> {
+        let Some(wire) = &self.wire else { return Err(ErrorKind::NotConnected.into()) };
+        let (method, target) = route.request_line();
+        let length = if route.is_drain() { "Content-Length: 0\r\n" } else { "" };
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n");
         // It fits into the socket's buffer, which is empty and by default has 208 kB.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        if send(stream.as_raw_fd(), request.as_bytes(), flags)? < request.len() {
+        if send(wire.stream.as_raw_fd(), request.as_bytes(), flags)? < request.len() {
             return Err(ErrorKind::WriteZero.into());
         }
-        Ok(Self { stream, received: Vec::new() })
+        let timeout = MIN_RESPONSE_TIMEOUT * (1 << self.failures.min(MAX_DOUBLINGS));
+        self.in_flight = Some((route.clone(), now + timeout));
+        Ok(())
     }
 
-    fn receive(&mut self) -> io::Result<Option<UpstreamResponse>> {
-        let mut buffer = [0; 4096];
-        loop {
-            match recv(self.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+    /// The response with what it responds to, once all of it has arrived.
+    ///
+    /// # Errors
+    /// When the stream has ended, or has something else on it than a response.
+    pub fn receive(&mut self) -> io::Result<Option<(Route, UpstreamResponse)>> {
+        let Some(wire) = &self.wire else { return Ok(None) };
+        let (mut buffer, mut ended) = ([0; 4096], false);
+        while !ended {
+            match recv(wire.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => ended = true,
                 Ok(length) => self.received.extend_from_slice(&buffer[..length]),
-                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
-            }
-            match parse(&self.received)? {
-                // tiny_http's own: the thread for the request could not be started, or panicked.
-                // No client may take that for the end of a drain.
-                Some(UpstreamResponse { status: 500, .. }) => {
-                    return Err(io::Error::other("its thread failed (500)"));
-                }
-                Some(response) => return Ok(Some(response)),
-                None => {}
             }
             if self.received.len() > MAX_RESPONSE {
                 return Err(ErrorKind::InvalidData.into());
             }
         }
+        // Half a response to nothing would be taken for the start of the next.
+        if self.in_flight.is_none() && !self.received.is_empty() {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        // The last response is whole, even if the stream has ended behind it.
+        let Some((response, length)) = parse(&self.received)? else {
+            return if ended { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
+        };
+        let in_flight = self.in_flight.take().filter(|_| length == self.received.len());
+        let Some((route, _)) = in_flight else { return Err(ErrorKind::InvalidData.into()) };
+        // tiny_http's own, when the thread that handled the request has panicked. No client may take
+        // that for the end of a drain.
+        if response.status == 500 {
+            return Err(io::Error::other("it panicked (500)"));
+        }
+        self.failures = 0;
+        self.received.clear();
+        Ok(Some((route, response)))
     }
 }
 
-/// Parses a response of `tiny_http`, which states the length of its body.
-fn parse(bytes: &[u8]) -> io::Result<Option<UpstreamResponse>> {
+/// Parses a response of `tiny_http`, which states the length of its body; returns it with its length.
+fn parse(bytes: &[u8]) -> io::Result<Option<(UpstreamResponse, usize)>> {
     let invalid = || io::Error::from(ErrorKind::InvalidData);
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut response = httparse::Response::new(&mut fields);
@@ -174,10 +183,10 @@ fn parse(bytes: &[u8]) -> io::Result<Option<UpstreamResponse>> {
     };
     let length = field("Content-Length").and_then(|length| length.parse::<usize>().ok());
     let end = start.saturating_add(length.ok_or_else(invalid)?);
-    Ok(bytes.get(start..end).map(|body| UpstreamResponse {
-        status: response.code.unwrap_or_default(),
-        content_type: field("Content-Type").unwrap_or_default().to_owned(),
-        body: body.to_vec(),
+    Ok(bytes.get(start..end).map(|body| {
+        let content_type = field("Content-Type").unwrap_or_default().to_owned();
+        let status = response.code.unwrap_or_default();
+        (UpstreamResponse { status, content_type, body: body.to_vec() }, end)
     }))
 }
 
@@ -194,7 +203,8 @@ mod tests {
             content_type: "text/x".to_owned(),
             body: b"down".to_vec(),
         };
-        assert_eq!(parse(text.as_bytes()).unwrap(), Some(response));
+        let more = text.to_owned() + "more";
+        assert_eq!(parse(more.as_bytes()).unwrap(), Some((response, text.len())));
         for length in 0..text.len() {
             assert_eq!(parse(&text.as_bytes()[..length]).unwrap(), None, "{length}");
         }
@@ -205,12 +215,5 @@ mod tests {
         ] {
             assert_eq!(parse(bad.as_bytes()).unwrap_err().kind(), ErrorKind::InvalidData, "{bad}");
         }
-    }
-
-    #[test]
-    fn retry_delays_grow_to_a_limit() {
-        let delays =
-            [0, 1, 3, 4, u32::MAX].map(|times| doubled(MIN_RETRY_DELAY, times).as_millis());
-        assert_eq!(delays, [25, 50, 200, 200, 200]);
     }
 }

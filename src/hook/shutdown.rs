@@ -29,7 +29,7 @@ const MAX_LOSSES: u32 = 10;
 const LOSS_BACKOFF: Duration = Duration::from_millis(200);
 
 /// A sidecar that is frozen must not drain when it thaws: the request expires before the hook, and
-/// the frontend of the control socket, stop waiting for its response.
+/// the frontend, stop waiting for its response.
 const DRAIN_EXPIRY: Duration = Duration::from_secs(4);
 const _: () = assert!(
     DRAIN_EXPIRY.as_millis() < RESPONSE_TIMEOUT.as_millis()

@@ -190,7 +190,8 @@ struct Libraries;
 
 impl log::Log for Libraries {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
-        metadata.level() <= log::Level::Warn
+        // tiny_http's one record says that its listener has ended, which is meant.
+        metadata.level() <= log::Level::Warn && !metadata.target().starts_with("tiny_http")
     }
 
     fn log(&self, record: &log::Record) {

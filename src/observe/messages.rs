@@ -109,9 +109,6 @@ pub const HOOK_CALLED_WRONGLY: &str =
     "the hook was called wrongly; the drain starts all the same, without what is wrong";
 pub const CONTROL_REQUEST_REJECTED: &str = "request at the control socket rejected";
 pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying";
-pub const BACKEND_NOT_STARTED: &str = "cannot start the backend; retrying";
-pub const BACKEND_ENDED: &str = "the backend has ended; starting another";
-pub const NO_THREAD_FOR_WAITER: &str = "cannot start a thread for a request that waits";
 
 /// What cannot be seen in Envoy's stats, and what to add to its `stats_config` so that it can.
 pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {

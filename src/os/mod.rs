@@ -7,3 +7,4 @@ pub mod output;
 pub mod signals;
 pub mod supervisor;
 pub mod sync;
+pub mod waker;

@@ -258,13 +258,17 @@ fn four_thousand_idle_connections_cost_little_and_delay_no_probe() {
     assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
 }
 
+/// Main thread, worker, frontend, signals, backend, and tiny_http's for its one connection.
+const THREADS: usize = 6;
+
 #[test]
 fn a_sidecar_at_rest_is_small_and_never_wakes() {
     let _turn = take_turn();
     let envoy = Envoy::builder().http("http").start();
     let sidecar = Sidecar::beside(&envoy);
     sidecar.wait_log(ENVOY_RESPONDS);
-    // tiny_http ends the threads that it no longer needs.
+    // tiny_http ends the threads that it keeps for further connections 5 s after the start.
+    wait_value("its threads alone", || sidecar.threads(), |n| *n <= THREADS);
     let second = Duration::from_secs(1);
     let settled = wait_for("a second without a context switch", || {
         let before = (sidecar.context_switches(), sidecar.threads());

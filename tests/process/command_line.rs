@@ -34,8 +34,7 @@ fn bad_input_is_rejected_in_one_sentence_before_anything_is_done() {
     let dir = temp_dir("command-line");
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let control = format!("--control-socket={}", path("control.sock"));
-    // The backend's socket, whose path is 7 bytes longer, would still have no room.
-    let name = "a".repeat(101 - path("").len());
+    let name = "a".repeat(108 - path("").len());
     let too_long = format!("--control-socket={}", path(&name));
     // Removed at a start that gets this far.
     let stale = path("ready");
@@ -91,7 +90,7 @@ fn bad_input_is_rejected_in_one_sentence_before_anything_is_done() {
         assert_rejected(&args, names);
     }
     for args in [&[manager, "--check-delay=1s", too_long.as_str()][..], &[hook, &too_long]] {
-        assert_rejected(args, "is a path longer than the 100 bytes");
+        assert_rejected(args, "is a path longer than the 107 bytes");
     }
     for (args, names) in [
         (&[][..], "a command is missing"),

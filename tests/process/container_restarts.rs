@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -287,14 +287,9 @@ fn an_envoy_that_is_restarted_alone_stays_in_service() {
 /// What a previous run has left, given the paths of the control socket and the ready file.
 type Leave = fn(&Path, &Path);
 
-/// The socket of the backend.
-fn backend(control: &Path) -> PathBuf {
-    control.with_added_extension("server")
-}
-
 #[test]
 fn nothing_that_a_previous_run_has_left_starts_or_ends_a_drain() {
-    let rows: [(&str, Leave); 8] = [
+    let rows: [(&str, Leave); 7] = [
         ("nothing", |_, _| ()),
         ("a ready file", |_, ready| fs::write(ready, "drained").expect("write")),
         ("a ready file that no user may open", |_, ready| {
@@ -303,14 +298,9 @@ fn nothing_that_a_previous_run_has_left_starts_or_ends_a_drain() {
         }),
         ("a link for a ready file", |control, ready| symlink(control, ready).expect("link")),
         ("its control socket", |control, _| leave_stale_socket(control, 0o600)),
-        ("its backend's socket", |control, _| leave_stale_socket(&backend(control), 0o600)),
-        ("both, and no user may use them", |control, _| {
-            leave_stale_socket(control, 0);
-            leave_stale_socket(&backend(control), 0);
-        }),
+        ("a control socket that no user may use", |control, _| leave_stale_socket(control, 0)),
         ("everything, for all users", |control, ready| {
             leave_stale_socket(control, 0o777);
-            leave_stale_socket(&backend(control), 0o777);
             fs::write(ready, "drained").expect("write");
         }),
     ];
@@ -335,10 +325,8 @@ fn nothing_that_a_previous_run_has_left_starts_or_ends_a_drain() {
         wait_open_connections(&sidecar, 1);
         hook.assert_running();
         assert!(!ready.exists(), "{name}");
-        for socket in [&control, &backend(&control)] {
-            let mode = fs::metadata(socket).expect("a socket").permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{name}");
-        }
+        let mode = fs::metadata(&control).expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
         admin.set_open(0);
         assert_exits(&mut hook, 0, NONE_OPEN);
         assert_eq!(fs::read(&ready).expect("the ready file"), b"", "{name}");

@@ -1,9 +1,8 @@
 //! More connections than fit.
 
-use std::os::fd::OwnedFd;
+use std::mem;
 
 use super::*;
-use crate::control_socket::NextListener;
 
 #[test]
 fn at_most_64_connections_linger() {
@@ -32,7 +31,8 @@ fn the_oldest_connection_without_a_request_is_evicted() {
     harness.assert_connections("3W 5R 6R");
     assert_eq!(harness.receive_all(&fourth), "");
     harness.assert_rejected(3);
-    assert_eq!(harness.frontend.logs.limit.happened(harness.now), None, "{NOT_LOGGED}");
+    let endpoint = harness.frontend.endpoint_mut(ListenerId::Public);
+    assert_eq!(endpoint.limit_log.happened(harness.now), None, "{NOT_LOGGED}");
 }
 
 #[test]
@@ -41,7 +41,8 @@ fn a_response_in_progress_outlives_a_sent_one_and_a_waiting_client_is_never_evic
     let _slow = harness.connect(HEALTHZ);
     harness.assert_connections("1W");
     harness.shrink_send_buffer(0);
-    respond(&mut harness.backend_request("GET /healthz"), 200, &"x".repeat(60_000));
+    harness.backend_request("GET /healthz");
+    harness.respond(200, &"x".repeat(60_000));
     let _rejected = harness.connect(BAD_METHOD);
     let _silent = harness.connect("");
     harness.assert_connections("1S 2L 3R");
@@ -55,14 +56,14 @@ fn a_response_in_progress_outlives_a_sent_one_and_a_waiting_client_is_never_evic
     // The last evictable connection is kept while another client waits, but only briefly.
     let newcomer = harness.connect(HEALTHZ);
     harness.assert_connections("1S 4W 5W");
-    assert!(
-        !harness.frontend.wait_ready(harness.now, harness.now).listener,
-        "a frontend that must not accept polls its listener"
-    );
-    respond(&mut harness.backend_request("GET /healthz"), 200, "OK");
+    let ready = harness.frontend.wait_ready(harness.now, harness.now);
+    assert_eq!(ready.listeners, [false; 2], "a listener is polled that must not accept");
+    harness.backend_request("GET /healthz");
+    harness.respond(200, "OK");
     harness.assert_response(&fourth, "200", "OK");
     harness.assert_connections("1S 6W");
-    respond(&mut harness.backend_request("GET /healthz"), 200, "OK");
+    harness.backend_request("GET /healthz");
+    harness.respond(200, "OK");
     harness.assert_response(&newcomer, "200", "OK");
     assert_eq!(harness.rejected_connections(), 0, "counted at the control socket");
 }
@@ -92,7 +93,7 @@ fn a_connection_whose_request_has_arrived_is_not_evicted() {
     send(&first, HEALTHZ);
     let _third = harness.connect("");
     // The first has not been polled since its request arrived.
-    harness.frontend.accept(harness.now);
+    harness.frontend.accept(ListenerId::Control, harness.now);
     assert_eq!(harness.connections(), "1W 3R");
 }
 
@@ -114,13 +115,13 @@ fn a_full_frontend_accepts_a_sixteenth_of_its_limit_at_once() {
     let mut harness = Harness::control(Limits { max_connections: 100, ..LIMITS });
     let _clients: Vec<_> = (0..100).map(|_| harness.connect("")).collect();
     harness.run_until("100 connections", |harness| harness.frontend.connections.len() == 100);
-    assert_eq!(harness.frontend.acceptable(), 6, "a sixteenth of 100");
+    assert_eq!(harness.frontend.acceptable(ListenerId::Control), 6, "a sixteenth of 100");
     for connection in &mut harness.frontend.connections[3..] {
-        let target = PublicRoute::Shutdown.target();
-        let request = Request { target, head_only: false, has_excess: false };
+        let route = Route::EnvoyHook(1);
+        let request = Request { route, head_only: false, has_excess: false };
         connection.wait(request, Timestamp::MAX);
     }
-    assert_eq!(harness.frontend.acceptable(), 3, "three are evictable");
+    assert_eq!(harness.frontend.acceptable(ListenerId::Control), 3, "three are evictable");
 }
 
 #[test]
@@ -171,18 +172,21 @@ fn a_failed_accept_is_retried_after_a_tenth_of_a_second() {
     let mut harness = Harness::control(LIMITS);
     // Not a listening socket.
     let broken = OwnedFd::from(Socket::new(Domain::UNIX, Type::STREAM, None).unwrap());
-    let listener = mem::replace(
-        &mut harness.frontend.listener,
-        Listener::Control(broken.into(), NextListener::default()),
-    );
-    harness.frontend.accept(harness.now);
-    assert_eq!(harness.frontend.logs.accept.happened(harness.now), None, "{NOT_LOGGED}");
-    harness.frontend.listener = listener;
+    let broken = Listener::Control(broken.into());
+    let endpoint = harness.frontend.endpoint_mut(ListenerId::Control);
+    let listener = mem::replace(&mut endpoint.listener, broken);
+    harness.frontend.accept(ListenerId::Control, harness.now);
+    let endpoint = harness.frontend.endpoint_mut(ListenerId::Control);
+    assert_eq!(endpoint.accept_log.happened(harness.now), None, "{NOT_LOGGED}");
+    endpoint.listener = listener;
     let _client = harness.connect("");
     harness.assert_next_round(Some(ms(100)));
     harness.advance(ms(100) - NANO);
     harness.assert_connections("");
-    harness.now = harness.now + NANO;
-    harness.assert_next_round(None);
+    // The other listener is not affected.
+    let _other = harness.connect_public("");
     harness.assert_connections("1R");
+    harness.now = harness.now + NANO;
+    harness.assert_next_round(Some(secs(5) - NANO));
+    harness.assert_connections("1R 2R");
 }

@@ -35,7 +35,10 @@ fn envoy_hooks_and_exec_hooks_have_their_own_slots() {
     }
     // Envoy's hooks time out here, too.
     harness.advance(TIMEOUTS.start);
-    harness.assert_response(&clients[0], "503", "no drain started within the start timeout\n");
+    for client in [&clients[0], &clients[2]] {
+        harness.assert_response(client, "503", "no drain started within the start timeout\n");
+    }
+    assert_eq!(harness.connections().matches('W').count(), 2, "exec hooks that wait");
     drop(clients);
     harness.assert_connections("");
 }
@@ -61,15 +64,18 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     harness.advance(TIMEOUTS.start);
     harness.assert_connections("2W");
     harness.assert_next_round(Some(TIMEOUTS.start));
-    respond(&mut harness.backend_request("GET /shutdown?waiters"), 200, "drained");
+    harness.assert_no_backend_request();
+    harness.start_worker();
+    harness.backend_request("GET /shutdown?awaited=1");
+    harness.respond(200, "drained");
     harness.assert_response(&client, "200", "drained");
     assert_eq!(harness.responses()[0], (Some(PublicRoute::Shutdown), "200", 1));
 }
 
 #[test]
 fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
-    let timeouts = Timeouts { ready: Some(secs(20)), ..TIMEOUTS };
-    let mut harness = Harness::public(Limits { timeouts, ..LIMITS });
+    let mut harness = Harness::public(LIMITS);
+    harness.frontend.timeouts.ready = Some(secs(20));
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
     harness.assert_next_round(Some(TIMEOUTS.start));
@@ -86,8 +92,8 @@ fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
     assert_eq!(harness.frontend.logs.ready_timeout.happened(harness.now), None, "{NOT_LOGGED}");
     harness.run_until("1 of Envoy's hooks", |harness| harness.envoy_hooks() == 1);
     // Without a drain, too, if the ready timeout passes before the start timeout.
-    let timeouts = Timeouts { ready: Some(secs(1)), ..TIMEOUTS };
-    let mut harness = Harness::public(Limits { timeouts, ..LIMITS });
+    let mut harness = Harness::public(LIMITS);
+    harness.frontend.timeouts.ready = Some(secs(1));
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
     harness.advance(secs(1));
@@ -97,13 +103,16 @@ fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
 #[test]
 fn an_exec_hook_waits_without_a_timeout() {
     let mut harness = Harness::control(LIMITS);
-    let client = harness.connect("GET /shutdown?drain=07 HTTP/1.1\r\n\r\n");
-    let mut request = harness.backend_request("GET /shutdown?drain=7");
+    harness.start_drain();
+    let client = harness.connect("GET /shutdown?drain=01 HTTP/1.1\r\n\r\n");
+    harness.assert_connections("1W");
     assert_eq!((harness.next_round(), harness.envoy_hooks()), (None, 0));
     harness.advance(secs(86_400));
     harness.assert_connections("1W");
     harness.assert_no_backend_request();
-    respond(&mut request, 200, "drained\n");
+    harness.start_worker();
+    harness.backend_request("GET /shutdown?drain=1");
+    harness.respond(200, "drained\n");
     harness.assert_response(&client, "200", "drained\n");
 }
 

@@ -15,8 +15,11 @@ use crate::take_turn;
 
 const MAX_MEMORY: u64 = 3 << 19;
 
-/// Within this, what is no longer used is released: `tiny_http` keeps an extra thread for 5 s.
-const RELEASED_WITHIN: Duration = Duration::from_secs(6);
+/// Within this, what is no longer used is released: a connection lingers for a second.
+const RELEASED_WITHIN: Duration = Duration::from_secs(3);
+
+/// A hook's request waits no longer for those of the network.
+const MAX_HOOK_DELAY: Duration = Duration::from_millis(200);
 
 /// The maximum of what a process has used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,7 +40,7 @@ impl Peak {
     /// Asserts what every build must keep to, and what the one that ships must.
     #[track_caller]
     pub fn assert_bounded(&self, threads_at_rest: usize) {
-        assert!(self.threads <= threads_at_rest + 4, "{self}, from {threads_at_rest}");
+        assert!(self.threads <= threads_at_rest, "{self}, from {threads_at_rest} threads");
         assert!(!SHIPS || self.memory <= MAX_MEMORY, "{self}");
     }
 }
@@ -84,13 +87,11 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
     let (port, public) = (sidecar.port(), sidecar.public());
     let waiter = public.at_host(3).start_get("/shutdown");
     wait_envoy_hooks(&sidecar, 1);
-    // A request that waits has its thread, at the latest when a later one is answered.
-    assert_healthy(&public);
     let rest = resources_at_rest(&sidecar);
     let prober = Prober::start(port);
     let made = AtomicUsize::new(0);
     let target = Target { port, full, made: &made };
-    let mut peak = Peak::default();
+    let (mut peak, mut hook_delay) = (Peak::default(), Duration::ZERO);
     thread::scope(|scope| {
         let attack = scope.spawn(|| {
             step_back();
@@ -103,6 +104,9 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
         while !attack.is_finished() {
             peak.update(&sidecar);
             assert!(waiter.is_waiting(), "the hook is answered: {}", waiter.read_to_end().0);
+            let asked = Instant::now();
+            assert_eq!(sidecar.control().get("/healthz"), OK);
+            hook_delay = hook_delay.max(asked.elapsed());
             // Between two samples.
             thread::sleep(Duration::from_millis(10));
         }
@@ -116,8 +120,10 @@ pub fn watch(name: &str, wrapper: &[&str], attack: impl Fn(Target<'_>) + Sync) {
     });
     let made = made.into_inner();
     println!(
-        "{name}: {made} connections; {figures}; {peak}; {rest:?} at rest, released in {released:?}"
+        "{name}: {made} connections; {figures}; a hook {hook_delay:?} at most; {peak}; {rest:?} at \
+         rest, released in {released:?}"
     );
+    assert!(!SHIPS || hook_delay <= MAX_HOOK_DELAY, "{hook_delay:?} at the control socket");
     assert!(made > 0);
     figures.assert_none_failed_or_was_late();
     peak.assert_bounded(rest.0);

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use envoy_shutdown_manager::cli::address::{ServeAt, control_socket_path};
+use envoy_shutdown_manager::cli::address::{ServeAt, socket_path};
 use envoy_shutdown_manager::cli::drain_request::{DrainRequest, HookRequest, join_errors};
 use envoy_shutdown_manager::cli::flags::Subcommand;
 use envoy_shutdown_manager::cli::options::{DrainOption, Flavor, Overrides};
@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
             Ok(Command::Run(Subcommand::Sidecar, args)) => {
                 assert!(args.serve.address.is_none_or(|address| ServeAt::parse(&address).is_ok()));
                 assert!(args.start_timeout.as_secs() > 0);
-                let valid = |path: PathBuf| control_socket_path(path.to_str().unwrap()).is_ok();
+                let valid = |path: PathBuf| socket_path(path.to_str().unwrap()).is_ok();
                 assert!(args.control_socket.is_none_or(valid));
                 (args.overrides, "shutdown-manager")
             }

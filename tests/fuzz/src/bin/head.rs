@@ -1,10 +1,11 @@
 //! The first bytes of a connection, at both listeners, whole and cut off.
 #![no_main]
 
+use envoy_shutdown_manager::frontend::listen::ListenerId;
 use envoy_shutdown_manager::frontend::request::{
     MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD, ParsedHead, Request, parse,
 };
-use envoy_shutdown_manager::route::{PublicRoute, Router, Status, control_target, public_target};
+use envoy_shutdown_manager::route::{Route, Status};
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
 
@@ -15,7 +16,8 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn try_head(input: &[u8], max_head: usize) {
-    let [public, private] = [public_target as Router, control_target].map(|router| {
+    let [public, private] = [ListenerId::Public, ListenerId::Control].map(|listener| {
+        let router = listener.router();
         let whole = within(64 + max_head.min(input.len()), || parse(input, max_head, router));
         assert!(whole != ParsedHead::Partial || input.len() < max_head);
         let cuts = (0..input.len()).step_by(1 + input.len() / 16).chain([max_head]);
@@ -24,21 +26,25 @@ fn try_head(input: &[u8], max_head: usize) {
         }
         whole
     });
-    if let ParsedHead::Complete(Request { target, .. }) = &public {
-        assert!(!target.post && PublicRoute::ALL.iter().any(|route| route.target() == *target));
+    if let ParsedHead::Complete(Request { route, .. }) = &public {
+        assert!(
+            matches!(route, Route::Healthz | Route::Metrics | Route::EnvoyHook(0)),
+            "{route:?}"
+        );
     }
-    // What is passed on is one line of one request, whatever the client sent.
-    if let ParsedHead::Complete(Request { target, head_only, .. }) = &private {
-        let line = &target.path_and_query;
-        assert!(line.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
-        assert!(!(target.post && (*head_only || line.starts_with("/shutdown?"))));
+    // What is passed on is one line of one request, whatever the client sent, and means the same.
+    if let ParsedHead::Complete(Request { route, head_only, .. }) = &private {
+        let (method, target) = route.request_line();
+        assert!(target.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
+        assert_eq!(Route::parse(method, &target).as_ref(), Ok(route), "{target:?}");
+        assert!(!route.is_drain() || !*head_only);
     }
     match (public, private) {
         (ParsedHead::Complete(public), ParsedHead::Complete(private)) => {
             let of = |request: Request| (request.head_only, request.has_excess);
             assert_eq!(of(public), of(private));
         }
-        // For a query that is not ASCII.
+        // For a query that is not ASCII, or has no drain's number.
         (ParsedHead::Complete(_), ParsedHead::Rejected(rejection)) => {
             assert_eq!(rejection.status, Status::BadRequest)
         }
