@@ -38,7 +38,8 @@ fn thirty_drains_in_a_row_lose_no_response_to_the_signal_after_the_hook() {
         let mut hook = early.unwrap_or_else(|| sidecar.hook(&[]));
         wait_envoy_hooks(&sidecar, 5);
         assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-        assert!(waiters.iter().all(Connection::is_waiting));
+        let waiting = waiters.iter().filter(|waiter| waiter.is_waiting()).count();
+        assert_eq!(waiting, 5, "hooks that wait while a client is connected");
         drop(client);
         // Without a pause, so that the signal comes as soon as it can.
         while hook.running() {}
@@ -67,7 +68,8 @@ fn a_signal_in_the_drain_leaves_the_hooks_waiting_for_its_end() {
     wait_envoy_hooks(&sidecar, 4);
     assert_eq!(public.get("/healthz"), OK);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    assert!(early.iter().chain(&late).all(Connection::is_waiting));
+    let waiting = early.iter().chain(&late).filter(|waiter| waiter.is_waiting()).count();
+    assert_eq!(waiting, 4, "hooks that wait while a client is connected");
     drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
     for waiter in early.iter().chain(&late) {
@@ -148,7 +150,7 @@ fn a_request_after_the_end_is_answered_at_once_while_that_holds() {
     let public = sidecar.public();
     for path in HOOK_PATHS {
         let sent = Instant::now();
-        assert_eq!(public.get(path), OK);
+        assert_eq!(public.get(path), OK, "the outcome holds for a hook that comes late");
         // The second one waits until Envoy may be polled again.
         assert_took(path, sent.elapsed(), 0.0..4.0);
     }
@@ -402,7 +404,8 @@ fn envoys_hook_alone_is_answered_with_503_after_the_start_timeout() {
     let envoy = envoy_with_tcp();
     let sidecar = Sidecar::builder().beside(&envoy).arg("--start-timeout=1s").start();
     let sent = Instant::now();
-    assert_eq!(sidecar.public().get(HOOK_PATHS[0]), (503, NO_DRAIN_BODY));
+    let no_drain = (503, NO_DRAIN_BODY);
+    assert_eq!(sidecar.public().get(HOOK_PATHS[0]), no_drain, "Envoy alone is restarted");
     assert_took("the response", sent.elapsed(), 1.0..3.0);
     sidecar.wait_log(START_TIMEOUT_PASSED);
     wait_envoy_hooks(&sidecar, 0);
@@ -426,8 +429,8 @@ fn a_stranded_envoy_is_restored_two_seconds_after_its_hook_has_disconnected() {
     // Started later: once its Envoy is restored, the held one would be, too.
     let later = Sidecar::beside(&other);
     later.wait_log(ENVOY_RESTORED);
-    assert_eq!(held.ready(), "DRAINING");
-    assert!(waiter.is_waiting());
+    assert_eq!(held.ready(), "DRAINING", "it was restored while its hook waits");
+    assert!(waiter.is_waiting(), "the hook was answered, and no drain has ended");
     let left = Instant::now();
     drop(waiter);
     wait_live(&held);

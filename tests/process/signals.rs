@@ -28,7 +28,7 @@ fn a_signal_ends_a_sidecar_at_rest() {
         let mut sidecar = Sidecar::beside(&envoy);
         assert_ends_by(&mut sidecar, signal, 0);
         assert_logged(&sidecar, &[stop_requested(signal, IDLE), logged(STOPPED)]);
-        assert!(!sidecar.control_socket().exists());
+        assert!(!sidecar.control_socket().exists(), "the control socket is left");
         assert_eq!(envoy.ready(), "LIVE");
     }
 }
@@ -158,7 +158,7 @@ fn a_second_signal_ends_the_sidecar_at_once() {
     wait_open_connections(&sidecar, 1);
     assert!(sidecar.control_socket().exists() && hook.running());
     assert_ends_by(&mut sidecar, Signal::SIGTERM, 143);
-    assert!(!sidecar.control_socket().exists());
+    assert!(!sidecar.control_socket().exists(), "the control socket is left");
     sidecar.wait_log(logged(STOPPED_BY_SECOND_SIGNAL).with("signal", Signal::SIGTERM));
     assert_exits(&mut hook, 3, "no sidecar could be reached");
 }
@@ -229,7 +229,7 @@ fn a_signal_ends_a_sidecar_that_is_process_1() {
         assert_eq!(exit.code, Some(0), "{exit:?}");
         assert_took("its end", exit.at - sent, 0.0..0.5);
         assert_eq!(sidecar.unshare.times_logged(stop_requested(signal, IDLE)), 1, "{exit:?}");
-        assert!(!sidecar.control.exists());
+        assert!(!sidecar.control.exists(), "the control socket is left");
     }
 }
 

@@ -152,7 +152,8 @@ fn poll_through(name: &str, mut admin: FakeAdmin, route: Route, row: Row) {
     let status = sidecar.status();
     let in_progress = status.phase() == WAITING_FOR_CONNECTIONS && status.outcome().is_none();
     assert!(in_progress, "{name}: {status:?}");
-    assert!(sidecar.metric("polls_total") >= polled + often, "{name}");
+    let polls = sidecar.metric("polls_total");
+    assert!(polls >= polled + often, "{name}: {polls} polls, {polled} before {often} errors");
     let error = last_error(&sidecar);
     assert!(error.contains(&admin.admin_address()) && error.contains(row.error), "{name}: {error}");
     assert!(error.len() < 500, "{name}: {} bytes of error", error.len());

@@ -364,7 +364,8 @@ fn a_sidecar_that_no_hook_can_find_is_not_healthy() {
     fs::remove_file(socket).expect("remove the control socket");
     fs::create_dir(socket).expect("make a folder in its place");
     let response = sidecar.public().get("/healthz");
-    assert_eq!(response, (503, "no hook finds the control socket\n"));
+    let unhealthy = (503, "no hook finds the control socket\n");
+    assert_eq!(response, unhealthy, "the kubelet does not restart it, and no drain starts");
     let lost = logged(CONTROL_SOCKET_LOST).with("level", "error");
     sidecar.wait_log(lost.containing("error", "not a socket"));
     fs::remove_dir(socket).expect("remove the folder");

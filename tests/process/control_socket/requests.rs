@@ -134,7 +134,7 @@ fn a_drain_request_with_a_body_starts_nothing() {
     let mut clients = Vec::new();
     let mut post = |headers: &str, body: &str| {
         let request = format!("POST /drain HTTP/1.1\r\nhost: x\r\n{headers}\r\n\r\n{body}");
-        clients.push(sidecar.control().send(request));
+        clients.push((sidecar.control().send(&request), request));
         assert_responds(&sidecar);
     };
     for (headers, body) in [
@@ -152,8 +152,8 @@ fn a_drain_request_with_a_body_starts_nothing() {
     ] {
         post(headers, body);
     }
-    for (n, client) in clients.iter().enumerate() {
-        assert_eq!(client.response().status, 413, "of number {n}");
+    for (client, request) in &clients {
+        assert_eq!(client.response().status, 413, "{request:?} may not start a drain");
     }
     assert_no_drain_started(&sidecar, &admin);
     assert_drain_can_start(&sidecar, &admin);

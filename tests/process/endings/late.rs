@@ -68,7 +68,8 @@ fn a_hook_for_another_envoy_is_refused_and_its_envoy_left_alone() {
     let mut hook = start_drain(&sidecar, &own);
     refused(&sidecar);
     finish_drain(&own, &mut hook);
-    assert_eq!((other.requests().len(), own.count(Route::Fail)), (0, 1));
+    let (asked, failed) = (other.requests().len(), own.count(Route::Fail));
+    assert_eq!((asked, failed), (0, 1), "requests to the other Envoy, and drains of its own");
 }
 
 #[test]
@@ -78,14 +79,15 @@ fn envoys_hook_that_comes_late_is_answered_only_while_no_client_is_connected() {
     let public = sidecar.public();
     assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
     let sent = Instant::now();
-    assert_eq!(public.get(HOOK_PATHS[0]), OK);
+    assert_eq!(public.get(HOOK_PATHS[0]), OK, "the outcome holds, since none is connected");
     assert_took("while none is", sent.elapsed(), 0.0..1.0);
     // Envoy still takes connections, and this client would be cut.
     let client = connect(&envoy);
     let sent = Instant::now();
-    assert_eq!(public.get(HOOK_PATHS[0]), (503, NO_DRAIN_BODY));
+    let refused = (503, NO_DRAIN_BODY);
+    assert_eq!(public.get(HOOK_PATHS[0]), refused, "a client is connected and would be cut");
     assert_took("while one is", sent.elapsed(), 2.0..4.0);
-    assert!(client.echoes());
+    assert!(client.echoes(), "the client was cut");
     assert_eq!((envoy.ready().as_str(), sidecar.status().drain()), ("DRAINING", 1));
 }
 
@@ -118,7 +120,8 @@ fn a_hook_whose_own_sidecar_is_down_drains_no_other_envoy_of_the_pod() {
     }
     sidecar.wait_log(logged(DRAIN_OF_OTHER_ENVOY_REFUSED).with("level", "warn"));
     assert_eq!((proxy.requests().len(), own.ready().as_str()), (started, "LIVE"));
-    assert_eq!((other.count(Route::Fail), other.state()), (0, State::Live));
+    let drained = (other.count(Route::Fail), other.state());
+    assert_eq!(drained, (0, State::Live), "the other sidecar's Envoy was drained");
     // The hook of the first one is served, however its Envoy is spelled.
     assert_exits(&mut beside(&["shutdown", &others]), 0, NONE_OPEN);
     assert_eq!((other.count(Route::Fail), own.ready().as_str()), (1, "LIVE"));
@@ -153,7 +156,9 @@ fn a_sidecar_that_was_told_no_address_and_has_seen_its_envoy_drains_no_other() {
     sidecar.wait_log(ENVOY_RESPONDS);
     let refused = sidecar.hook(&[&format!("--admin-address={}", other.admin_address())]).wait();
     assert!(refused.code == Some(3) && refused.output.contains(address), "{refused:?}");
-    assert_eq!((other.requests().len(), own.count(Route::Fail)), (0, 0));
+    let (asked, failed) = (other.requests().len(), own.count(Route::Fail));
+    assert_eq!((asked, failed), (0, 0), "requests to the other Envoy, and drains of its own");
     assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
-    assert_eq!((other.requests().len(), own.count(Route::Fail)), (0, 1));
+    let (asked, failed) = (other.requests().len(), own.count(Route::Fail));
+    assert_eq!((asked, failed), (0, 1), "requests to the other Envoy, and drains of its own");
 }

@@ -4,13 +4,14 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Shutdown};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::PATIENCE;
 use super::http::Response;
 use super::net::Address;
+use super::{PATIENCE, lock};
 
 /// Makes requests to one address, each on a connection of its own.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ impl Client {
     pub fn try_connect(&self) -> io::Result<Connection> {
         let socket = self.to.connect_from(self.from, PATIENCE)?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Connection(socket))
+        Ok(Connection { socket, sent: Mutex::default() })
     }
 
     #[track_caller]
@@ -108,7 +109,11 @@ fn head(method: &str, path: &str, fields: &str) -> String {
 
 /// A connection, on which a test sends what it likes; closed when it is dropped.
 #[derive(Debug)]
-pub struct Connection(Socket);
+pub struct Connection {
+    socket: Socket,
+    /// The start of what was sent, for the messages of failed assertions.
+    sent: Mutex<String>,
+}
 
 impl Connection {
     /// Connects to a port of 127.0.0.1.
@@ -120,30 +125,34 @@ impl Connection {
     /// Sends all of this.
     #[track_caller]
     pub fn send(&self, bytes: impl AsRef<[u8]>) {
-        (&self.0).write_all(bytes.as_ref()).expect("send");
+        let mut sent = lock(&self.sent);
+        let room = 200_usize.saturating_sub(sent.len());
+        let start = &bytes.as_ref()[..room.min(bytes.as_ref().len())];
+        sent.push_str(&String::from_utf8_lossy(start));
+        (&self.socket).write_all(bytes.as_ref()).expect("send");
     }
 
     /// Sends as much of this as the peer takes.
     pub fn try_send(&self, bytes: impl AsRef<[u8]>) {
-        let _cut_short = (&self.0).write_all(bytes.as_ref());
+        let _cut_short = (&self.socket).write_all(bytes.as_ref());
     }
 
     /// Closes the direction to the peer.
     #[track_caller]
     pub fn half_close(&self) {
-        self.0.shutdown(Shutdown::Write).expect("close a half");
+        self.socket.shutdown(Shutdown::Write).expect("close a half");
     }
 
     /// Closes with a reset, which leaves nothing behind in the kernel.
     #[track_caller]
     pub fn reset(self) {
-        self.0.set_linger(Some(Duration::ZERO)).expect("set an option");
+        self.socket.set_linger(Some(Duration::ZERO)).expect("set an option");
     }
 
     fn peek(&self) -> io::Result<usize> {
-        self.0.set_nonblocking(true).expect("set a mode");
-        let n = self.0.peek(&mut [MaybeUninit::uninit()]);
-        self.0.set_nonblocking(false).expect("set a mode");
+        self.socket.set_nonblocking(true).expect("set a mode");
+        let n = self.socket.peek(&mut [MaybeUninit::uninit()]);
+        self.socket.set_nonblocking(false).expect("set a mode");
         n
     }
 
@@ -160,9 +169,9 @@ impl Connection {
     /// Reads exactly this many bytes.
     #[track_caller]
     pub fn receive(&self, n: usize) -> Vec<u8> {
-        self.0.set_read_timeout(Some(PATIENCE)).expect("set a time-out");
+        self.socket.set_read_timeout(Some(PATIENCE)).expect("set a time-out");
         let mut bytes = vec![0; n];
-        (&self.0).read_exact(&mut bytes).expect("receive");
+        (&self.socket).read_exact(&mut bytes).expect("receive");
         bytes
     }
 
@@ -176,13 +185,14 @@ impl Connection {
     /// Reads one response, and no further.
     #[track_caller]
     pub fn response(&self) -> Response {
-        read_response(&self.0, PATIENCE).expect("a response")
+        let response = read_response(&self.socket, PATIENCE);
+        response.unwrap_or_else(|error| panic!("no response to {:?}: {error}", lock(&self.sent)))
     }
 
     /// A response that has arrived whole by now, and the end of its connection.
     #[track_caller]
     pub fn arrived_response(&self) -> Response {
-        let response = read_response(&self.0, Duration::ZERO).expect("the whole response");
+        let response = read_response(&self.socket, Duration::ZERO).expect("the whole response");
         assert!(self.ends_within(PATIENCE), "the connection stays open");
         response
     }
@@ -200,11 +210,15 @@ impl Connection {
     pub fn read_to_end(&self) -> (String, bool) {
         let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
         let orderly = loop {
-            match read_before(&self.0, &mut piece, Instant::now() + PATIENCE) {
+            match read_before(&self.socket, &mut piece, Instant::now() + PATIENCE) {
                 Ok(0) => break true,
                 Ok(n) => bytes.extend_from_slice(&piece[..n]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break false,
-                Err(error) => panic!("{error} behind {:?}", String::from_utf8_lossy(&bytes)),
+                Err(error) => panic!(
+                    "{error} behind {:?}, after {:?} was sent",
+                    String::from_utf8_lossy(&bytes),
+                    lock(&self.sent)
+                ),
             }
         };
         (String::from_utf8(bytes).expect("text"), orderly)
@@ -213,7 +227,7 @@ impl Connection {
     /// Whether the connection ends in time and in order. Nothing more may arrive.
     #[track_caller]
     pub fn ends_within(&self, timeout: Duration) -> bool {
-        match read_before(&self.0, &mut [0], Instant::now() + timeout) {
+        match read_before(&self.socket, &mut [0], Instant::now() + timeout) {
             Ok(0) => true,
             Err(error) if error.kind() == ErrorKind::TimedOut => false,
             other => panic!("no end: {other:?}"),
@@ -225,7 +239,7 @@ impl Connection {
     pub fn peer_closed_within(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
-            match read_before(&self.0, &mut [0; 4096], deadline) {
+            match read_before(&self.socket, &mut [0; 4096], deadline) {
                 Ok(0) => return true,
                 Ok(_) => {}
                 Err(error) => match error.kind() {
