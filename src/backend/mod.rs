@@ -150,10 +150,10 @@ impl Backend {
 /// The response to a hook.
 fn hook_response(hook: &Route, result: Option<WaitResult>) -> TextResponse {
     match result {
-        Some(WaitResult::Ended(ended)) if hook.is_envoy_hook() => {
-            plain(200, envoy_hook_text(ended.outcome))
+        Some(WaitResult::Ended(ended)) => {
+            let text = if hook.is_envoy_hook() { envoy_hook_text } else { exec_hook_text };
+            plain(200, text(ended.outcome))
         }
-        Some(WaitResult::Ended(ended)) => plain(200, exec_hook_text(ended.outcome)),
         Some(WaitResult::UnknownDrain) => plain(410, "there is no such drain\n"),
         Some(WaitResult::Stopping) => stopping(),
         None => plain(ACCEPTED, "the drain goes on\n"),

@@ -42,21 +42,15 @@ impl Frontend {
             |other: &Route| other.is_hook() && other.is_envoy_hook() == route.is_envoy_hook();
         let others =
             self.held(listener).filter(|c| c.id != id && c.awaited().is_some_and(is_alike));
-        let others: Vec<_> = others.collect();
-        // It takes the state lock, so it is looked up only where a waiter may have to go.
-        let matters = route.is_envoy_hook() && others.len() >= max_waiting;
-        let started = matters.then(|| self.tracker.drain_started()).flatten();
+        let started = self.tracker.drain_started();
         let is_paired = |admitted: Timestamp| {
             started.is_some_and(|started| {
                 admitted.max(started) - admitted.min(started) <= HOOK_PAIRING_WINDOW
             })
         };
-        let others = others.iter().map(|c| Waiter {
-            id: c.id,
-            source: c.source,
-            is_paired: is_paired(c.admitted),
-        });
-        let others: Vec<_> = others.collect();
+        let others: Vec<_> = others
+            .map(|c| Waiter { id: c.id, source: c.source, is_paired: is_paired(c.admitted) })
+            .collect();
         match admission::admit(&others, source, max_waiting) {
             Admission::Admit => {}
             Admission::Evict(other) => self.turn_away(other, now),
