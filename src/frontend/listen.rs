@@ -20,8 +20,8 @@ use crate::route::{PublicRoute, Route, Unserved};
 /// which is more than a request head.
 const RECEIVE_BUFFER: usize = 4096;
 
-/// Which listener a connection came to. The control socket's are served first: a hook must not wait for
-/// those of the network.
+/// Which listener a connection came to. Each has limits of its own, and their requests to the backend take
+/// turns, so that neither keeps the other waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListenerId {
     Control,

@@ -53,7 +53,7 @@ use crate::os::clock::{self, Timestamp};
 use crate::os::waker::Waker;
 use crate::route::Route;
 
-/// How long a client waits for a response that the backend does not hold. A kubelet waits 1 s by
+/// How long a client waits that is no hook, and so waits for the backend alone. A kubelet waits 1 s by
 /// default, and then disconnects.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
