@@ -277,8 +277,11 @@ fn a_hook_that_is_terminated_ends_at_once_and_its_drain_goes_on() {
         hook.signal(signal);
         let exit = hook.wait();
         assert_eq!(exit.code, None, "not ended by {signal}: {exit:?}");
-        finish_drain(&admin, &mut sidecar.hook(&[]));
-        assert_eq!(sidecar.status().drain(), 1, "{signal}");
+        // A hook that comes after the end would start another.
+        let mut later = sidecar.hook(&[]);
+        sidecar.wait_log(DRAIN_JOINED);
+        finish_drain(&admin, &mut later);
+        assert_eq!(sidecar.status().drain(), 1, "the drain did not go on after {signal}");
     }
 }
 
