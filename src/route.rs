@@ -2,6 +2,7 @@
 //! beside it, and the status codes of both.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
 use crate::labels;
 
@@ -51,9 +52,50 @@ pub enum Route {
     ExecHook(u64),
     StatusJson,
     StatusLine,
-    StatusPage,
+    StatusPage(PageStyle),
     /// The start of a drain, with this query.
     Drain(String),
+}
+
+/// How the status page is laid out, as the query of its request has it. Parts that are unknown have no
+/// effect, so that a newer `status` is served by an older sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageStyle {
+    /// No line of the page is wider.
+    pub columns: u16,
+    /// Whether it may hold escape sequences for colours (SGR).
+    pub colour: bool,
+    /// Whether it holds the plot of open connections over the drain.
+    pub plot: bool,
+}
+
+impl Default for PageStyle {
+    fn default() -> Self {
+        Self { columns: 80, colour: false, plot: false }
+    }
+}
+
+/// What the page can be laid out for.
+const COLUMNS: RangeInclusive<u16> = 20..=500;
+
+impl PageStyle {
+    fn parse(query: &str) -> Self {
+        let mut style = Self::default();
+        for part in query.split('&') {
+            let (name, value) = part.split_once('=').unwrap_or_default();
+            match name {
+                "columns" => {
+                    // What is no number has no effect.
+                    let columns = value.parse().unwrap_or(style.columns);
+                    style.columns = columns.clamp(*COLUMNS.start(), *COLUMNS.end());
+                }
+                "colour" => style.colour = value == "1",
+                "plot" => style.plot = value == "1",
+                _ => {}
+            }
+        }
+        style
+    }
 }
 
 impl From<PublicRoute> for Route {
@@ -88,9 +130,13 @@ impl Route {
                 (None, Some(Ok(number))) => Self::EnvoyHook(number),
                 (None, _) => Self::EnvoyHook(0),
             },
-            (None, "/status", "as=line") => Self::StatusLine,
-            (None, "/status", "as=page") => Self::StatusPage,
-            (None, "/status", _) => Self::StatusJson,
+            (None, "/status", query) => {
+                match query.split('&').find_map(|p| p.strip_prefix("as=")) {
+                    Some("line") => Self::StatusLine,
+                    Some("page") => Self::StatusPage(PageStyle::parse(query)),
+                    _ => Self::StatusJson,
+                }
+            }
             (None, "/drain", query) => Self::Drain(query.to_owned()),
             _ => return rejected(Status::NotFound),
         };
@@ -132,7 +178,12 @@ impl Route {
             Self::ExecHook(number) => format!("/shutdown?{EXEC_HOOK}{number}").into(),
             Self::StatusJson => "/status".into(),
             Self::StatusLine => "/status?as=line".into(),
-            Self::StatusPage => "/status?as=page".into(),
+            Self::StatusPage(PageStyle { columns, colour, plot }) => format!(
+                "/status?as=page&columns={columns}&colour={}&plot={}",
+                u8::from(*colour),
+                u8::from(*plot)
+            )
+            .into(),
             Self::Drain(query) => return ("POST", format!("/drain?{query}").into()),
         };
         ("GET", target)
@@ -199,7 +250,9 @@ mod tests {
             ("GET", "/shutdown?drain=+07", Ok(Route::ExecHook(7))),
             ("GET", "/status", Ok(Route::StatusJson)),
             ("HEAD", "/status?as=line", Ok(Route::StatusLine)),
-            ("GET", "/status?as=page", Ok(Route::StatusPage)),
+            ("GET", "/status?x&as=line&x=y", Ok(Route::StatusLine)),
+            ("GET", "/status?as=x", Ok(Route::StatusJson)),
+            ("GET", "/status?as=page", Ok(Route::StatusPage(PageStyle::default()))),
             ("GET", "/metrics", Ok(Route::Metrics)),
             ("POST", "/drain", Ok(Route::Drain(String::new()))),
             ("POST", "/drain?a=1?b", Ok(Route::Drain("a=1?b".to_owned()))),
@@ -226,6 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn the_style_of_the_page_is_within_its_bounds_and_unknown_parts_have_no_effect() {
+        let style = |columns, colour, plot| PageStyle { columns, colour, plot };
+        for (query, expected) in [
+            ("", style(80, false, false)),
+            ("&columns=200&colour=1&plot=1", style(200, true, true)),
+            ("&plot=1&x=1&colour=0&", style(80, false, true)),
+            ("&colour&plot=true&columns=", style(80, false, false)),
+            ("&columns=19", style(20, false, false)),
+            ("&columns=501", style(500, false, false)),
+            ("&columns=70000", style(80, false, false)),
+            ("&columns=-1", style(80, false, false)),
+        ] {
+            let parsed = Route::parse("GET", &format!("/status?as=page{query}"));
+            assert_eq!(parsed, Ok(Route::StatusPage(expected)), "{query}");
+        }
+    }
+
+    #[test]
     fn a_request_for_a_route_is_parsed_as_that_route() {
         for route in [
             Route::Healthz,
@@ -234,7 +305,8 @@ mod tests {
             Route::ExecHook(4),
             Route::StatusJson,
             Route::StatusLine,
-            Route::StatusPage,
+            Route::StatusPage(PageStyle { columns: 200, colour: true, plot: false }),
+            Route::StatusPage(PageStyle { columns: 20, colour: false, plot: true }),
             Route::Drain("check-delay=1s&error=x".to_owned()),
         ] {
             let (method, target) = route.request_line();

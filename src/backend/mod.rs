@@ -100,7 +100,7 @@ impl Backend {
                 ..plain(200, observer.snapshot().json())
             },
             Ok(Route::StatusLine) => plain(200, observer.snapshot().line()),
-            Ok(Route::StatusPage) => plain(200, observer.snapshot().page()),
+            Ok(Route::StatusPage(style)) => plain(200, observer.snapshot().page(style)),
             Ok(Route::Drain(query)) => self.start_drain(&query),
             // The frontend sends none of these.
             Err((_, status)) => plain(status.code().parse().unwrap_or(400), status.name()),

@@ -8,6 +8,7 @@ use super::json::{Object, Value, seen};
 use super::messages;
 use crate::cli::duration;
 use crate::drain::{Ended, Phase};
+use crate::route::PageStyle;
 
 /// How things stand.
 #[derive(Clone, Debug)]
@@ -97,7 +98,7 @@ impl Snapshot {
     }
 
     /// The status for people.
-    pub fn page(&self) -> String {
+    pub fn page(&self, _: PageStyle) -> String {
         let phase = match (self.phase, self.elapsed) {
             (Phase::Idle, _) => "idle (no drain)".to_owned(),
             (phase, Some(elapsed)) => {

@@ -82,7 +82,11 @@ fn no_time_elapses_where_no_drain_is_in_progress_also_after_one() {
         let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
         let elapsed = &json["elapsed_seconds"];
         assert!(elapsed.is_null(), "{elapsed} elapse in {phase:?}, where {}", json["last_drain"]);
-        assert!(!snapshot.page().contains(", for "), "{}", snapshot.page());
+        assert!(
+            !snapshot.page(PageStyle::default()).contains(", for "),
+            "{}",
+            snapshot.page(PageStyle::default())
+        );
     }
 }
 
@@ -134,10 +138,10 @@ fn the_line_shows_a_waiting_hook_what_it_waits_for() {
 #[test]
 fn the_page_is_short_while_idle() {
     assert_eq!(
-        idle().page(),
+        idle().page(PageStyle::default()),
         "phase:       idle (no drain)\nenvoy hooks: 0\nenvoy:       /admin/admin.sock\n"
     );
-    let page = draining().page();
+    let page = draining().page(PageStyle::default());
     for row in [
         "phase:       waiting_for_connections (drain 2, for 1m12s)\n",
         "connections: 3 open, threshold 1\n",
@@ -149,9 +153,13 @@ fn the_page_is_short_while_idle() {
         assert!(page.contains(row), "{row} in {page}");
     }
     let ended = Snapshot { phase: Phase::Ended, drain: 1, elapsed: None, ..draining() };
-    assert!(ended.page().starts_with("phase:       ended (drain 1)\nconnections: 9 open"));
+    assert!(
+        ended
+            .page(PageStyle::default())
+            .starts_with("phase:       ended (drain 1)\nconnections: 9 open")
+    );
     let down = Snapshot { worker_running: false, ..idle() };
-    assert!(down.page().contains("worker:      down"));
+    assert!(down.page(PageStyle::default()).contains("worker:      down"));
 }
 
 #[test]
@@ -161,7 +169,7 @@ fn listeners_that_cannot_be_seen_are_named() {
         HiddenListeners { names: vec!["web".to_owned(), "tls \"x\"".to_owned()], certain: true };
     let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
     assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));
-    assert!(snapshot.page().contains(&format!("stats hidden: {text}\n")));
+    assert!(snapshot.page(PageStyle::default()).contains(&format!("stats hidden: {text}\n")));
     let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
     assert_eq!(json["stats_hidden"], text);
 
@@ -182,7 +190,7 @@ fn what_cannot_be_seen_is_escaped_for_people_too() {
     let mut snapshot = draining();
     snapshot.admin_address = "/a\u{202e}b\nphase: x".to_owned();
     snapshot.counters.error = Some((Call::ReadStats, "a\u{1b}[2J\u{2028}b".to_owned()));
-    let (page, line) = (snapshot.page(), snapshot.line());
+    let (page, line) = (snapshot.page(PageStyle::default()), snapshot.line());
     assert!(page.contains("/a\\u202eb\\nphase: x\n"), "{page:?}");
     assert!(page.contains("a\\u001b[2J\\u2028b\n"), "{page:?}");
     assert!(line.ends_with("a\\u001b[2J\\u2028b\n"), "{line:?}");
