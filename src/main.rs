@@ -43,6 +43,8 @@ fn main() -> ExitCode {
         },
         Ok(Command::Run(Subcommand::Shutdown, args)) => ExitCode::from(hook::shutdown(args) as u8),
         Ok(Command::Run(Subcommand::Status, args)) => ExitCode::from(hook::status(&args) as u8),
+        Ok(Command::Run(Subcommand::Restore, args)) => ExitCode::from(hook::restore(&args) as u8),
+        Ok(Command::Run(Subcommand::Release, args)) => ExitCode::from(hook::release(&args) as u8),
         Ok(Command::Print(text)) => {
             // The reader may have gone: a pager was left, say.
             let _ = io::stdout().write_all(text.as_bytes());

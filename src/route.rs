@@ -55,6 +55,11 @@ pub enum Route {
     StatusPage(PageStyle),
     /// The start of a drain, with this query.
     Drain(String),
+    /// The end of the drain in progress, and the restoring of Envoy: asked for by this process.
+    Release(String),
+    Restore(String),
+    /// What came of the request to restore Envoy of this number.
+    Restored(u64),
 }
 
 /// How the status page is laid out, as the query of its request has it. Parts that are unknown have no
@@ -112,6 +117,11 @@ impl From<PublicRoute> for Route {
 const ENVOY_HOOK: &str = "awaited=";
 const EXEC_HOOK: &str = "drain=";
 
+/// The queries of `/release` and `/restore`, before the process that asks, which the frontend adds; and
+/// before the number of a request.
+const BY: &str = "by=";
+const REQUEST: &str = "request=";
+
 impl Route {
     /// # Errors
     /// When there is no such path, or it has no such method or query.
@@ -138,16 +148,31 @@ impl Route {
                 }
             }
             (None, "/drain", query) => Self::Drain(query.to_owned()),
+            (None, "/release", query) => Self::Release(by(query)),
+            (None, "/restore", query) => match number(REQUEST) {
+                Some(Ok(number)) => Self::Restored(number),
+                Some(Err(_)) => return rejected(Status::BadRequest),
+                None => Self::Restore(by(query)),
+            },
             _ => return rejected(Status::NotFound),
         };
         let is_served =
-            if route.is_drain() { method == "POST" } else { matches!(method, "GET" | "HEAD") };
+            if route.is_post() { method == "POST" } else { matches!(method, "GET" | "HEAD") };
         if is_served { Ok(route) } else { rejected(Status::MethodNotAllowed) }
     }
 
-    /// Whether it starts a drain: a POST, which is neither shared nor repeated.
-    pub const fn is_drain(&self) -> bool {
-        matches!(self, Self::Drain(_))
+    /// Whether it changes something: a POST, which is neither shared nor repeated.
+    pub const fn is_post(&self) -> bool {
+        matches!(self, Self::Drain(_) | Self::Release(_) | Self::Restore(_))
+    }
+
+    /// The same, where the log is to say who asks: what a client itself says of that does not count.
+    pub fn asked_by(self, peer: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Release(_) => Self::Release(peer()),
+            Self::Restore(_) => Self::Restore(peer()),
+            other => other,
+        }
     }
 
     /// Whether a client waits for a drain with it.
@@ -184,10 +209,17 @@ impl Route {
                 u8::from(*plot)
             )
             .into(),
+            Self::Restored(number) => format!("/restore?{REQUEST}{number}").into(),
             Self::Drain(query) => return ("POST", format!("/drain?{query}").into()),
+            Self::Release(by) => return ("POST", format!("/release?{BY}{by}").into()),
+            Self::Restore(by) => return ("POST", format!("/restore?{BY}{by}").into()),
         };
         ("GET", target)
     }
+}
+
+fn by(query: &str) -> String {
+    query.strip_prefix(BY).unwrap_or_default().to_owned()
 }
 
 labels! {
@@ -267,6 +299,13 @@ mod tests {
             ("POST", "//drain", Err(Status::NotFound)),
             ("POST", "/DRAIN", Err(Status::NotFound)),
             ("POST", "http://x/drain", Err(Status::NotFound)),
+            ("POST", "/release", Ok(Route::Release(String::new()))),
+            ("POST", "/restore?x=y", Ok(Route::Restore(String::new()))),
+            ("GET", "/restore?request=4", Ok(Route::Restored(4))),
+            ("GET", "/release", Err(Status::MethodNotAllowed)),
+            ("GET", "/restore", Err(Status::MethodNotAllowed)),
+            ("POST", "/restore?request=4", Err(Status::MethodNotAllowed)),
+            ("GET", "/restore?request=x", Err(Status::BadRequest)),
             ("GET", "/nowhere", Err(Status::NotFound)),
             ("GET", "/shutdown?drain=", Err(Status::BadRequest)),
             ("GET", "/shutdown?drain=0", Err(Status::BadRequest)),
@@ -308,6 +347,9 @@ mod tests {
             Route::StatusPage(PageStyle { columns: 200, colour: true, plot: false }),
             Route::StatusPage(PageStyle { columns: 20, colour: false, plot: true }),
             Route::Drain("check-delay=1s&error=x".to_owned()),
+            Route::Release("uid:0,pid:7".to_owned()),
+            Route::Restore("uid:0,pid:7".to_owned()),
+            Route::Restored(9),
         ] {
             let (method, target) = route.request_line();
             assert_eq!(Route::parse(method, &target), Ok(route), "{method} {target}");

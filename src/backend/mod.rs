@@ -15,7 +15,7 @@ use tiny_http::{Header, Server, StatusCode};
 pub use self::wire::Wire;
 use crate::cli::drain_request::HookRequest;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
-use crate::drain::{DrainStart, Outcome, OutcomeKind};
+use crate::drain::{DrainStart, Outcome, OutcomeKind, Phase};
 use crate::observe::log::Record;
 use crate::observe::messages;
 use crate::os::supervisor;
@@ -88,20 +88,39 @@ impl Backend {
             Ok(Route::Healthz) => {
                 observer.health().map_or_else(|why| plain(503, why), |()| plain(200, "OK"))
             }
-            Ok(Route::Metrics) => TextResponse {
-                content_type: "text/plain; version=0.0.4",
-                ..plain(200, observer.snapshot().metrics())
-            },
+            Ok(Route::Metrics) => {
+                // What comes from the network has no effect on the pace of a drain.
+                observer.refresh(false);
+                let body = observer.snapshot().metrics();
+                TextResponse { content_type: "text/plain; version=0.0.4", ..plain(200, body) }
+            }
             Ok(hook @ (Route::EnvoyHook(_) | Route::ExecHook(_))) => {
                 hook_response(&hook, observer.wait_result(&hook))
             }
-            Ok(Route::StatusJson) => TextResponse {
-                content_type: "application/json",
-                ..plain(200, observer.snapshot().json())
-            },
+            Ok(Route::StatusJson) => {
+                observer.refresh(true);
+                let body = observer.snapshot().json();
+                TextResponse { content_type: "application/json", ..plain(200, body) }
+            }
             Ok(Route::StatusLine) => plain(200, observer.snapshot().line()),
-            Ok(Route::StatusPage(style)) => plain(200, observer.snapshot().page(style)),
+            Ok(Route::StatusPage(style)) => {
+                observer.refresh(true);
+                plain(200, observer.snapshot().page(style))
+            }
             Ok(Route::Drain(query)) => self.start_drain(&query),
+            Ok(Route::Release(by)) => match self.trigger.release(&by) {
+                Some(number) => plain(200, format!("released {number}\n")),
+                None => plain(409, "no drain is in progress, so there is none to release\n"),
+            },
+            Ok(Route::Restore(by)) => match self.trigger.restore(&by) {
+                Ok(number) => plain(200, format!("requested {number}\n")),
+                Err(phase) => plain(409, not_restored(phase)),
+            },
+            Ok(Route::Restored(number)) => match self.trigger.restored(number) {
+                None => plain(200, "requested\n"),
+                Some(Ok(())) => plain(200, "restored\n"),
+                Some(Err(reason)) => plain(200, format!("failed\n{reason}\n")),
+            },
             // The frontend sends none of these.
             Err((_, status)) => plain(status.code().parse().unwrap_or(400), status.name()),
         }
@@ -147,12 +166,23 @@ impl Backend {
     }
 }
 
+/// Why Envoy is not restored in this phase.
+fn not_restored(phase: Phase) -> String {
+    match phase {
+        Phase::Idle | Phase::Ended => "the sidecar is stopping\n".to_owned(),
+        phase => format!(
+            "a drain is in progress ({}), which holds Envoy out of service; end it first, with release\n",
+            phase.name()
+        ),
+    }
+}
+
 /// The response to a hook.
 fn hook_response(hook: &Route, result: Option<WaitResult>) -> TextResponse {
     match result {
-        Some(WaitResult::Ended(ended)) => {
+        Some(WaitResult::Ended(outcome)) => {
             let text = if hook.is_envoy_hook() { envoy_hook_text } else { exec_hook_text };
-            plain(200, text(ended.outcome))
+            plain(200, text(outcome))
         }
         Some(WaitResult::UnknownDrain) => plain(410, "there is no such drain\n"),
         Some(WaitResult::Stopping) => stopping(),

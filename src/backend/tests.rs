@@ -11,7 +11,7 @@ use nix::sys::socket::{
 };
 
 use crate::coordinator::Coordinator;
-use crate::drain::{Ended, Outcome};
+use crate::drain::Outcome;
 use crate::envoy::admin::Admin;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Call, CallResult};
@@ -158,13 +158,22 @@ fn every_route_has_its_response() {
     for (line, content_type, start) in [
         ("GET /status", "application/json", "{\"version\":"),
         ("GET /status?as=line", "text/plain; charset=utf-8", "idle, "),
-        ("GET /status?as=page", "text/plain; charset=utf-8", "phase:"),
+        ("GET /status?as=page", "text/plain; charset=utf-8", "2"),
         ("GET /metrics", "text/plain; version=0.0.4", "# HELP envoy_shutdown_"),
     ] {
         let (status, found, body) = harness.request(line);
         assert_eq!((status, found.as_str()), (200, content_type), "{line}");
         assert!(body.starts_with(start), "{line}: {body}");
     }
+    harness.assert_plain(
+        "POST /release?by=x",
+        409,
+        "no drain is in progress, so there is none to release\n",
+    );
+    harness.assert_plain("POST /restore?by=x", 200, "requested 1\n");
+    // No worker runs here.
+    harness.assert_plain("GET /restore?request=1", 200, "requested\n");
+    harness.assert_plain("GET /restore?request=2", 200, "failed\nthere was no such request\n");
     // The frontend lets none of these through.
     harness.assert_plain("GET /nowhere", 404, "404 Not Found");
     harness.assert_plain("GET /drain", 405, "405 Method Not Allowed");
@@ -233,12 +242,10 @@ fn envoys_hook_gets_ok_or_the_explanation_and_the_exec_hook_the_outcome_and_the_
         (Outcome::drained(0), "OK".to_owned(), format!("drained\n{drained}\n")),
         (Outcome::timed_out(Some(3)), format!("{gave_up}\n"), format!("timed_out\n{gave_up}\n")),
     ] {
-        let ended =
-            Ended { number: 1, outcome, threshold: 0, envoy_hook: true, took: Duration::ZERO };
         for (hook, text) in
             [(Route::EnvoyHook(1), to_envoy_hook), (Route::ExecHook(1), to_exec_hook)]
         {
-            let response = hook_response(&hook, Some(WaitResult::Ended(ended.clone())));
+            let response = hook_response(&hook, Some(WaitResult::Ended(outcome)));
             assert_eq!((response.status, response.body), (200, text), "{hook:?}");
         }
     }

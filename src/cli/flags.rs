@@ -12,6 +12,8 @@ labels! {
         Sidecar = "shutdown-manager",
         Shutdown = "shutdown",
         Status = "status",
+        Restore = "restore",
+        Release = "release",
     }
 }
 
@@ -87,7 +89,7 @@ options! {
     Exclude "exclude" "NAME" DRAINS
         "do not count this listener or HTTP stat prefix: its exact name in Envoy's stats; may be \
          repeated"
-    AdminAddress "admin-address" "ADDRESS" DRAINS
+    AdminAddress "admin-address" "ADDRESS" EVERYWHERE
         "Envoy's admin interface: a path, unix:PATH, @NAME, HOST:PORT or [IPV6]:PORT"
     ReadyFile "ready-file" "PATH" DRAINS
         "also create this file when drained; one that is left from before is removed at the start"

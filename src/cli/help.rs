@@ -15,6 +15,8 @@ pub fn overview() -> String {
          \x20 {PROGRAM} [envoy] shutdown-manager [OPTIONS]   the sidecar: drains when its hook requests it\n\
          \x20 {PROGRAM} [envoy] shutdown [OPTIONS]           the preStop hook: starts the drain, blocks until it ends\n\
          \x20 {PROGRAM} status [--watch] [--json]            the state of the drain\n\
+          \x20 {PROGRAM} restore                              puts an Envoy back in service that no drain holds\n\
+         \x20 {PROGRAM} release                              ends the drain in progress, as its timeout would\n\
          \x20 {PROGRAM} --help | --version                   and --help after each command\n",
         env!("CARGO_PKG_VERSION")
     )
@@ -22,7 +24,8 @@ pub fn overview() -> String {
 
 /// The help of a command, with the defaults of the name that the program is started by.
 pub fn help(command: Subcommand, flavor: Flavor) -> String {
-    let envoy = if command == Subcommand::Status { "" } else { "[envoy] " };
+    let of_peers = matches!(command, Subcommand::Sidecar | Subcommand::Shutdown);
+    let envoy = if of_peers { "[envoy] " } else { "" };
     let (name, about) = (command.name(), about(command));
     let mut text = format!("Usage: {PROGRAM} {envoy}{name} [OPTIONS]\n\n{about}\nOptions:\n");
     for flag in flags(command) {
@@ -68,6 +71,17 @@ const fn about(command: Subcommand) -> &'static str {
         }
         Subcommand::Status => {
             "Shows the state of the drain. Exit codes: 0; 2 wrong usage; 3 no sidecar.\n"
+        }
+        Subcommand::Restore => {
+            "Restores Envoy to service, if no drain is in progress: after a drain by hand, say.\n\n\
+             Exit codes: 0 Envoy is in service; 1 refused, or Envoy did not respond; 2 wrong usage;\n\
+             3 no sidecar.\n"
+        }
+        Subcommand::Release => {
+            "Ends the drain in progress as its timeout would: hooks return, and connections that are \
+             still\n\
+             open are cut when Kubernetes stops Envoy.\n\n\
+             Exit codes: 0 ended; 1 no drain is in progress; 2 wrong usage; 3 no sidecar.\n"
         }
     }
 }

@@ -252,6 +252,12 @@ impl Overrides {
         &self.0
     }
 
+    /// All of them in one text, `check-delay=10s drain-timeout=2m`.
+    pub fn list(&self) -> String {
+        let pairs = self.0.iter().map(|(option, value)| format!("{}={value}", option.name()));
+        pairs.collect::<Vec<_>>().join(" ")
+    }
+
     /// Removes the pairs for which `keep` is false.
     pub fn retain(&mut self, keep: &mut dyn FnMut(&(DrainOption, String)) -> bool) {
         self.0.retain(keep);

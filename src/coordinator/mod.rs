@@ -12,13 +12,15 @@ pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{Options, Overrides};
-use crate::drain::{Action, Drain, DrainEvent, DrainStart, Ended, Event, Machine, Phase, Step};
+use crate::drain::{Action, Drain, DrainEvent, DrainStart, Event, Machine, Outcome, Phase, Step};
 use crate::envoy::Call;
 use crate::envoy::admin::Admin;
 use crate::observe::counters::Counters;
 use crate::observe::drain_log::DrainLog;
+use crate::observe::history::History;
 use crate::observe::log::Record;
-use crate::observe::status::Snapshot;
+use crate::observe::messages;
+use crate::observe::status::{Progress, Snapshot};
 use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::os::waker::Waker;
@@ -33,6 +35,9 @@ const HOOK_RETURN_WINDOW: Duration = Duration::from_secs(1);
 
 /// Answering waiters takes microseconds; one that cannot be answered must not keep the process.
 const FINAL_ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Envoy's state is shown as it is when it is no older than this; else it is checked.
+const MAX_STATE_AGE: Duration = Duration::from_secs(1);
 
 /// The state of the sidecar, with the right to do the work and to stop it.
 #[derive(Clone, Debug)]
@@ -70,6 +75,7 @@ enum Waiter {
 enum Change {
     WorkerStepped,
     Stopping,
+    Requested,
     DrainStarted,
     EnvoyHookArrived,
     WaiterLeft,
@@ -91,6 +97,17 @@ struct State {
     counters: Counters,
     /// The sidecar's own options, which a hook's override.
     options: Options,
+    /// The options that the latest drain was requested with.
+    requested: String,
+    /// What was open over the latest drain.
+    history: History,
+    /// The phase as last shown, and since when it is in force.
+    phase: Phase,
+    phase_since: Timestamp,
+    /// When the latest call to Envoy was made.
+    called_at: Timestamp,
+    /// The latest request to restore Envoy to service: its number, and the result, once there is one.
+    restore: (u64, Option<Result<(), String>>),
     /// What waits for the end of a drain.
     envoy_hooks: usize,
     exec_hooks: usize,
@@ -115,7 +132,7 @@ struct State {
 /// How the wait for a drain ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitResult {
-    Ended(Ended),
+    Ended(Outcome),
     /// The sidecar stops, and no drain is in progress.
     Stopping,
     /// There was no drain of that number in this run of the sidecar.
@@ -136,11 +153,18 @@ pub enum StartError {
 impl Coordinator {
     /// A coordinator with the sidecar's own options. See [`Machine::new`].
     pub fn new(options: Options, given: &Overrides, restore: bool) -> Self {
+        let now = clock::now();
         let state = State {
-            machine: Machine::new(options.clone(), given, restore, clock::now()),
+            machine: Machine::new(options.clone(), given, restore, now),
             log: DrainLog::default(),
             counters: Counters::default(),
             options,
+            requested: String::new(),
+            history: History::default(),
+            phase: Phase::Idle,
+            phase_since: now,
+            called_at: now,
+            restore: (0, None),
             envoy_hooks: 0,
             exec_hooks: 0,
             hooks_expected: 0,
@@ -267,7 +291,7 @@ impl DrainTrigger {
             let start = state.machine.request(&request.overrides, now);
             let start = start.map_err(StartError::OtherEnvoy)?;
             if let DrainStart::Started(_) = start {
-                state.drain_started();
+                state.drain_started(request.overrides.list(), now);
             }
             state.step_due = true;
             state.hooks_expected += 1;
@@ -282,24 +306,89 @@ impl DrainTrigger {
     }
 }
 
+impl DrainTrigger {
+    /// Ends the drain in progress as its timeout would. Returns its number; none where there is no drain.
+    /// `by`: who asks, for the log.
+    pub fn release(&self, by: &str) -> Option<u64> {
+        let mut state = self.0.lock();
+        let number = state.machine.release()?;
+        state.step_due = true;
+        drop(state);
+        Record::warn(messages::RELEASE_REQUESTED).with("drain", number).with("by", by).emit();
+        self.0.notify(Change::Requested);
+        Some(number)
+    }
+
+    /// Has the worker restore Envoy to service. Returns the number of the request, for
+    /// [`Self::restored`]. `by`: who asks, for the log.
+    ///
+    /// # Errors
+    /// While a drain is in progress, which would only take Envoy out of service again, and when the
+    /// sidecar stops: the phase.
+    pub fn restore(&self, by: &str) -> Result<u64, Phase> {
+        let mut state = self.0.lock();
+        let phase = state.machine.phase();
+        if state.machine.is_over() || !state.machine.restore() {
+            return Err(phase);
+        }
+        if state.restore.1.is_some() || state.restore.0 == 0 {
+            state.restore = (state.restore.0 + 1, None);
+        }
+        state.step_due = true;
+        let number = state.restore.0;
+        drop(state);
+        Record::info(messages::RESTORE_REQUESTED).with("by", by).emit();
+        self.0.notify(Change::Requested);
+        Ok(number)
+    }
+
+    /// What came of the request to restore Envoy of this number, or of a later one; none as long as
+    /// nothing has.
+    pub fn restored(&self, number: u64) -> Option<Result<(), String>> {
+        let state = self.0.lock();
+        if number > state.restore.0 {
+            return Some(Err("there was no such request".to_owned()));
+        }
+        state.restore.1.clone()
+    }
+}
+
 impl DrainObserver {
     /// How things stand.
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.lock();
         let machine = &state.machine;
-        let drain = machine.drain();
         let options = machine.options().unwrap_or(&state.options);
         Snapshot {
+            now: clock::now(),
+            wall_now: clock::wall_now(),
             phase: machine.phase(),
+            phase_since: state.phase_since,
             drain: machine.number(),
-            open: drain.and_then(|drain| drain.last_poll).map(|poll| poll.open),
+            requested: state.requested.clone(),
+            progress: machine.drain().map(Progress::of),
             threshold: options.min_open_connections,
-            elapsed: drain.map(|drain| clock::now() - drain.started),
-            last: machine.last().cloned(),
+            last: machine.last().cloned().map(|ended| (ended, state.ended_at)),
+            history: state.history.clone(),
             envoy_hooks: state.envoy_hooks,
+            exec_hooks: state.exec_hooks,
             counters: state.counters.clone(),
             admin_address: options.admin_address.to_string(),
             worker_running: state.worker_running,
+        }
+    }
+
+    /// Has the worker check Envoy, where what is known is older than a second: a later snapshot shows
+    /// it. `in_drain`: in a drain, too, which has its own pace otherwise.
+    pub fn refresh(&self, in_drain: bool) {
+        let mut state = self.0.lock();
+        let is_old = |at: Timestamp| at + MAX_STATE_AGE <= clock::now();
+        let is_old = state.counters.envoy_seen.is_none_or(is_old);
+        let wanted = is_old && (in_drain || state.machine.drain().is_none());
+        if wanted && state.machine.refresh() {
+            state.step_due = true;
+            drop(state);
+            self.0.notify(Change::Requested);
         }
     }
 
@@ -442,18 +531,33 @@ impl Shared {
         let state = &mut *guard;
         state.step_due = false;
         let now = clock::now();
+        if let Event::Reply { call, result, .. } = event {
+            state.counters.replied(*call, result, now - state.called_at, now);
+        }
+        let new_before = state.machine.drain().map(|drain| drain.accepted.new);
         let Step { action, events } = state.machine.step(event, now);
+        let new = state.machine.drain().map(|drain| drain.accepted.new);
+        if let Some((before, new)) = new_before.zip(new).filter(|(before, new)| before < new) {
+            state.counters.new_connections += new - before;
+            state.counters.new_noticed = Some(now);
+        }
         if *event == Event::Finished {
             state.ended_at = now;
         }
         for event in &events {
-            state.counters.record(event);
+            state.counters.record(event, now);
             match event {
-                DrainEvent::StartedBySignal => state.drain_started(),
+                DrainEvent::StartedBySignal => state.drain_started(String::new(), now),
                 DrainEvent::OutcomeOutdated => state.stale_ready_file = state.ready_file(),
+                DrainEvent::Polled(poll) => state.history.add(poll.open, now),
+                DrainEvent::RestoreReplied(error) => {
+                    let error = error.as_ref().map(|error| error.text.clone());
+                    state.restore.1 = Some(error.map_or(Ok(()), Err));
+                }
                 _ => {}
             }
         }
+        state.note_phase(now);
         let records = state.log.record(&events, &state.machine, now);
         state.logging = !records.is_empty();
         // The machine asks for its action again in the next step.
@@ -484,14 +588,26 @@ impl State {
         match ended {
             // The end is logged before a waiter learns it.
             Some(_) if self.logging => None,
-            Some(ended) => Some(WaitResult::Ended(ended.clone())),
+            Some(ended) => Some(WaitResult::Ended(ended.outcome)),
             None if hook.is_envoy_hook() && self.machine.is_over() => Some(WaitResult::Stopping),
             None => None,
         }
     }
 
-    fn drain_started(&mut self) {
+    fn note_phase(&mut self, now: Timestamp) {
+        let phase = self.machine.phase();
+        if std::mem::replace(&mut self.phase, phase) != phase {
+            self.phase_since = now;
+        }
+    }
+
+    fn drain_started(&mut self, requested: String, now: Timestamp) {
         self.counters.error = None;
+        self.requested = requested;
+        self.history = History::of_drain(now);
+        self.note_phase(now);
+        let (_, restored) = &mut self.restore;
+        restored.get_or_insert(Err("a drain has started".to_owned()));
         // One that may end as the one before has keeps its file until it does not.
         let confirms = self.machine.drain().is_some_and(Drain::confirms_outcome);
         self.stale_ready_file = self.ready_file().filter(|_| !confirms);
@@ -501,12 +617,13 @@ impl State {
         self.machine.options().and_then(|options| options.ready_file.clone())
     }
 
-    fn task(&self, action: Action, now: Timestamp) -> Task {
+    fn task(&mut self, action: Action, now: Timestamp) -> Task {
         if self.machine.is_over() {
             return Task::Stop;
         }
         let until = match action {
             Action::Call(call) => {
+                self.called_at = now;
                 return Task::Call {
                     call,
                     drain: self.machine.number(),

@@ -80,8 +80,8 @@ use Heard::{Drained, Stopping};
 
 fn heard(result: &WaitResult) -> Heard {
     match result {
-        WaitResult::Ended(ended) => {
-            assert_eq!(ended.outcome, Outcome::drained(0));
+        WaitResult::Ended(outcome) => {
+            assert_eq!(*outcome, Outcome::drained(0));
             Drained
         }
         WaitResult::Stopping => Stopping,

@@ -9,9 +9,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::replies::{reply, wait};
 use super::*;
 use crate::cli::options::{DrainOption, Overrides};
-use crate::drain::Outcome;
+use crate::drain::{Outcome, OutcomeKind};
 use crate::envoy::CallResult;
 use crate::envoy::error::{AdminError, AdminErrorKind};
+use crate::observe::counters::EnvoyState;
 use crate::os::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
@@ -95,12 +96,17 @@ fn hook(coordinator: &Coordinator) -> mpsc::Receiver<WaitResult> {
 
 fn outcome(result: &WaitResult) -> Outcome {
     match result {
-        WaitResult::Ended(ended) => ended.outcome,
+        WaitResult::Ended(outcome) => *outcome,
         other => panic!("{other:?}"),
     }
 }
 
 /// Waits until the state is as the test needs it.
+/// Waits until this call is made.
+fn until_called(calls: &mpsc::Receiver<(Call, Options)>, wanted: Call) {
+    while calls.recv_timeout(PATIENCE).expect("a call").0 != wanted {}
+}
+
 fn until(coordinator: &Coordinator, what: impl Fn(&State) -> bool) {
     let deadline = clock::now() + PATIENCE;
     let mut state = coordinator.0.lock();
@@ -383,7 +389,7 @@ fn a_drain_starts_without_the_error_of_an_earlier_time() {
     let failed = DrainEvent::CallFailed { call: Call::CheckReady, error };
     for by_signal in [false, true] {
         let coordinator = coordinator();
-        coordinator.0.lock().counters.record(&failed);
+        coordinator.0.lock().counters.record(&failed, clock::now());
         let last_error =
             || coordinator.observer().snapshot().counters.last_error().map(str::to_owned);
         assert_eq!(last_error().as_deref(), Some("long ago"));
@@ -400,13 +406,100 @@ fn a_drain_starts_without_the_error_of_an_earlier_time() {
 }
 
 #[test]
+fn a_release_ends_the_drain_and_what_waits_for_it() {
+    let (coordinator, calls) = at_work(3);
+    let trigger = coordinator.trigger();
+    assert_eq!(trigger.release("uid:0,pid:1"), None, "no drain is in progress");
+    trigger.start(&DrainRequest::default()).unwrap();
+    let waiting = waits(&coordinator, coordinator.tracker().exec_hook(), Route::ExecHook(1));
+    until_called(&calls, Call::ReadStats);
+    assert_eq!(trigger.release("uid:0,pid:1"), Some(1));
+    let result = waiting.recv_timeout(PATIENCE).expect("an end");
+    assert_eq!(outcome(&result).kind, OutcomeKind::Released);
+    let snapshot = coordinator.observer().snapshot();
+    assert_eq!(snapshot.counters.drains[OutcomeKind::Released as usize], 1);
+}
+
+#[test]
+fn what_came_of_a_restoring_is_known_by_the_number_of_its_request() {
+    let (coordinator, calls) = at_work(0);
+    let trigger = coordinator.trigger();
+    assert!(trigger.restored(1).is_some_and(|result| result.is_err()), "there was no request");
+    let first = trigger.restore("uid:0,pid:1").unwrap();
+    until_called(&calls, Call::RestoreHealthChecks);
+    until(&coordinator, |state| state.restore.1.is_some());
+    assert_eq!(trigger.restored(first), Some(Ok(())));
+    let snapshot = coordinator.observer().snapshot();
+    assert_eq!(snapshot.counters.envoy, EnvoyState::Live);
+    let second = trigger.restore("uid:0,pid:1").unwrap();
+    assert_eq!(second, first + 1);
+    until(&coordinator, |state| state.restore.1.is_some());
+    trigger.start(&request(&[(DrainOption::CheckDelay, "1h")])).unwrap();
+    let refused = trigger.restore("uid:0,pid:1").unwrap_err();
+    assert!(![Phase::Idle, Phase::Ended].contains(&refused), "{refused:?}");
+}
+
+#[test]
+fn a_drain_that_starts_first_answers_the_request_to_restore() {
+    // No worker runs, so the request waits.
+    let coordinator = coordinator();
+    let trigger = coordinator.trigger();
+    let number = trigger.restore("uid:0,pid:1").unwrap();
+    assert_eq!(trigger.restore("uid:0,pid:2"), Ok(number), "the same work");
+    assert_eq!(trigger.restored(number), None);
+    trigger.start(&DrainRequest::default()).unwrap();
+    assert_eq!(trigger.restored(number), Some(Err("a drain has started".to_owned())));
+}
+
+#[test]
+fn a_look_at_the_status_has_envoy_checked_if_what_is_known_is_old() {
+    let coordinator = coordinator();
+    let observer = coordinator.observer();
+    coordinator.0.lock().counters.envoy_seen = Some(clock::now());
+    observer.refresh(true);
+    assert!(!coordinator.0.lock().step_due, "it was seen just now");
+    coordinator.0.lock().counters.envoy_seen = None;
+    observer.refresh(false);
+    assert!(coordinator.0.lock().step_due);
+    coordinator.0.lock().step_due = false;
+    observer.refresh(false);
+    assert!(!coordinator.0.lock().step_due, "one check is on its way");
+    coordinator.trigger().start(&request(&[(DrainOption::DrainDelay, "1h")])).unwrap();
+    coordinator.0.lock().step_due = false;
+    observer.refresh(false);
+    assert!(!coordinator.0.lock().step_due, "a drain has its own pace");
+    observer.refresh(true);
+    assert!(coordinator.0.lock().step_due, "unless a client of the control socket looks");
+}
+
+#[test]
+fn a_snapshot_shows_the_drain_from_its_start() {
+    let (coordinator, calls) = at_work(3);
+    coordinator.trigger().start(&request(&[(DrainOption::DrainTimeout, "1h")])).unwrap();
+    until_called(&calls, Call::ReadAccepted);
+    until(&coordinator, |state| {
+        state.machine.drain().is_some_and(|drain| drain.accepted.first.is_some())
+    });
+    let snapshot = coordinator.observer().snapshot();
+    let progress = snapshot.progress.expect("a drain in progress");
+    assert_eq!(snapshot.requested, "drain-timeout=1h");
+    assert_eq!(progress.gives_up_at, Some(progress.started + Duration::from_secs(3600)));
+    assert_eq!(progress.last_poll.map(|(poll, _)| poll.open), Some(3));
+    assert!(progress.out_of_service_since >= Some(progress.started));
+    assert_eq!(snapshot.history.max(), 3);
+    assert_eq!(snapshot.phase, Phase::WaitingForConnections);
+    assert!(snapshot.phase_since >= progress.started && snapshot.phase_since <= snapshot.now);
+    assert!(snapshot.counters.poll_durations.counts.iter().sum::<u64>() > 0);
+}
+
+#[test]
 fn no_time_elapses_after_the_end() {
     let (coordinator, _calls) = at_work(0);
-    assert_eq!(coordinator.observer().snapshot().elapsed, None);
+    assert!(coordinator.observer().snapshot().progress.is_none());
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
     until(&coordinator, |state| state.machine.phase() == Phase::Ended);
     let snapshot = coordinator.observer().snapshot();
-    assert_eq!((snapshot.elapsed, snapshot.open), (None, None), "of no drain in progress");
+    assert!(snapshot.progress.is_none(), "no drain is in progress");
 }
 
 #[test]
@@ -420,7 +513,7 @@ fn a_worker_that_panics_goes_on_where_it_was() {
     assert_eq!(coordinator.observer().health(), Err("the worker is down\n"));
     coordinator.stop();
     coordinator.work(&mut script);
-    let last = coordinator.observer().snapshot().last.unwrap();
+    let (last, _) = coordinator.observer().snapshot().last.unwrap();
     assert_eq!(last.outcome, Outcome::drained(0));
 }
 
@@ -457,11 +550,12 @@ fn a_worker_that_dies_while_it_logs_leaves_nothing_to_be_logged() {
 fn only_an_end_with_nothing_left_has_a_ready_file() {
     let coordinator = coordinator();
     coordinator.trigger().start(&request(&[(DrainOption::ReadyFile, "/ready")])).unwrap();
-    let state = coordinator.0.lock();
+    let mut state = coordinator.0.lock();
     for (outcome, has_file) in [
         (Outcome::drained(0), true),
         (Outcome::envoy_gone(Some(2)), true),
         (Outcome::timed_out(Some(2)), false),
+        (Outcome::released(Some(0)), false),
         (Outcome::NO_ENVOY_HOOK, false),
     ] {
         let task = state.task(Action::Finish(outcome), clock::now());

@@ -80,6 +80,8 @@ pub enum DrainEvent {
     StartupCheckPassed(Poll),
     /// The startup check has put Envoy back in service.
     Restored,
+    /// A client has had Envoy restored to service, or why that failed.
+    RestoreReplied(Option<AdminError>),
     /// The startup check leaves Envoy out of service.
     NotRestored,
     /// The check after a drain has found Envoy out of service.

@@ -9,7 +9,7 @@ use super::progress::{Drain, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{DrainOption, Options, Overrides};
-use crate::envoy::{Call, CallResult, HiddenListeners, Reply};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
 use crate::os::clock::Timestamp;
 
 /// An ended drain answers late waiters and repeated hooks for this long, if it still holds: a kubelet
@@ -65,6 +65,12 @@ pub struct Machine {
     over: bool,
     /// The startup check that was still to be done when the drain started.
     suspended_check: Option<StartupCheck>,
+    /// What clients have asked for while no drain is in progress, and the call that is made for them.
+    refresh: bool,
+    restore: bool,
+    asked_call: Option<Call>,
+    /// Whether Envoy's listeners drain, which only its restart undoes.
+    listeners_draining: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -108,6 +114,10 @@ impl Machine {
             stopping: None,
             over: false,
             suspended_check: None,
+            refresh: false,
+            restore: false,
+            asked_call: None,
+            listeners_draining: false,
         }
     }
 
@@ -144,6 +154,7 @@ impl Machine {
             }
         };
         self.suspended_check = check;
+        (self.refresh, self.restore, self.asked_call) = (false, false, None);
         // What the drain before did not count, this one may.
         let counts_alike =
             self.last_options.as_ref().is_some_and(|last| last.exclude == options.exclude);
@@ -155,6 +166,35 @@ impl Machine {
         let drain = Drain::new(options, self.awaited, self.hidden.clone(), ended, now);
         self.state = State::Draining(Box::new(drain));
         DrainStart::Started(self.number)
+    }
+
+    /// Ends the drain in progress as its timeout would. Returns its number.
+    pub fn release(&mut self) -> Option<u64> {
+        match &mut self.state {
+            State::Draining(drain) => drain.release().then_some(self.number),
+            State::Idle(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// Restores Envoy to service. Returns false, and does nothing, while a drain is in progress, and
+    /// when the sidecar stops.
+    pub fn restore(&mut self) -> bool {
+        self.restore |= self.drain().is_none() && self.stopping.is_none();
+        self.restore
+    }
+
+    /// A client wants to see how things stand now: Envoy's state, and in a delay its connections.
+    /// Returns whether a step is due.
+    pub fn refresh(&mut self) -> bool {
+        match &mut self.state {
+            State::Draining(drain) => drain.watch(),
+            State::Idle(_) | State::Ended(_) => !std::mem::replace(&mut self.refresh, true),
+        }
+    }
+
+    /// Whether Envoy's listeners drain, which only its restart undoes.
+    pub fn listeners_draining(&self) -> bool {
+        self.listeners_draining
     }
 
     /// A signal: no drain starts any more but for an Envoy whose own hook waits, and the sidecar ends
@@ -235,10 +275,13 @@ impl Machine {
     }
 
     fn replied(&mut self, call: Call, result: &CallResult, now: Timestamp, events: &mut Events) {
-        events.push(match result {
-            Ok(_) => DrainEvent::CallSucceeded(call),
-            Err(error) => DrainEvent::CallFailed { call, error: error.clone() },
-        });
+        let asked = self.asked_call.take().is_some();
+        match result {
+            Ok(_) => events.push(DrainEvent::CallSucceeded(call)),
+            // The status shows it. In the log it would be about what no drain needs.
+            Err(_) if asked => {}
+            Err(error) => events.push(DrainEvent::CallFailed { call, error: error.clone() }),
+        }
         let responded_before = self.responded;
         // An error may come from something else than an Envoy, unless that is where it should be.
         if result.is_ok() && self.envoy.is_none() {
@@ -250,6 +293,15 @@ impl Machine {
         if let Ok(Reply::Listeners(hidden)) = result {
             self.hidden = hidden.clone();
         }
+        match result {
+            Ok(Reply::ListenersDraining) => self.listeners_draining = true,
+            Ok(Reply::Ready(Health::Starting)) => self.listeners_draining = false,
+            Err(error) if error.is_refusal() => self.listeners_draining = false,
+            _ => {}
+        }
+        if asked {
+            return self.asked_call_replied(call, result, now, events);
+        }
         match &mut self.state {
             State::Draining(drain) => {
                 drain.replied(call, result, responded_before, self.awaited, now, events);
@@ -259,6 +311,34 @@ impl Machine {
             }
             State::Ended(_) => self.outcome_checked(result, now, events),
         }
+    }
+
+    /// The reply to a call that a client has asked for.
+    fn asked_call_replied(
+        &mut self,
+        call: Call,
+        result: &CallResult,
+        now: Timestamp,
+        events: &mut Events,
+    ) {
+        if call != Call::RestoreHealthChecks {
+            return;
+        }
+        events.push(DrainEvent::RestoreReplied(result.as_ref().err().cloned()));
+        // Envoy is in service, so the outcome does not hold.
+        if result.is_ok() && matches!(self.state, State::Ended(_)) {
+            self.forget_outcome(now, events);
+        }
+    }
+
+    /// What a client has asked for.
+    fn asked(&mut self) -> Option<Action> {
+        self.asked_call = if std::mem::take(&mut self.restore) {
+            Some(Call::RestoreHealthChecks)
+        } else {
+            std::mem::take(&mut self.refresh).then_some(Call::CheckReady)
+        };
+        self.asked_call.map(Action::Call)
     }
 
     /// The reply to the poll that tells whether the ended drain may answer a hook that came late.
@@ -293,6 +373,8 @@ impl Machine {
             threshold: drain.options.min_open_connections,
             envoy_hook: drain.envoy_hook_seen,
             took: now - drain.started,
+            last_poll: drain.last_poll.clone().map(|poll| (poll, now - drain.polled_at)),
+            accepted: drain.accepted.clone(),
         };
         events.push(DrainEvent::Ended(ended.clone()));
         self.left_alone = self.awaited && outcome.kind == OutcomeKind::NoEnvoyHook;
@@ -345,6 +427,11 @@ impl Machine {
             events.push(DrainEvent::StartedBySignal);
             let envoy = self.envoy.clone().unwrap_or_else(|| self.own.admin_address.clone());
             self.start(Options { admin_address: envoy, ..self.own.clone() }, now);
+        }
+        if self.drain().is_none()
+            && let Some(action) = self.asked()
+        {
+            return action;
         }
         match &mut self.state {
             State::Draining(drain) => drain.next(self.awaited, now, events),

@@ -34,6 +34,7 @@
 //! but for one check of Envoy after the start, which finds an Envoy that a previous run of this
 //! sidecar left out of service.
 
+mod accepted;
 mod confirmation;
 mod event;
 mod machine;
@@ -42,10 +43,11 @@ mod progress;
 mod replies;
 mod startup_check;
 
+pub use self::accepted::Accepted;
 pub use self::event::{Action, DrainEvent, Event, Step};
 pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION, STOP_DELAY};
 pub use self::outcome::{Ended, Outcome, OutcomeKind, Phase};
-pub use self::progress::{Drain, HOOK_PAIRING_WINDOW};
+pub use self::progress::{Drain, HOOK_PAIRING_WINDOW, NextStep};
 pub use self::startup_check::RESTORE_DELAY;
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::accepted::Accepted;
+use crate::envoy::Poll;
 use crate::labels;
 
 labels! {
@@ -11,6 +13,8 @@ labels! {
         Drained = "drained",
         /// The drain timeout passed first.
         TimedOut = "timed_out",
+        /// An operator ended it first.
+        Released = "released",
         /// Nothing listens at the admin address any more.
         EnvoyGone = "envoy_gone",
         /// Envoy's own hook did not come, so Envoy was left in service.
@@ -19,9 +23,9 @@ labels! {
 }
 
 impl OutcomeKind {
-    /// Whether the drain timeout ended it.
+    /// Whether it ended though connections may be open: at its timeout, or as one released.
     pub const fn gave_up(self) -> bool {
-        matches!(self, Self::TimedOut)
+        matches!(self, Self::TimedOut | Self::Released)
     }
 
     /// Whether nothing is left that the drain would have waited for.
@@ -50,6 +54,11 @@ impl Outcome {
     }
 
     /// `open`: at the last valid poll, if there was one.
+    pub const fn released(open: Option<u64>) -> Self {
+        Self { kind: OutcomeKind::Released, open }
+    }
+
+    /// `open`: at the last valid poll, if there was one.
     pub const fn envoy_gone(open: Option<u64>) -> Self {
         Self { kind: OutcomeKind::EnvoyGone, open }
     }
@@ -66,6 +75,12 @@ impl Outcome {
             }
             (OutcomeKind::TimedOut, None) => {
                 "gave up at the drain timeout, before the open connections could be counted"
+            }
+            (OutcomeKind::Released, Some(open)) => {
+                return format!("released by an operator: {open} open at the last poll");
+            }
+            (OutcomeKind::Released, None) => {
+                "released by an operator, before the open connections could be counted"
             }
             (OutcomeKind::EnvoyGone, Some(open @ 1..)) => {
                 return format!(
@@ -99,6 +114,9 @@ pub struct Ended {
     /// Whether Envoy's own hook came.
     pub envoy_hook: bool,
     pub took: Duration,
+    /// The last valid poll, and how old it was at the end.
+    pub last_poll: Option<(Poll, Duration)>,
+    pub accepted: Accepted,
 }
 
 labels! {

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::accepted::Accepted;
 use super::confirmation::Confirmation;
 use super::event::{Action, DrainEvent, Events};
 use super::outcome::{Outcome, OutcomeKind, Phase};
 use crate::cli::options::Options;
 use crate::envoy::{Call, HiddenListeners, Poll};
+use crate::labels;
 use crate::os::clock::Timestamp;
 
 /// The kubelet starts both hooks within 80 ms (measured); on a busy node they may be further apart.
@@ -19,6 +21,12 @@ pub(super) const MAX_READY_INTERVAL: Duration = Duration::from_secs(2);
 /// Until then Envoy is polled this often, and Envoy's end is known after three refusals.
 const HURRIED_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) const HURRIED_REFUSED_RETRY: Duration = Duration::from_millis(100);
+
+/// While a delay is watched, connections are counted this often, but Envoy rests so many times as long
+/// as a poll takes, and its end is close when less than this is left.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+const WATCH_REST: u32 = 9;
+const WATCH_MARGIN: Duration = Duration::from_secs(2);
 
 /// Tries to find hidden listeners. A call that fails so often is not needed: most Envoys hide none.
 const MAX_LISTENER_CHECKS: u32 = 3;
@@ -64,8 +72,14 @@ pub struct Drain {
     /// What was last found out of hidden listeners.
     pub(super) hidden: HiddenListeners,
     pub(super) confirmation: Confirmation,
-    /// The latest valid poll that holds: not one that must be confirmed first.
+    /// The latest valid poll that holds: not one that must be confirmed first; and when it was made.
     pub last_poll: Option<Poll>,
+    pub polled_at: Timestamp,
+    pub accepted: Accepted,
+    /// Whether a client of the control socket wants connections counted in a delay, where they are not
+    /// otherwise; and when they may be counted for that.
+    pub(super) watched: bool,
+    pub(super) watch_due: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +112,17 @@ pub(super) struct ListenerCheck {
 impl ListenerCheck {
     pub(super) fn due(at: Timestamp) -> Option<Self> {
         Some(Self { at, tries_left: MAX_LISTENER_CHECKS })
+    }
+}
+
+labels! {
+    /// What a drain does next.
+    pub enum NextStep {
+        /// Unless Envoy's own hook comes.
+        LeaveInService = "leave_in_service",
+        FailHealthChecks = "fail_health_checks",
+        FirstPoll = "first_poll",
+        Poll = "poll",
     }
 }
 
@@ -141,6 +166,10 @@ impl Drain {
             hidden,
             confirmation: Confirmation::default(),
             last_poll: None,
+            polled_at: now,
+            accepted: Accepted::default(),
+            watched: false,
+            watch_due: now,
             options,
         };
         drain.drain_listeners_at(now);
@@ -191,6 +220,58 @@ impl Drain {
         }
     }
 
+    /// How many connections were open at the last valid poll.
+    pub fn open(&self) -> Option<u64> {
+        self.last_poll.as_ref().map(|poll| poll.open)
+    }
+
+    /// Ends the drain as its timeout would. Returns whether a step is due: not where it ends already.
+    pub(super) fn release(&mut self) -> bool {
+        let ends = matches!(self.stage, Stage::Ending(_));
+        if !ends {
+            self.stage = Stage::Ending(Outcome::released(self.open()));
+        }
+        !ends
+    }
+
+    /// A client of the control socket wants to see the drain. Returns whether a step is due.
+    pub(super) fn watch(&mut self) -> bool {
+        !std::mem::replace(&mut self.watched, true) && self.is_delayed()
+    }
+
+    /// A poll has taken this long.
+    pub(super) fn watched(&mut self, took: Duration, now: Timestamp) {
+        self.watched = false;
+        self.watch_due = (self.called_at + WATCH_INTERVAL).max(now + WATCH_REST * took);
+    }
+
+    fn is_delayed(&self) -> bool {
+        matches!(self.stage, Stage::DrainDelay { .. } | Stage::CheckDelay { .. })
+    }
+
+    /// When the drain gives up at the latest.
+    pub fn gives_up_at(&self) -> Option<Timestamp> {
+        let timeout = self.options.drain_timeout.map(|timeout| self.started + timeout);
+        self.deadline.or(timeout)
+    }
+
+    /// What happens next, unless a reply changes it, and when.
+    pub fn next_step(&self) -> Option<(NextStep, Timestamp)> {
+        Some(match self.stage {
+            Stage::AwaitingEnvoyHook { until } => (NextStep::LeaveInService, until),
+            Stage::DrainDelay { until } => (NextStep::FailHealthChecks, until),
+            Stage::Failing { .. } => (NextStep::FailHealthChecks, self.call_due),
+            Stage::CheckDelay { until } => (NextStep::FirstPoll, until),
+            Stage::WaitingForConnections => (NextStep::Poll, self.call_due),
+            Stage::ConfirmingOutcome(_) | Stage::Ending(_) => return None,
+        })
+    }
+
+    /// When Envoy was taken out of service.
+    pub fn out_of_service_since(&self) -> Option<Timestamp> {
+        self.failed_at
+    }
+
     /// Does what is due first until that is a call, or nothing is due.
     pub(super) fn next(&mut self, awaited: bool, now: Timestamp, events: &mut Events) -> Action {
         if self.pairing_known.take_if(|at| *at <= now).is_some() {
@@ -210,10 +291,10 @@ impl Drain {
                     self.end_stage(awaited, now);
                 }
                 Due::Deadline => {
-                    let open = self.last_poll.map(|poll| poll.open);
-                    self.stage = Stage::Ending(Outcome::timed_out(open));
+                    self.stage = Stage::Ending(Outcome::timed_out(self.open()));
                 }
                 Due::Call(call) => {
+                    self.accepted.due.take_if(|_| call == Call::ReadAccepted);
                     self.called_at = now;
                     return Action::Call(call);
                 }
@@ -245,8 +326,14 @@ impl Drain {
         let check_listeners = self.listener_check.filter(|_| is_settled && !is_over);
         let check_listeners = check_listeners.map(|check| no_earlier(check.at));
         let own_call = own_call.map(|call| (no_earlier(self.call_due).max(now), Due::Call(call)));
-        let is_delayed = matches!(self.stage, Stage::DrainDelay { .. } | Stage::CheckDelay { .. });
+        let is_delayed = self.is_delayed();
         let counts = self.hurried || (is_delayed && !self.counted);
+        // Not just before the end of the delay: a call that hangs would put off what follows.
+        let watched =
+            end.filter(|end| self.watched && is_delayed && !is_over && now + WATCH_MARGIN < *end);
+        let watched = watched.map(|_| (no_earlier(self.watch_due), Due::Call(Call::ReadStats)));
+        let accepted = self.accepted.due.filter(|_| !self.hurried && !is_over);
+        let accepted = accepted.map(|at| (no_earlier(at), Due::Call(Call::ReadAccepted)));
         let check = if counts { Call::ReadStats } else { Call::CheckReady };
         // The poll that confirms an outcome shows Envoy's state as well.
         let check = (!self.confirms_outcome())
@@ -262,6 +349,8 @@ impl Drain {
             check_listeners.map(|at| (at, Due::Call(Call::CheckListeners))),
             own_call,
             check,
+            watched,
+            accepted,
         ] {
             if let Some(candidate) = candidate.filter(|candidate| candidate.0 < first.0) {
                 first = candidate;
@@ -295,6 +384,7 @@ impl Drain {
                 self.enter_failing(now);
             }
             Stage::CheckDelay { .. } => {
+                self.accepted.count_soon();
                 self.stage = Stage::WaitingForConnections;
                 self.call_due = now;
             }

@@ -38,6 +38,15 @@ impl Drain {
                 return;
             }
         }
+        if let Stage::Ending(outcome) = &mut self.stage {
+            // It was released while the call was under way.
+            if let Ok(Reply::Stats(poll)) = result {
+                outcome.open = Some(poll.open);
+                self.last_poll = Some(poll.clone());
+                self.polled_at = now;
+            }
+            return;
+        }
         if matches!(self.stage, Stage::Failing { .. }) && call == Call::FailHealthChecks {
             self.set_deadline();
         }
@@ -45,7 +54,18 @@ impl Drain {
             return self.refused(call, responded_before, awaited, now, events);
         }
         self.refusals = 0;
-        self.counted |= call == Call::ReadStats;
+        if call == Call::ReadStats {
+            self.counted = true;
+            self.watched(now - self.called_at, now);
+        }
+        if call == Call::ReadAccepted {
+            let total = if let Ok(Reply::Accepted(total)) = result { *total } else { None };
+            let took = now - self.called_at;
+            self.accepted.replied(total, took, now);
+            // It keeps Envoy's main thread busy as a poll does.
+            self.call_due = self.call_due.max(now + took);
+            return;
+        }
         if !matches!(call, Call::DrainListeners | Call::CheckListeners) {
             self.check_due = now + self.ready_interval();
         }
@@ -76,7 +96,7 @@ impl Drain {
                 self.listener_check = None;
             }
             Ok(Reply::Ready(health)) => self.check(*health, now, events),
-            Ok(Reply::Stats(poll)) => self.polled(*poll, now, events),
+            Ok(Reply::Stats(poll)) => self.polled(poll.clone(), now, events),
             Ok(Reply::Listeners(hidden)) => {
                 self.listener_check = None;
                 self.hidden = hidden.clone();
@@ -86,7 +106,7 @@ impl Drain {
                 self.listeners_due = None;
                 events.push(DrainEvent::ListenersDraining);
             }
-            Ok(Reply::HealthChecksRestored) => {}
+            Ok(Reply::HealthChecksRestored | Reply::Accepted(_)) => {}
         }
     }
 
@@ -116,10 +136,13 @@ impl Drain {
             self.call_due = now + pause;
             return;
         }
-        self.last_poll = Some(poll);
+        let open = poll.open;
+        self.last_poll = Some(poll.clone());
+        self.polled_at = now;
+        self.accepted.polled(now - self.called_at, now);
         events.push(DrainEvent::Polled(poll));
         if verdict == Verdict::AtThreshold && self.listener_check.is_none() {
-            self.stage = Stage::Ending(Outcome::drained(poll.open));
+            self.stage = Stage::Ending(Outcome::drained(open));
         }
     }
 
@@ -132,7 +155,8 @@ impl Drain {
         events: &mut Events,
     ) {
         if let Ok(Reply::Stats(poll)) = result {
-            self.last_poll = Some(*poll);
+            self.last_poll = Some(poll.clone());
+            self.polled_at = now;
         }
         let threshold = self.options.min_open_connections;
         match still_holds(kind, threshold, &mut self.confirmation, result) {
@@ -162,6 +186,7 @@ impl Drain {
         self.refusals = self.refusals.saturating_add(1);
         let retry = if self.hurried { HURRIED_REFUSED_RETRY } else { REFUSED_RETRY };
         self.not_before = now + retry;
+        self.accepted.due = None;
         self.check_due = self.not_before;
         if call != Call::CheckReady {
             self.call_due = self.not_before;
@@ -178,8 +203,7 @@ impl Drain {
             return;
         }
         if responded_before || !awaited {
-            let open = self.last_poll.map(|poll| poll.open);
-            self.stage = Stage::Ending(Outcome::envoy_gone(open));
+            self.stage = Stage::Ending(Outcome::envoy_gone(self.open()));
         } else if !std::mem::replace(&mut self.never_responded, true) {
             // Envoy's own hook runs only while Envoy's container does: the address is wrong.
             events.push(DrainEvent::NeverResponded);

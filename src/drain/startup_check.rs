@@ -87,7 +87,7 @@ impl StartupCheck {
                 self.call = Call::ReadStats;
             }
             Ok(Reply::Stats(poll)) => {
-                events.push(DrainEvent::StartupCheckPassed(*poll));
+                events.push(DrainEvent::StartupCheckPassed(poll.clone()));
                 self.call = Call::CheckListeners;
             }
             Ok(Reply::Listeners(hidden)) => {

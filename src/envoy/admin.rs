@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{AdminError, AdminErrorKind};
 use super::listeners::{self, GaugeNames};
-use super::stats::{self, Exclusions, Observation, StatsParser};
+use super::stats::{self, ACCEPTED, AcceptedParser, Exclusions, Observation, StatsParser};
 use super::transport::{Error, any_peer, request};
 use super::{CALLS, Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;
@@ -65,15 +65,20 @@ impl Timeouts {
     fn of(&self, call: Call, interval: Duration, limit: Option<Duration>) -> Duration {
         let base = interval.clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         // One that comes between all others must not put off what a drain has to do.
-        let grown = if call == Call::CheckReady { base } else { base.max(self.0[call as usize]) };
+        let grown = if is_between(call) { base } else { base.max(self.0[call as usize]) };
         limit.map_or(grown, |limit| grown.min(base.max(limit)))
     }
 
     /// What the next call has after one that had this long and got no response.
     fn after_timeout(&self, call: Call, timeout: Duration) -> Duration {
         let longer = MAX_TIMEOUT.min(2 * timeout).max(self.0[call as usize]);
-        if call == Call::CheckReady { timeout } else { longer }
+        if is_between(call) { timeout } else { longer }
     }
+}
+
+/// Whether the call comes between those that a drain needs, which it must not put off.
+fn is_between(call: Call) -> bool {
+    matches!(call, Call::CheckReady | Call::ReadAccepted)
 }
 
 /// One call: a request, or two that share its time.
@@ -103,6 +108,11 @@ impl AdminCall<'_> {
             Call::CheckReady => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
             Call::CheckListeners => self.check_listeners(GaugeNames::new(exclusions))?,
+            Call::ReadAccepted => {
+                let mut parser = AcceptedParser::new(exclusions);
+                self.send("GET", ACCEPTED, &[200], &mut |piece| parser.push(piece))?;
+                Reply::Accepted(parser.finish())
+            }
             Call::RestoreHealthChecks => {
                 self.post("/healthcheck/ok")?;
                 Reply::HealthChecksRestored
@@ -135,7 +145,7 @@ impl AdminCall<'_> {
 
     fn read_stats(&self, mut parser: StatsParser<'_>) -> Result<Poll, AdminError> {
         self.send("GET", stats::REQUEST, &[200], &mut |piece| parser.push(piece))?;
-        let Observation { open, subtracted, live, coverage, total } =
+        let Observation { open, subtracted, live, coverage, total, breakdown } =
             parser.finish().map_err(|reason| {
                 self.error(AdminErrorKind::Content, "GET", stats::REQUEST, &reason.to_string())
             })?;
@@ -145,7 +155,7 @@ impl AdminCall<'_> {
             // stats_config may hide it.
             None => self.check_ready()?,
         };
-        Ok(Poll { open, subtracted, coverage, health, total })
+        Ok(Poll { open, subtracted, coverage, health, total, breakdown })
     }
 
     /// Listeners first: one that is added in between has a gauge then, and does not look hidden.

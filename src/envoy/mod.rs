@@ -7,7 +7,7 @@ pub mod stats;
 pub mod transport;
 
 use self::error::AdminError;
-use self::stats::StatsCoverage;
+use self::stats::{Breakdown, StatsCoverage};
 use crate::labels;
 
 /// What the drain calls.
@@ -24,11 +24,18 @@ pub enum Call {
     /// `GET /listeners`, compared with all listeners' gauges: finds those that have none. Of an Envoy
     /// that is starting it brings [`Reply::Ready`], since none of them listens yet.
     CheckListeners,
+    /// `GET /stats`, of counters: how many connections Envoy has accepted since its start. For show.
+    ReadAccepted,
     /// `POST /healthcheck/ok`: restores Envoy to service.
     RestoreHealthChecks,
 }
 
 impl Call {
+    /// Whether a drain goes on without it.
+    pub const fn is_optional(self) -> bool {
+        matches!(self, Self::CheckListeners | Self::ReadAccepted)
+    }
+
     /// Whether its success ends an error of the call `failed`. Checks of readiness come between all
     /// others: a call that fails at each try is not well because one of these succeeds.
     pub fn ends_error_of(self, failed: Self) -> bool {
@@ -47,6 +54,8 @@ pub enum Reply {
     Ready(Health),
     Stats(Poll),
     Listeners(HiddenListeners),
+    /// None where Envoy's stats do not show it.
+    Accepted(Option<u64>),
     HealthChecksRestored,
 }
 
@@ -65,7 +74,7 @@ labels! {
 pub type CallResult = Result<Reply, AdminError>;
 
 /// A valid poll of Envoy's stats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Poll {
     /// Open downstream connections.
     pub open: u64,
@@ -76,6 +85,7 @@ pub struct Poll {
     pub health: Health,
     /// The second count, where Envoy shows it.
     pub total: Option<ServerTotal>,
+    pub breakdown: Breakdown,
 }
 
 /// All connections of all workers, hidden ones included, as Envoy counted them at its last flush of
@@ -101,8 +111,9 @@ pub struct HiddenListeners {
 #[cfg(test)]
 impl Poll {
     /// Of an Envoy of which everything can be seen.
-    pub const fn of(open: u64, health: Health) -> Self {
+    pub fn of(open: u64, health: Health) -> Self {
         let coverage = StatsCoverage::Everything;
-        Self { open, subtracted: false, coverage, health, total: None }
+        let breakdown = Breakdown::default();
+        Self { open, subtracted: false, coverage, health, total: None, breakdown }
     }
 }

@@ -57,12 +57,17 @@
 //! server.live: 1                                          open = 7, subtracted
 //! ```
 
+mod accepted;
+mod breakdown;
 mod gauges;
 mod listener_gauges;
 
 use std::fmt;
 
+pub use self::accepted::{ACCEPTED, AcceptedParser};
+pub use self::breakdown::{Breakdown, Kinds, Largest};
 pub use self::gauges::{Gauge, Lines};
+use self::gauges::{named, number};
 pub use self::listener_gauges::{Listener, ListenerGauges};
 use super::ServerTotal;
 
@@ -70,7 +75,7 @@ use super::ServerTotal;
 /// it costs a twentieth of what the Prometheus form does.
 pub const REQUEST: &str = "/stats?type=Gauges&usedonly&filter=\
     %5E(server%5C.(live%7Cparent_connections%7Ctotal_connections%7Cuptime)%7C\
-    (http%7Clistener)%5C..*%5C.downstream_(pre_)?cx_active)$";
+    (http%7Clistener%7Cudp)%5C..*%5C.downstream_((pre_)?cx%7Ccx_upgrades%7Crq%7Csess)_active)$";
 
 /// A response longer than this is not one to [`REQUEST`]: 300 listeners on 64 workers are 1.1 MB.
 pub const MAX_BODY: usize = 16 << 20;
@@ -84,7 +89,7 @@ const EXCLUDED_PREFIXES: [&[u8]; 6] =
 pub const INTERNAL: &[u8] = b"envoy_internal_";
 
 /// What one response shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     pub open: u64,
     /// Whether less is open than without what was subtracted.
@@ -94,6 +99,7 @@ pub struct Observation {
     pub coverage: StatsCoverage,
     /// None where the response lacks one of its gauges.
     pub total: Option<ServerTotal>,
+    pub breakdown: Breakdown,
 }
 
 /// Which families of gauges Envoy's `stats_config` lets through. The poll's own connection to the
@@ -158,6 +164,7 @@ pub struct StatsParser<'a> {
     live: Option<bool>,
     listeners: ListenerGauges<'a>,
     http: u64,
+    breakdown: Breakdown,
     /// By prefix.
     excluded_http: Vec<(Box<[u8]>, u64)>,
     parent: u64,
@@ -177,6 +184,7 @@ impl<'a> StatsParser<'a> {
             live: None,
             listeners: ListenerGauges::new(exclusions),
             http: 0,
+            breakdown: Breakdown::default(),
             excluded_http: Vec::new(),
             parent: 0,
             total: None,
@@ -190,6 +198,7 @@ impl<'a> StatsParser<'a> {
     /// Takes the next piece of the response. False: a line is longer than any of Envoy's.
     #[must_use]
     pub fn push(&mut self, piece: &[u8]) -> bool {
+        self.breakdown.bytes += piece.len() as u64;
         let mut lines = std::mem::take(&mut self.lines);
         let is_stats = lines.push(piece, &mut |line| self.line(line));
         self.lines = lines;
@@ -214,6 +223,8 @@ impl<'a> StatsParser<'a> {
         };
         // No excluded prefix has connections that are silent, so these are not in `excluded`.
         let (mut counted, mut excluded, mut internal) = (0_u64, 0_u64, 0_u64);
+        let mut silent = 0_u64;
+        let Breakdown { kinds, listeners: largest, .. } = &mut self.breakdown;
         let (listeners, is_unclear) = self.listeners.finish();
         for listener in &listeners {
             let (mut own, mut of_excluded_threads) = (listener.connections(), 0);
@@ -231,7 +242,11 @@ impl<'a> StatsParser<'a> {
             if self.exclusions.excludes(&listener.name) {
                 excluded = excluded.saturating_add(own);
             } else {
-                counted = counted.saturating_add(own).saturating_add(listener.pre_cx.unwrap_or(0));
+                let pre_cx = listener.pre_cx.unwrap_or(0);
+                let open = own.saturating_add(pre_cx);
+                counted = counted.saturating_add(open);
+                silent = silent.saturating_add(pre_cx);
+                largest.add(&listener.name, open);
             }
         }
         let scraped = self.excluded_http.iter().fold(0_u64, |sum, (_, cx)| sum.saturating_add(*cx));
@@ -239,7 +254,13 @@ impl<'a> StatsParser<'a> {
         // counts; they were not added, so they must not be subtracted either.
         let of_listeners = counted.saturating_sub(scraped.saturating_sub(excluded));
         let others = excluded.saturating_sub(scraped).saturating_add(internal);
-        let shown = of_listeners.max(self.http.saturating_sub(others));
+        let http = self.http.saturating_sub(others);
+        let shown = of_listeners.max(http);
+        kinds.upgraded = kinds.upgraded.min(http);
+        kinds.http = http - kinds.upgraded;
+        kinds.silent = silent.min(shown - http);
+        kinds.tcp = shown - http - kinds.silent;
+        kinds.parent = self.parent;
         Ok(Observation {
             open: shown.saturating_add(self.parent),
             subtracted: shown < counted.max(self.http),
@@ -249,6 +270,7 @@ impl<'a> StatsParser<'a> {
                 .total
                 .zip(self.uptime)
                 .map(|(connections, uptime)| ServerTotal { connections, uptime }),
+            breakdown: self.breakdown,
         })
     }
 
@@ -269,13 +291,21 @@ impl<'a> StatsParser<'a> {
             | Gauge::PreConnection(b"admin" | b"admin.main_thread") => {}
             Gauge::Listener(name) => self.listeners.add_cx(name, value),
             Gauge::PreConnection(name) => self.listeners.add_pre_cx(name, value),
-            Gauge::Http(prefix)
-                if EXCLUDED_PREFIXES.contains(&prefix) || self.exclusions.names(prefix) =>
-            {
-                self.exclude(prefix, value);
+            Gauge::Http(prefix) if self.is_excluded(prefix) => self.exclude(prefix, value),
+            Gauge::Http(prefix) => {
+                self.http = self.http.saturating_add(value);
+                self.breakdown.prefixes.add(prefix, value);
             }
-            Gauge::Http(_) => self.http = self.http.saturating_add(value),
+            Gauge::HttpUpgrades(prefix) | Gauge::HttpRequests(prefix)
+                if prefix == b"admin" || self.is_excluded(prefix) => {}
+            Gauge::HttpUpgrades(_) => add(&mut self.breakdown.kinds.upgraded, value),
+            Gauge::HttpRequests(_) => add(&mut self.breakdown.requests, value),
+            Gauge::UdpSessions => add(&mut self.breakdown.udp_sessions, value),
         }
+    }
+
+    fn is_excluded(&self, prefix: &[u8]) -> bool {
+        EXCLUDED_PREFIXES.contains(&prefix) || self.exclusions.names(prefix)
     }
 
     fn reject(&mut self, line: &[u8]) {
@@ -290,6 +320,10 @@ impl<'a> StatsParser<'a> {
             None => self.excluded_http.push((prefix.into(), cx)),
         }
     }
+}
+
+fn add(sum: &mut u64, value: u64) {
+    *sum = sum.saturating_add(value);
 }
 
 #[cfg(test)]

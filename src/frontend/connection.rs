@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, send, shutdown, sockopt};
 
 use self::ConnectionState::{Closed, Lingering, Reading, Responding, Waiting};
 use super::admission::{ConnectionId, EvictionRank, SourceKey};
@@ -109,6 +109,14 @@ impl Connection {
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// The process at the other end, for the log. Its PID is 0 where it is in another PID namespace.
+    pub fn peer(&self) -> String {
+        match getsockopt(&self.socket, sockopt::PeerCredentials) {
+            Ok(peer) => format!("uid:{},pid:{}", peer.uid(), peer.pid()),
+            Err(_) => "unknown".to_owned(),
+        }
     }
 
     /// What to poll for. Input is not polled for while the response comes at once: a client that

@@ -41,7 +41,7 @@ impl Frontend {
     pub(super) fn complete(&mut self, route: &Route, made: &UpstreamResponse, now: Timestamp) {
         let status = Status::from_code(made.status);
         let is_for = |connection: &&mut Connection| {
-            connection.awaited() == Some(route) && (connection.is_requested() || !route.is_drain())
+            connection.awaited() == Some(route) && (connection.is_requested() || !route.is_post())
         };
         let response = response(status, &made.content_type, &made.body, "");
         let mut public = 0;
@@ -73,7 +73,7 @@ impl Frontend {
         self.latest_issued = first.listener;
         // Before it is sent: what a panic leaves behind must not be sent again.
         for connection in &mut self.connections {
-            let shares = connection.id == id || !route.is_drain();
+            let shares = connection.id == id || !route.is_post();
             if shares && connection.due().is_some_and(|(due, _)| *due == route) {
                 connection.set_wait(Wait::Response);
             }
@@ -101,7 +101,7 @@ impl Frontend {
         let requested = self.connections.iter_mut().filter(|connection| connection.is_requested());
         let mut lost = Vec::new();
         for connection in requested {
-            if may_have_happened && connection.awaited().is_some_and(Route::is_drain) {
+            if may_have_happened && connection.awaited().is_some_and(Route::is_post) {
                 lost.push(connection.id);
             } else {
                 connection.set_wait(Wait::Turn(now + LAST_FOR));

@@ -116,7 +116,7 @@ impl Upstream {
     pub fn send(&mut self, route: &Route, now: Timestamp) -> io::Result<()> {
         let Some(wire) = &self.wire else { return Err(ErrorKind::NotConnected.into()) };
         let (method, target) = route.request_line();
-        let length = if route.is_drain() { "Content-Length: 0\r\n" } else { "" };
+        let length = if route.is_post() { "Content-Length: 0\r\n" } else { "" };
         let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n");
         // It fits into the socket's buffer, which is empty and by default has 208 kB.
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;

@@ -26,9 +26,10 @@ impl Frontend {
     }
 
     /// Lets a client wait for the response to its request, if there is a slot.
-    pub(super) fn admit(&mut self, id: ConnectionId, request: Request, now: Timestamp) {
-        let (route, has_excess) = (request.route.clone(), request.has_excess);
+    pub(super) fn admit(&mut self, id: ConnectionId, mut request: Request, now: Timestamp) {
         let Some(connection) = find(&mut self.connections, id) else { return };
+        request.route = request.route.asked_by(|| connection.peer());
+        let (route, has_excess) = (request.route.clone(), request.has_excess);
         let (source, listener) = (connection.source, connection.listener);
         connection.wait(request, now + RESPONSE_TIMEOUT);
         if !route.is_hook() {

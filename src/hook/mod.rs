@@ -1,5 +1,6 @@
-//! The commands `shutdown` and `status`: clients of the control socket.
+//! The commands `shutdown`, `status`, `restore` and `release`: clients of the control socket.
 
+mod remedies;
 mod shutdown;
 mod sidecar;
 mod status;
@@ -7,6 +8,7 @@ mod status;
 use std::io;
 use std::time::Duration;
 
+pub use self::remedies::{release, restore};
 pub use self::shutdown::shutdown;
 pub use self::status::status;
 use crate::cli::PROGRAM;
@@ -18,7 +20,7 @@ use crate::os::output::Lines;
 pub enum ExitStatus {
     /// Drained, or Envoy is gone or left in service.
     Done = 0,
-    /// Gave up with connections open.
+    /// Gave up with connections open; of the other commands, refused or failed.
     GaveUp = 1,
     /// Wrong usage. A hook without a terminal has drained all the same.
     Usage = 2,

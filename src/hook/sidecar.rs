@@ -113,6 +113,45 @@ impl SidecarClient {
         }
     }
 
+    /// Ends the drain in progress. Returns its number.
+    pub fn release(&self) -> Result<u64, SidecarError> {
+        self.command("/release")
+    }
+
+    /// Restores Envoy to service. The number of the request is for [`Self::restored`].
+    pub fn restore(&self) -> Result<u64, SidecarError> {
+        self.command("/restore")
+    }
+
+    /// What came of the request to restore Envoy; none as long as nothing has.
+    pub fn restored(&self, number: u64) -> Result<Option<Result<(), String>>, SidecarError> {
+        let path = format!("/restore?request={number}");
+        let response = self.get(&path, Some(DRAIN_RESPONSE_TIMEOUT));
+        let (status, body) = response.map_err(|error| SidecarError::Lost(error.to_string()))?;
+        let mut lines = body.lines();
+        match (status, lines.next()) {
+            (200, Some("requested")) => Ok(None),
+            (200, Some("restored")) => Ok(Some(Ok(()))),
+            (200, Some("failed")) => Ok(Some(Err(lines.next().unwrap_or_default().to_owned()))),
+            _ => {
+                Err(SidecarError::Lost(format!("it responded with {status}: {}", body.trim_end())))
+            }
+        }
+    }
+
+    /// Sends a command that is carried out or refused at once. Returns the number in the response.
+    fn command(&self, path: &str) -> Result<u64, SidecarError> {
+        let response = self.request("POST", path, Some(DRAIN_RESPONSE_TIMEOUT));
+        let (status, body) = response.map_err(|error| SidecarError::Lost(error.to_string()))?;
+        let text = body.trim_end();
+        let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
+        match (status, number) {
+            (200, Some(number)) => Ok(number),
+            (409, _) => Err(SidecarError::Final(ExitStatus::GaveUp, text.to_owned())),
+            _ => Err(SidecarError::Lost(format!("it responded to {path} with {status}: {text}"))),
+        }
+    }
+
     /// A page that shows the state of the sidecar.
     pub fn page(&self, path: &str) -> Result<String, String> {
         match self.get(path, Some(DRAIN_RESPONSE_TIMEOUT)) {
@@ -159,7 +198,7 @@ mod tests {
             }
         });
         let gave_up = statuses.iter().filter(|(_, status)| *status == ExitStatus::GaveUp);
-        assert_eq!(gave_up.map(|(name, _)| *name).collect::<Vec<_>>(), ["timed_out"]);
+        assert_eq!(gave_up.map(|(name, _)| *name).collect::<Vec<_>>(), ["timed_out", "released"]);
         for body in ["", "\n", "drained", "ended\nwhy\n", "Drained\nwhy\n"] {
             let error = outcome(body);
             assert!(

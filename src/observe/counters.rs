@@ -1,10 +1,61 @@
 //! What status and metrics keep of what has happened since the sidecar's start.
 
+use std::time::Duration;
+
 use crate::drain::{DrainEvent, OutcomeKind};
 use crate::envoy::error::AdminErrorKind;
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, HiddenListeners};
+use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
+use crate::labels;
+use crate::os::clock::Timestamp;
 use crate::route::{PublicRoute, Status};
+
+labels! {
+    /// Envoy's state, as last seen.
+    #[derive(Default)]
+    pub enum EnvoyState {
+        Live = "live",
+        /// Its health checks are failed.
+        Draining = "draining",
+        Starting = "starting",
+        NotResponding = "not_responding",
+        /// It has not responded since the sidecar's start.
+        #[default]
+        NeverSeen = "never_seen",
+    }
+}
+
+impl From<Health> for EnvoyState {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Live => Self::Live,
+            Health::Draining => Self::Draining,
+            Health::Starting => Self::Starting,
+        }
+    }
+}
+
+/// Upper bounds of the buckets of poll durations: in seconds, as the metric has them, and in
+/// milliseconds.
+pub const POLL_BUCKETS: [(&str, u64); 4] =
+    [("0.01", 10), ("0.1", 100), ("1", 1_000), ("10", 10_000)];
+
+/// How long polls have taken, failed ones included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PollDurations {
+    /// By bucket; the last is for longer ones.
+    pub counts: [u64; POLL_BUCKETS.len() + 1],
+    pub sum: Duration,
+}
+
+impl PollDurations {
+    fn add(&mut self, took: Duration) {
+        let fits = |(_, bound): &(&str, u64)| took <= Duration::from_millis(*bound);
+        let bucket = POLL_BUCKETS.iter().position(fits).unwrap_or(POLL_BUCKETS.len());
+        self.counts[bucket] += 1;
+        self.sum += took;
+    }
+}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -19,32 +70,76 @@ pub struct Counters {
     pub requests: [[u64; Status::ALL.len()]; PublicRoute::ALL.len() + 1],
     /// Connections to the public port that were evicted or not served, for want of a slot.
     pub connections_rejected: u64,
-    /// The call to Envoy that failed last, and why, until it succeeds.
-    pub error: Option<(Call, String)>,
+    /// The call to Envoy that failed last, until it succeeds.
+    pub error: Option<CallError>,
+    /// Envoy's state, and when it was seen; none before the first reply to a call.
+    pub envoy: EnvoyState,
+    pub envoy_seen: Option<Timestamp>,
+    pub poll_durations: PollDurations,
+    /// The length of the latest poll, in bytes.
+    pub poll_bytes: Option<u64>,
+    /// New connections that Envoy has accepted in drains, and when the latest were noticed.
+    pub new_connections: u64,
+    pub new_noticed: Option<Timestamp>,
     /// What the latest poll could count.
     pub coverage: StatsCoverage,
     /// What the latest comparison of listeners and gauges has shown.
     pub hidden: HiddenListeners,
 }
 
+/// A call to Envoy that has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallError {
+    pub call: Call,
+    pub text: String,
+    /// How often in a row.
+    pub times: u64,
+    /// When it failed last.
+    pub at: Timestamp,
+}
+
 impl Counters {
-    pub fn record(&mut self, event: &DrainEvent) {
+    /// The reply to a call that took this long, whichever drain it was made for.
+    pub fn replied(&mut self, call: Call, result: &CallResult, took: Duration, now: Timestamp) {
+        if call == Call::ReadStats {
+            self.poll_durations.add(took);
+        }
+        self.envoy = match result {
+            Ok(Reply::HealthChecksFailed) => EnvoyState::Draining,
+            Ok(Reply::HealthChecksRestored) => EnvoyState::Live,
+            Ok(Reply::Ready(health)) => (*health).into(),
+            Ok(Reply::Stats(poll)) => {
+                self.poll_bytes = Some(poll.breakdown.bytes);
+                poll.health.into()
+            }
+            // They do not show it.
+            Ok(Reply::ListenersDraining | Reply::Listeners(_) | Reply::Accepted(_)) => return,
+            Err(_) if call.is_optional() => return,
+            Err(_) if self.envoy == EnvoyState::NeverSeen => EnvoyState::NeverSeen,
+            Err(_) => EnvoyState::NotResponding,
+        };
+        self.envoy_seen = Some(now);
+    }
+
+    pub fn record(&mut self, event: &DrainEvent, now: Timestamp) {
         match event {
             DrainEvent::CallSucceeded(call) => {
-                self.error.take_if(|(failed, _)| call.ends_error_of(*failed));
+                self.error.take_if(|error| call.ends_error_of(error.call));
                 self.polls += u64::from(*call == Call::ReadStats);
             }
-            DrainEvent::CallFailed { call: Call::CheckListeners, error } if !error.is_refusal() => {
+            DrainEvent::CallFailed { call, error } if call.is_optional() && !error.is_refusal() => {
             }
             DrainEvent::CallFailed { call, error } => {
                 // Any call may be the one that finds Envoy gone, and any that succeeds finds it back.
-                let call = if *call == Call::CheckListeners { &Call::CheckReady } else { call };
+                let call = if call.is_optional() { Call::CheckReady } else { *call };
                 // What a check meets says less than what the drain waits for.
-                let stands = self.error.as_ref().is_some_and(|(failed, _)| *failed != *call);
-                if *call != Call::CheckReady || !stands {
-                    self.error = Some((*call, error.text.clone()));
+                let known = self.error.as_ref();
+                if call != Call::CheckReady || known.is_none_or(|known| known.call == call) {
+                    let times = known.filter(|known| known.call == call).map_or(0, |e| e.times);
+                    let text = error.text.clone();
+                    self.error = Some(CallError { call, text, times: times + 1, at: now });
                 }
-                if *call == Call::ReadStats {
+                if call == Call::ReadStats {
                     self.polls += 1;
                     self.poll_errors[error.kind as usize] += 1;
                 }
@@ -60,7 +155,7 @@ impl Counters {
 
     /// Why a call to Envoy failed, if none has succeeded since.
     pub fn last_error(&self) -> Option<&str> {
-        self.error.as_ref().map(|(_, text)| text.as_str())
+        self.error.as_ref().map(|error| error.text.as_str())
     }
 
     /// Counts `times` responses of the public port; `route`: to what, where that could be known.
@@ -75,6 +170,8 @@ mod tests {
     use super::*;
     use crate::envoy::error::AdminError;
 
+    const NOW: Timestamp = Timestamp::ZERO;
+
     #[test]
     fn a_refusal_is_shown_whichever_call_meets_it_until_one_succeeds() {
         for call in [Call::CheckListeners, Call::CheckReady] {
@@ -84,12 +181,69 @@ mod tests {
                     let error = AdminError { kind, text: "why".to_owned() };
                     DrainEvent::CallFailed { call, error }
                 };
-                counters.record(&failed(AdminErrorKind::Refused));
+                counters.record(&failed(AdminErrorKind::Refused), NOW);
                 assert_eq!(counters.last_error(), Some("why"));
-                counters.record(&DrainEvent::CallSucceeded(ends));
+                counters.record(&DrainEvent::CallSucceeded(ends), NOW);
                 assert_eq!(counters.last_error(), None);
             }
         }
+    }
+
+    #[test]
+    fn an_error_has_its_age_and_how_often_it_came_in_a_row() {
+        let mut counters = Counters::default();
+        let failed = |call| {
+            let error = AdminError { kind: AdminErrorKind::Timeout, text: "why".to_owned() };
+            DrainEvent::CallFailed { call, error }
+        };
+        let at = |seconds| NOW + Duration::from_secs(seconds);
+        for second in 1..=3 {
+            counters.record(&failed(Call::ReadStats), at(second));
+        }
+        counters.record(&failed(Call::CheckReady), at(4));
+        let error = counters.error.clone().expect("the polls'");
+        assert_eq!((error.call, error.times, error.at), (Call::ReadStats, 3, at(3)));
+        counters.record(&failed(Call::FailHealthChecks), at(5));
+        assert_eq!(counters.error.map(|error| (error.times, error.at)), Some((1, at(5))));
+    }
+
+    #[test]
+    fn each_reply_shows_envoys_state_or_leaves_it() {
+        let mut counters = Counters::default();
+        let error = |kind| Err(AdminError { kind, text: String::new() });
+        let at = |seconds| NOW + Duration::from_secs(seconds);
+        let poll = crate::envoy::Poll::of(1, Health::Live);
+        for (call, result, state) in [
+            (Call::CheckReady, error(AdminErrorKind::Refused), EnvoyState::NeverSeen),
+            (Call::CheckReady, Ok(Reply::Ready(Health::Starting)), EnvoyState::Starting),
+            (Call::ReadStats, Ok(Reply::Stats(poll)), EnvoyState::Live),
+            (Call::FailHealthChecks, Ok(Reply::HealthChecksFailed), EnvoyState::Draining),
+            (Call::ReadStats, error(AdminErrorKind::Timeout), EnvoyState::NotResponding),
+            (Call::RestoreHealthChecks, Ok(Reply::HealthChecksRestored), EnvoyState::Live),
+        ] {
+            let seconds = counters.envoy_seen.map_or(1, |seen| (seen - NOW).as_secs() + 1);
+            counters.replied(call, &result, Duration::ZERO, at(seconds));
+            assert_eq!((counters.envoy, counters.envoy_seen), (state, Some(at(seconds))));
+        }
+        let seen = counters.envoy_seen;
+        for (call, result) in [
+            (Call::ReadAccepted, Ok(Reply::Accepted(None))),
+            (Call::ReadAccepted, error(AdminErrorKind::Timeout)),
+            (Call::CheckListeners, error(AdminErrorKind::Content)),
+        ] {
+            counters.replied(call, &result, Duration::ZERO, at(100));
+            assert_eq!((counters.envoy, counters.envoy_seen), (EnvoyState::Live, seen), "{call:?}");
+        }
+    }
+
+    #[test]
+    fn a_poll_is_in_the_bucket_of_its_duration() {
+        let mut durations = PollDurations::default();
+        for millis in [0, 10, 11, 100, 101, 10_000, 10_001] {
+            durations.add(Duration::from_millis(millis));
+        }
+        assert_eq!(durations.counts, [2, 2, 1, 1, 1]);
+        assert_eq!(durations.sum, Duration::from_millis(20_223));
     }
 
     #[test]
@@ -98,7 +252,7 @@ mod tests {
         let mut counters = Counters::default();
         let coverage = StatsCoverage::HttpOnly;
         let poll = Poll { coverage, ..Poll::of(0, Health::Live) };
-        counters.record(&DrainEvent::StartupCheckPassed(poll));
+        counters.record(&DrainEvent::StartupCheckPassed(poll), NOW);
         assert_eq!(counters.coverage, coverage, "the status says that everything can be counted");
     }
 
@@ -109,13 +263,13 @@ mod tests {
             let error = AdminError { kind: AdminErrorKind::Timeout, text: text.to_owned() };
             DrainEvent::CallFailed { call, error }
         };
-        counters.record(&failed(Call::CheckReady, "an earlier check"));
-        counters.record(&failed(Call::ReadStats, "a poll"));
-        counters.record(&failed(Call::CheckReady, "a check"));
+        counters.record(&failed(Call::CheckReady, "an earlier check"), NOW);
+        counters.record(&failed(Call::ReadStats, "a poll"), NOW);
+        counters.record(&failed(Call::CheckReady, "a check"), NOW);
         assert_eq!(counters.last_error(), Some("a poll"));
-        counters.record(&DrainEvent::CallSucceeded(Call::CheckReady));
+        counters.record(&DrainEvent::CallSucceeded(Call::CheckReady), NOW);
         assert_eq!(counters.last_error(), Some("a poll"), "polls still fail");
-        counters.record(&failed(Call::FailHealthChecks, "another"));
+        counters.record(&failed(Call::FailHealthChecks, "another"), NOW);
         assert_eq!(counters.last_error(), Some("another"), "the latest that is no check");
     }
 }

@@ -6,7 +6,7 @@ use super::log::{RateLimit, Record};
 use super::messages;
 use super::status::whole;
 use crate::cli::options::Overrides;
-use crate::drain::{DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
+use crate::drain::{Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
 use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
 use crate::envoy::{Call, Health, HiddenListeners, Poll};
@@ -53,12 +53,7 @@ impl DrainLog {
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let requested: Vec<String> = requested
-            .pairs()
-            .iter()
-            .map(|(option, value)| format!("{}={value}", option.name()))
-            .collect();
-        let requested = requested.join(" ");
+        let requested = requested.list();
         self.last_record = now;
         let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {
             let ignored = Some(requested).filter(|requested| !requested.is_empty());
@@ -156,6 +151,8 @@ impl DrainLog {
                 info(messages::OPEN_CONNECTIONS)
                     .with("open_connections", poll.open)
                     .with("threshold_connections", threshold)
+                    .with("kinds", poll.breakdown.kinds.list())
+                    .with("listeners", poll.breakdown.listeners.list())
             }
             DrainEvent::OutcomeOutdated => info(messages::OUTCOME_OUTDATED),
             DrainEvent::NeverResponded => {
@@ -183,6 +180,16 @@ impl DrainLog {
                         .with("open_connections", poll.open),
                 );
                 return records.extend(self.hidden_stats(poll));
+            }
+            DrainEvent::RestoreReplied(error) => {
+                let record = match error {
+                    None => Record::info(messages::ENVOY_RESTORED_BY_REQUEST),
+                    Some(_) => Record::warn(messages::ENVOY_NOT_RESTORED_BY_REQUEST),
+                };
+                let draining = machine.listeners_draining() && error.is_none();
+                record
+                    .with("error", error.as_ref().map(|error| error.text.as_str()))
+                    .with("hint", draining.then_some(messages::HINT_LISTENERS_STILL_DRAIN))
             }
             DrainEvent::Restored => Record::warn(messages::ENVOY_RESTORED),
             DrainEvent::NotRestored => Record::warn(messages::ENVOY_NOT_RESTORED),
@@ -215,7 +222,7 @@ impl DrainLog {
 
     fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {
         // An event of its own says when it is tried no more.
-        if call == Call::CheckListeners && !error.is_refusal() {
+        if call.is_optional() && !error.is_refusal() {
             return None;
         }
         // A poll may ask for /ready too, and meet what a check has met.
@@ -261,6 +268,7 @@ impl DrainLog {
         let message = match kind {
             OutcomeKind::Drained => messages::DRAINED,
             OutcomeKind::TimedOut => messages::TIMED_OUT,
+            OutcomeKind::Released => messages::RELEASED,
             OutcomeKind::EnvoyGone => messages::ENVOY_GONE,
             OutcomeKind::NoEnvoyHook => messages::NO_ENVOY_HOOK,
         };
@@ -277,12 +285,21 @@ impl DrainLog {
             _ => None,
         };
         let hidden = Some(self.hidden.names.join(", ")).filter(|names| !names.is_empty());
+        // What the connections were that are cut now.
+        let polled = ended.last_poll.as_ref().filter(|_| kind != OutcomeKind::NoEnvoyHook);
+        let breakdown = polled.map(|(poll, _)| &poll.breakdown);
+        let accepted = &ended.accepted;
+        let new = accepted.first.and(Some(accepted.new)).filter(|_| warns);
         record
             .with("drain", ended.number)
             .with("outcome", kind.name())
             .with("open_connections", open)
             .with("threshold_connections", ended.threshold)
             .with("took_seconds", ended.took)
+            .with("kinds", breakdown.and_then(|all| all.kinds.list()))
+            .with("listeners", breakdown.and_then(|all| all.listeners.list()))
+            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
+            .with("new_connections", new)
             .with("not_counted", not_counted)
             .with("listeners_without_gauges", hidden)
             .with("hint", hint)
@@ -290,7 +307,9 @@ impl DrainLog {
 
     fn still_waiting(&self, machine: &Machine, now: Timestamp) -> Record {
         let drain = machine.drain();
-        let open = drain.and_then(|drain| drain.last_poll).map(|poll| poll.open);
+        let poll = drain.and_then(|drain| drain.last_poll.as_ref());
+        let (open, breakdown) = (poll.map(|poll| poll.open), poll.map(|poll| &poll.breakdown));
+        let accepted = drain.map(|drain| &drain.accepted);
         let error = self.errors.last();
         Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
@@ -298,6 +317,15 @@ impl DrainLog {
             .with("open_connections", open)
             .with("threshold_connections", drain.map(|drain| drain.options.min_open_connections))
             .with("elapsed_seconds", drain.map(|drain| now - drain.started))
+            .with("gives_up_in", drain.and_then(Drain::gives_up_at).map(|at| whole(at - now)))
+            .with("kinds", breakdown.and_then(|all| all.kinds.list()))
+            .with("listeners", breakdown.and_then(|all| all.listeners.list()))
+            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
+            .with("new_connections", accepted.and_then(|a| a.first.and(Some(a.new))))
+            .with(
+                "latest_new_connection_ago",
+                accepted.and_then(|a| a.noticed).map(|at| whole(now - at)),
+            )
             .with("error", error.map(|error| error.error.text.as_str()))
             .with("repeated", error.map(|error| error.repeated))
     }

@@ -76,6 +76,11 @@ impl Object {
     }
 }
 
+/// An array of values that are JSON already.
+pub fn array(values: impl Iterator<Item = String>) -> String {
+    format!("[{}]", values.collect::<Vec<_>>().join(","))
+}
+
 /// A time in seconds, with three decimals.
 pub fn seconds(time: Duration) -> String {
     format!("{}.{:03}", time.as_secs(), time.subsec_millis())

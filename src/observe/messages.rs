@@ -49,6 +49,8 @@ pub const ENVOY_CALL_FAILED: &str = "Envoy did not respond as expected; retrying
 pub const ENVOY_RESPONDS_AGAIN: &str = "Envoy responds again";
 pub const DRAINED: &str = "drained";
 pub const TIMED_OUT: &str = "gave up at the drain timeout";
+pub const RELEASED: &str = "released by an operator: the drain ended as its timeout would end it";
+pub const RELEASE_REQUESTED: &str = "release of the drain requested";
 pub const ENVOY_NEVER_RESPONDED: &str = "nothing has ever responded at Envoy's admin address, while \
     Envoy's own hook waits, so Envoy runs: check --admin-address. The drain goes on trying";
 pub const ENVOY_GONE: &str = "Envoy is gone: nothing listens at its admin address";
@@ -71,10 +73,15 @@ pub const ENVOY_NEVER_READY: &str = "Envoy never became ready; startup check sto
     still try. Check --admin-address";
 pub const ENVOY_RESTORED: &str = "Envoy restored to service: it was out of service with no drain in \
     progress, left so by a previous run of this sidecar";
+pub const RESTORE_REQUESTED: &str = "restore of Envoy to service requested";
+pub const ENVOY_RESTORED_BY_REQUEST: &str = "Envoy restored to service, as requested";
+pub const ENVOY_NOT_RESTORED_BY_REQUEST: &str = "Envoy not restored to service as requested";
+pub const HINT_LISTENERS_STILL_DRAIN: &str = "its listeners still drain, and Envoy goes on closing its \
+    clients' connections: only a restart of Envoy undoes that";
 pub const ENVOY_NOT_RESTORED: &str = "Envoy is out of service with no drain in progress, and stays \
-    so with --no-restore; POST /healthcheck/ok on its admin interface restores it";
-pub const ENVOY_STILL_OUT_OF_SERVICE: &str = "Envoy is still out of service; a restart of this \
-    sidecar restores it, and so does POST /healthcheck/ok on its admin interface";
+    so with --no-restore; the command restore puts it back in service";
+pub const ENVOY_STILL_OUT_OF_SERVICE: &str = "Envoy is still out of service; the command restore puts it \
+    back in service, and so does a restart of this sidecar";
 pub const LISTENERS_HIDDEN: &str = "Envoy's stats_config hides the listeners' gauges: connections \
     that are not HTTP cannot be seen and will not be waited for; let it show the names that begin \
     with \"listener.\"";

@@ -2,8 +2,10 @@
 
 pub mod counters;
 pub mod drain_log;
+pub mod history;
 pub mod json;
 pub mod log;
 pub mod messages;
 pub mod metrics;
+mod page;
 pub mod status;

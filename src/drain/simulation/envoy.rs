@@ -138,6 +138,7 @@ impl Envoy {
                 Reply::Listeners(HiddenListeners { names, certain: true })
             }
             Call::ReadStats => Reply::Stats(self.poll(random, now)),
+            Call::ReadAccepted => Reply::Accepted((!random.one_in(4)).then_some(self.open)),
         }
     }
 

@@ -45,6 +45,10 @@ impl World {
                 let unasked = !options.drains_listeners() || !self.is_awaited();
                 assert!(unasked || drain.listeners, "polled before the listeners drain");
             }
+            Call::RestoreHealthChecks if std::mem::take(&mut self.restore_asked) => {
+                assert!(!in_drain, "restored in a drain");
+            }
+            Call::ReadAccepted => assert!(in_drain, "counted outside a drain"),
             Call::RestoreHealthChecks => {
                 let delay_is_over = now >= Timestamp::ZERO + RESTORE_DELAY;
                 assert!(self.restore && !self.drained && delay_is_over, "restored");
@@ -80,7 +84,7 @@ impl World {
             Ok(Reply::Ready(_)) if call == Call::CheckListeners => drain.starting = true,
             Ok(Reply::Ready(health)) => self.saw(*health),
             Ok(Reply::Stats(poll)) => {
-                drain.last_poll = Some(*poll);
+                drain.last_poll = Some(poll.clone());
                 if envoy.honest {
                     drain.honest_open = Some(envoy.open);
                 }
@@ -98,7 +102,7 @@ impl World {
         let envoy = &self.envoys[self.drain.target];
         match result {
             Ok(Reply::Stats(poll)) => {
-                self.drain.last_poll = Some(*poll);
+                self.drain.last_poll = Some(poll.clone());
                 if envoy.honest {
                     self.drain.honest_open = Some(envoy.open);
                 }
@@ -160,10 +164,10 @@ impl World {
             OutcomeKind::Drained => {
                 let open = outcome.open.expect("a number of open connections");
                 assert!(drain.polled, "drained by something else than an honest poll");
-                let poll = drain.last_poll.expect("drained without an honest poll");
+                let poll = drain.last_poll.as_ref().expect("drained without an honest poll");
                 assert_eq!(poll.health, Health::Draining, "drained in service, by no honest poll");
                 assert!(open <= threshold, "drained above the threshold");
-                let honest = drain.honest_open.expect("drained without an honest poll");
+                let honest = drain.honest_open.expect("drained on a count that lied, the only one");
                 assert!(honest <= threshold, "drained on a count that lied");
                 if self.knows_hidden {
                     assert!(envoy.shows_total, "drained while a hidden listener is not counted");
@@ -179,6 +183,7 @@ impl World {
                     self.assert_settled();
                 }
             }
+            OutcomeKind::Released => assert!(drain.released, "released by no client"),
             OutcomeKind::TimedOut => {
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= drain.began + timeout, "timed out too early");
@@ -226,11 +231,11 @@ impl World {
         let drain = &self.drain;
         let holds = match ended.outcome.kind {
             OutcomeKind::Drained => {
-                drain.last_poll.is_some_and(|poll| poll.health == Health::Draining)
+                drain.last_poll.as_ref().is_some_and(|poll| poll.health == Health::Draining)
                     && drain.honest_open.is_some_and(|open| open <= ended.threshold)
             }
             OutcomeKind::EnvoyGone => !drain.refused.is_empty(),
-            OutcomeKind::TimedOut | OutcomeKind::NoEnvoyHook => false,
+            OutcomeKind::TimedOut | OutcomeKind::Released | OutcomeKind::NoEnvoyHook => false,
         };
         assert!(holds, "answered late with an end that no longer holds: {ended:?}");
     }

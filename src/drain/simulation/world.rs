@@ -45,6 +45,8 @@ pub struct World {
     pub knows_hidden: bool,
     /// A drain has gone further than to wait for Envoy's own hook.
     pub drained: bool,
+    /// A client has had Envoy restored, and that is not done yet.
+    pub restore_asked: bool,
     /// What the rules need to know of the latest drain.
     pub drain: Seen,
 }
@@ -73,6 +75,7 @@ pub struct Seen {
     pub polled: bool,
     pub starting: bool,
     pub reverted: bool,
+    pub released: bool,
     pub refused: Vec<Timestamp>,
 }
 
@@ -106,6 +109,7 @@ impl World {
             home: given.then_some(0),
             knows_hidden: false,
             drained: false,
+            restore_asked: false,
             drain: Seen { options: own, ..Seen::default() },
         }
     }
@@ -144,6 +148,13 @@ impl World {
             0 | 1 => self.hook(),
             2 | 3 => self.waiter(),
             4 if self.random.one_in(4) => self.signal(),
+            6 if self.random.one_in(8) => {
+                self.drain.released |= self.machine.release().is_some();
+            }
+            7 if self.random.one_in(4) => self.restore_asked |= self.machine.restore(),
+            8 => {
+                self.machine.refresh();
+            }
             5 => self.envoys[1].change(&mut self.random, self.now),
             _ => self.envoys[0].change(&mut self.random, self.now),
         }
@@ -216,6 +227,7 @@ impl World {
 
     fn started(&mut self, options: Options, target: usize) {
         self.drains += 1;
+        self.restore_asked = false;
         let confirms = self.machine.drain().is_some_and(Drain::confirms_outcome);
         self.drain = Seen {
             options,
@@ -403,6 +415,7 @@ impl World {
                 let responds = Ok(Reply::Ready(Health::Draining));
                 let event = Event::Reply { drain, call: Call::CheckReady, result: responds };
                 if self.drain.refused.len() == 1 {
+                    self.home.get_or_insert(self.drain.target);
                     self.machine.step(&event, self.now);
                 }
             }

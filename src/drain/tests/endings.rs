@@ -48,7 +48,7 @@ fn a_poll_that_disagrees_is_the_count_that_holds() {
     let now = three_polls(&mut machine, &polled(0, true), s(0));
     let soon = now + Duration::from_millis(25);
     assert_eq!(step(&mut machine, &polled(1, true), now), Action::SleepUntil(at(soon)));
-    assert_eq!(machine.drain().and_then(|drain| drain.last_poll).map(|poll| poll.open), Some(1));
+    assert_eq!(machine.drain().and_then(Drain::open), Some(1));
     // A failed poll breaks the row too.
     assert_eq!(step(&mut machine, &Event::Tick, s(2)), POLL);
     let now = three_polls(&mut machine, &polled(0, true), s(2));
@@ -84,7 +84,7 @@ fn a_drain_with_a_hidden_listener_waits_for_envoys_second_count() {
     let mut machine = waiting(options(), hidden());
     let mut at_second = |second: u64, event: &Event| {
         let next = step(&mut machine, event, s(second));
-        let open = machine.drain().and_then(|drain| drain.last_poll).map(|poll| poll.open);
+        let open = machine.drain().and_then(Drain::open);
         step(&mut machine, &Event::Tick, s(second + 1));
         (next, open)
     };
@@ -258,7 +258,7 @@ fn polls_that_should_have_confirmed_an_end_count_for_no_other() {
     let now = three_polls(machine, &subtracted(0, Health::Draining), s(15));
     let next = step(machine, &subtracted(3, Health::Live), now);
     assert_eq!(next, Action::Call(Call::FailHealthChecks), "Envoy was restored");
-    let open = machine.drain().and_then(|drain| drain.last_poll).map(|poll| poll.open);
+    let open = machine.drain().and_then(Drain::open);
     assert_eq!(open, Some(3), "what was counted is not shown");
     let next = step(machine, &reply(2, Reply::HealthChecksFailed), now);
     assert_eq!(next, Action::Call(Call::CheckListeners));

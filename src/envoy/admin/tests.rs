@@ -193,8 +193,11 @@ fn a_slow_envoy_has_twice_as_long_for_the_next_call() {
     let mut client = AdminClient { address, timeouts: Timeouts([8 * SECOND; CALLS]) };
     let reply = client.call(Call::ReadStats, &envoy.options, None).unwrap();
     let total = Some(ServerTotal { connections: 6, uptime: 5 });
-    let poll = Poll { total, ..Poll::of(2, Health::Draining) };
-    assert_eq!(reply, Reply::Stats(poll));
+    let Reply::Stats(found) = reply else { panic!("{reply:?}") };
+    assert_eq!(found.breakdown.bytes, STATS.len() as u64);
+    let breakdown = found.breakdown.clone();
+    let poll = Poll { total, breakdown, ..Poll::of(2, Health::Draining) };
+    assert_eq!(found, poll);
     let least = client.timeouts.0[Call::ReadStats as usize];
     assert!(least >= 2 * after && least < 8 * SECOND, "{least:?}");
     // An error that is no time-out says nothing about the time.

@@ -49,13 +49,14 @@ pub enum Gauge<'a> {
     PreConnection(&'a [u8]),
     /// HTTP connections under a stat prefix.
     Http(&'a [u8]),
+    /// Those of them that were upgraded, and the requests in flight.
+    HttpUpgrades(&'a [u8]),
+    HttpRequests(&'a [u8]),
+    UdpSessions,
 }
 
 impl<'a> Gauge<'a> {
     fn of(name: &'a [u8]) -> Option<Self> {
-        let named = |name: &'a [u8], suffix: &[u8]| {
-            name.strip_suffix(suffix).filter(|name| !name.is_empty())
-        };
         if let Some(rest) = name.strip_prefix(b"listener.") {
             return match named(rest, b".downstream_cx_active") {
                 Some(listener) => Some(Self::Listener(listener)),
@@ -63,7 +64,13 @@ impl<'a> Gauge<'a> {
             };
         }
         if let Some(rest) = name.strip_prefix(b"http.") {
-            return named(rest, b".downstream_cx_active").map(Self::Http);
+            return named(rest, b".downstream_cx_active")
+                .map(Self::Http)
+                .or_else(|| named(rest, b".downstream_cx_upgrades_active").map(Self::HttpUpgrades))
+                .or_else(|| named(rest, b".downstream_rq_active").map(Self::HttpRequests));
+        }
+        if name.starts_with(b"udp.") {
+            return name.ends_with(b".downstream_sess_active").then_some(Self::UdpSessions);
         }
         Some(match name {
             b"server.live" => Self::ServerLive,
@@ -78,13 +85,24 @@ impl<'a> Gauge<'a> {
     /// The gauge in a line, and its value where that is a number; none in any other line. A name may
     /// have `: ` in it, a value has not.
     pub fn in_line(line: &'a [u8]) -> Option<(Self, Option<u64>)> {
-        let colon = line.windows(2).rposition(|pair| pair == b": ")?;
-        Some((Self::of(&line[..colon])?, number(line[colon + 2..].trim_ascii_end())))
+        let (name, value) = number(line)?;
+        Some((Self::of(name)?, value))
     }
 }
 
+/// What precedes the suffix, unless that is nothing.
+pub fn named<'a>(name: &'a [u8], suffix: &[u8]) -> Option<&'a [u8]> {
+    name.strip_suffix(suffix).filter(|name| !name.is_empty())
+}
+
+/// The name in a line, and its value where that is a number.
+pub fn number(line: &[u8]) -> Option<(&[u8], Option<u64>)> {
+    let colon = line.windows(2).rposition(|pair| pair == b": ")?;
+    Some((&line[..colon], digits(line[colon + 2..].trim_ascii_end())))
+}
+
 /// Digits alone: no sign, no space, no overflow.
-fn number(text: &[u8]) -> Option<u64> {
+fn digits(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok().filter(|text| !text.starts_with('+'))?;
     text.parse().ok()
 }

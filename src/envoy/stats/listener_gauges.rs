@@ -151,7 +151,7 @@ fn add(sum: &mut Option<u64>, value: u64) {
 }
 
 /// The listener of which this gauge may be a thread's copy: `NAME.worker_0`, `NAME.main_thread`.
-fn thread_parent(gauge: &[u8]) -> Option<&[u8]> {
+pub fn thread_parent(gauge: &[u8]) -> Option<&[u8]> {
     let dot = gauge.iter().rposition(|byte| *byte == b'.')?;
     let (listener, thread) = (&gauge[..dot], &gauge[dot + 1..]);
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);

@@ -54,7 +54,7 @@ fn counts_what_real_envoys_responded() {
         let text = fs::read_to_string(capture.join("expected")).unwrap();
         let (excluded, mut facts) = expected(&text);
         let mut found = match count_with(&body, &excluded) {
-            Ok(Observation { open, subtracted, live, coverage, total }) => [
+            Ok(Observation { open, subtracted, live, coverage, total, .. }) => [
                 Some(format!("open {open}")),
                 subtracted.then(|| "subtracted true".to_owned()),
                 total.map(|total| format!("total {} {}", total.connections, total.uptime)),
@@ -223,7 +223,7 @@ fn a_name_that_only_resembles_a_workers_copy_counts_as_a_listener() {
 
 #[test]
 fn one_request_reads_all_that_is_counted() {
-    let filter = r"^(server\.(live|parent_connections|total_connections|uptime)|(http|listener)\..*\.downstream_(pre_)?cx_active)$";
+    let filter = r"^(server\.(live|parent_connections|total_connections|uptime)|(http|listener|udp)\..*\.downstream_((pre_)?cx|cx_upgrades|rq|sess)_active)$";
     let escaped = filter.replace('^', "%5E").replace('\\', "%5C").replace('|', "%7C");
     assert_eq!(REQUEST, format!("/stats?type=Gauges&usedonly&filter={escaped}"));
 }
@@ -494,4 +494,50 @@ fn a_line_without_end_is_given_up() {
     let piece = [b'a'; 4096];
     let taken = (1..1000).find(|_| !parser.push(&piece));
     assert_eq!(taken, Some(17), "64 KiB");
+}
+
+#[test]
+fn connections_are_shown_by_kind_listener_and_prefix() {
+    let lines = "http.admin.downstream_rq_active: 1\n\
+        http.ingress_http.downstream_cx_active: 5\n\
+        http.ingress_http.downstream_cx_upgrades_active: 2\n\
+        http.ingress_http.downstream_rq_active: 4\n\
+        http.stats.downstream_cx_active: 1\n\
+        http.stats.downstream_cx_upgrades_active: 1\n\
+        http.stats.downstream_rq_active: 1\n\
+        listener.127.0.0.1_1.downstream_cx_active: 5\n\
+        listener.127.0.0.1_1.downstream_pre_cx_active: 3\n\
+        listener.127.0.0.1_2.downstream_cx_active: 6\n\
+        listener.127.0.0.1_2.downstream_pre_cx_active: 0\n\
+        listener.127.0.0.1_3.downstream_cx_active: 1\n\
+        listener.unused.downstream_cx_active: 0\n\
+        server.parent_connections: 2\n\
+        udp.dns.downstream_sess_active: 9\n";
+    let body = format!("{SENTINELS}{lines}");
+    let observation = count_with(body.as_bytes(), &[]).unwrap();
+    assert_eq!(observation.open, 5 + 3 + 6 + 1 - 1 + 2);
+    let Breakdown { listeners, prefixes, kinds, requests, udp_sessions, bytes } =
+        observation.breakdown;
+    assert_eq!(kinds.list().unwrap(), "3 http, 2 upgraded, 6 tcp, 3 silent, 2 parent");
+    let open = kinds.named().into_iter().map(|(_, open)| open).sum::<u64>();
+    assert_eq!(open, observation.open, "each connection is of one kind");
+    assert_eq!(listeners.list().unwrap(), "127.0.0.1_1 8, 127.0.0.1_2 6, 127.0.0.1_3 1");
+    assert_eq!(prefixes.list().unwrap(), "ingress_http 5");
+    assert_eq!((requests, udp_sessions, bytes), (4, 9, body.len() as u64));
+}
+
+#[test]
+fn kinds_add_up_to_what_is_open_in_every_capture() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stats");
+    let captures = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut with_connections = 0;
+    for capture in captures.filter(|capture| capture.is_dir()) {
+        let body = fs::read(capture.join("stats")).unwrap();
+        let text = fs::read_to_string(capture.join("expected")).unwrap();
+        let Ok(observation) = count_with(&body, &expected(&text).0) else { continue };
+        let sum: u64 = observation.breakdown.kinds.named().into_iter().map(|(_, n)| n).sum();
+        assert_eq!(sum, observation.open, "{}", capture.display());
+        with_connections += u32::from(sum > 0);
+    }
+    assert!(with_connections > 20, "{with_connections} captures");
 }

@@ -1,37 +1,84 @@
+use super::super::counters::{CallError, EnvoyState, PollDurations};
 use super::*;
 use crate::drain::Outcome;
-use crate::envoy::Call;
-use crate::envoy::HiddenListeners;
-use crate::envoy::stats::StatsCoverage;
+use crate::envoy::stats::{Kinds, StatsCoverage};
+use crate::envoy::{Call, Health, HiddenListeners};
+
+/// The moment of each snapshot: 2023-11-14T22:13:20Z.
+const NOW: Timestamp = Timestamp::from_boot(Duration::from_secs(100_000));
+const WALL_NOW: Timestamp = Timestamp::from_boot(Duration::from_secs(1_700_000_000));
+
+/// So many milliseconds before it.
+pub fn ago(millis: u64) -> Timestamp {
+    Timestamp::from_boot(NOW.since_boot() - Duration::from_millis(millis))
+}
 
 pub fn idle() -> Snapshot {
     Snapshot {
+        now: NOW,
+        wall_now: WALL_NOW,
         phase: Phase::Idle,
+        phase_since: ago(5_000),
         drain: 0,
-        open: None,
+        requested: String::new(),
+        progress: None,
         threshold: 0,
-        elapsed: None,
         last: None,
+        history: History::default(),
         envoy_hooks: 0,
+        exec_hooks: 0,
         counters: Counters::default(),
         admin_address: "/admin/admin.sock".to_owned(),
         worker_running: true,
     }
 }
 
+/// Three are open, of two listeners.
+pub fn poll() -> Poll {
+    let mut poll = Poll::of(3, Health::Draining);
+    poll.breakdown.kinds = Kinds { http: 2, tcp: 1, ..Kinds::default() };
+    for (listener, open) in [("0.0.0.0_8080", 1), ("0.0.0.0_8443", 2)] {
+        poll.breakdown.listeners.add(listener.as_bytes(), open);
+    }
+    poll.breakdown.prefixes.add(b"ingress_\"http\"", 2);
+    poll.breakdown.requests = 1;
+    poll
+}
+
+pub fn progress() -> Progress {
+    let mut accepted = Accepted::default();
+    accepted.new = 4;
+    (accepted.noticed, accepted.first) = (Some(ago(20_000)), Some(ago(60_000)));
+    Progress {
+        started: ago(72_345),
+        out_of_service_since: Some(ago(70_000)),
+        last_poll: Some((poll(), ago(2_500))),
+        accepted,
+        next: Some((NextStep::Poll, NOW + Duration::from_millis(2_500))),
+        gives_up_at: Some(NOW + Duration::from_millis(47_655)),
+    }
+}
+
 pub fn draining() -> Snapshot {
+    let mut history = History::of_drain(ago(72_345));
+    for (open, at) in [(6, 60_000), (4, 30_000), (3, 2_500)] {
+        history.add(open, ago(at));
+    }
     Snapshot {
         phase: Phase::WaitingForConnections,
+        phase_since: ago(60_000),
         drain: 2,
-        open: Some(3),
+        requested: "check-delay=10s".to_owned(),
+        progress: Some(progress()),
         threshold: 1,
-        elapsed: Some(Duration::from_millis(72_345)),
-        last: Some(ended(Outcome::timed_out(Some(9)))),
+        last: Some((ended(Outcome::timed_out(Some(9))), ago(600_000))),
+        history,
         envoy_hooks: 1,
+        exec_hooks: 2,
         counters: Counters {
             polls: 7,
             poll_errors: [1, 2, 3, 4, 5, 6, 8],
-            drains: [10, 11, 12, 13],
+            drains: [10, 11, 14, 12, 13],
             requests: [
                 [20, 0, 0, 21, 0, 0, 0, 0, 0, 0, 22],
                 [0; 11],
@@ -39,35 +86,86 @@ pub fn draining() -> Snapshot {
                 [0, 0, 23, 0, 0, 0, 0, 0, 0, 0, 0],
             ],
             connections_rejected: 30,
-            error: Some((Call::ReadStats, "GET /stats on \"x\": no".to_owned())),
+            error: Some(error("GET /stats on \"x\": no")),
             coverage: StatsCoverage::HttpOnly,
             hidden: HiddenListeners::default(),
+            envoy: EnvoyState::Draining,
+            envoy_seen: Some(ago(1_500)),
+            poll_bytes: Some(321),
+            poll_durations: PollDurations {
+                counts: [2, 1, 0, 2, 1],
+                sum: Duration::from_millis(21_500),
+            },
+            new_connections: 44,
+            new_noticed: Some(ago(20_000)),
         },
         ..idle()
     }
 }
 
-fn ended(outcome: Outcome) -> Ended {
+pub fn error(text: &str) -> CallError {
+    CallError { call: Call::ReadStats, text: text.to_owned(), times: 3, at: ago(4_000) }
+}
+
+pub fn ended(outcome: Outcome) -> Ended {
     Ended {
         number: 1,
         outcome,
         threshold: 0,
         envoy_hook: true,
         took: Duration::from_millis(61_007),
+        last_poll: outcome
+            .open
+            .map(|open| (Poll::of(open, Health::Draining), Duration::from_millis(1_000))),
+        accepted: Accepted::default(),
     }
+}
+
+fn parsed(snapshot: &Snapshot) -> serde_json::Value {
+    serde_json::from_str(&snapshot.json()).unwrap()
 }
 
 #[test]
 fn json_has_null_for_what_is_not_known() {
-    assert_eq!(
-        idle().json(),
-        format!(
-            "{{\"version\":\"{VERSION}\",\"phase\":\"idle\",\"drain\":0,\"open_connections\":null,\
-             \"threshold_connections\":0,\"elapsed_seconds\":null,\"envoy_hooks\":0,\"last_error\":null,\
-             \"stats_hidden\":null,\"last_drain\":null,\"admin_address\":\"/admin/admin.sock\",\
-             \"worker_running\":true}}\n"
-        )
-    );
+    let json = parsed(&idle());
+    let null = [
+        "elapsed_seconds",
+        "open_connections",
+        "open_connections_age_seconds",
+        "connections_by_kind",
+        "listeners",
+        "other_listeners",
+        "http_prefixes",
+        "new_connections",
+        "new_connection_noticed_seconds_ago",
+        "next_step",
+        "next_step_in_seconds",
+        "gives_up_in_seconds",
+        "envoy_state_age_seconds",
+        "last_error",
+        "last_error_age_seconds",
+        "stats_hidden",
+        "last_drain",
+    ];
+    for key in null {
+        assert!(json.get(key).is_some_and(serde_json::Value::is_null), "{key} in {json}");
+    }
+    let given = [
+        ("version", VERSION.into()),
+        ("phase", "idle".into()),
+        ("phase_seconds", 5.0.into()),
+        ("drain", 0.into()),
+        ("threshold_connections", 0.into()),
+        ("envoy_state", "never_seen".into()),
+        ("envoy_hooks", 0.into()),
+        ("admin_address", "/admin/admin.sock".into()),
+        ("worker_running", true.into()),
+        ("time_seconds", 1_700_000_000.0.into()),
+    ];
+    for (key, value) in given {
+        let value: serde_json::Value = value;
+        assert_eq!(json[key], value, "{key} in {json}");
+    }
 }
 
 #[test]
@@ -78,29 +176,55 @@ fn no_time_elapses_where_no_drain_is_in_progress_also_after_one() {
         (Phase::Ended, Some(ended(Outcome::drained(0)))),
         (Phase::Ended, Some(ended(Outcome::timed_out(Some(4))))),
     ] {
+        let last = last.map(|ended| (ended, ago(1_000)));
         let snapshot = Snapshot { phase, last, ..idle() };
-        let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
+        let json = parsed(&snapshot);
         let elapsed = &json["elapsed_seconds"];
         assert!(elapsed.is_null(), "{elapsed} elapse in {phase:?}, where {}", json["last_drain"]);
-        assert!(
-            !snapshot.page(PageStyle::default()).contains(", for "),
-            "{}",
-            snapshot.page(PageStyle::default())
-        );
+        assert!(json["gives_up_in_seconds"].is_null() && json["next_step"].is_null());
     }
 }
 
 #[test]
-fn json_shows_the_drain_and_the_last_outcome() {
-    let json = draining().json();
-    for part in [
-        "\"phase\":\"waiting_for_connections\",\"drain\":2,\"open_connections\":3,\"threshold_connections\":1,\"elapsed_seconds\":72.345,\"envoy_hooks\":1,",
-        "\"last_error\":\"GET /stats on \\\"x\\\": no\",",
-        "\"last_drain\":{\"drain\":1,\"outcome\":\"timed_out\",\"explanation\":\"gave up at the drain timeout: 9 open at the last poll\",\"took_seconds\":61.007},",
-        "stats_config",
-    ] {
-        assert!(json.contains(part), "{part} in {json}");
+fn json_shows_the_drain_with_the_age_of_each_figure() {
+    let json = parsed(&draining());
+    let expected = serde_json::json!({
+        "phase": "waiting_for_connections", "phase_seconds": 60.0, "drain": 2,
+        "requested": "check-delay=10s", "elapsed_seconds": 72.345,
+        "open_connections": 3, "open_connections_age_seconds": 2.5, "threshold_connections": 1,
+        "connections_by_kind": {"http": 2, "upgraded": 0, "tcp": 1, "silent": 0, "parent": 0},
+        "listeners": [
+            {"listener": "0.0.0.0_8443", "open_connections": 2},
+            {"listener": "0.0.0.0_8080", "open_connections": 1},
+        ],
+        "other_listeners": 0, "other_listeners_open_connections": 0,
+        "http_prefixes": [{"prefix": "ingress_\"http\"", "open_connections": 2}],
+        "requests_in_flight": 1, "udp_sessions": 0,
+        "new_connections": 4, "new_connection_noticed_seconds_ago": 20.0,
+        "next_step": "poll", "next_step_in_seconds": 2.5, "gives_up_in_seconds": 47.655,
+        "envoy_state": "draining", "envoy_state_age_seconds": 1.5,
+        "envoy_hooks": 1, "exec_hooks": 2,
+        "last_error": "GET /stats on \"x\": no", "last_error_age_seconds": 4.0,
+        "last_error_times": 3,
+        "last_drain": {
+            "drain": 1, "outcome": "timed_out", "open_connections": 9,
+            "explanation": "gave up at the drain timeout: 9 open at the last poll",
+            "took_seconds": 61.007, "ended_seconds_ago": 600.0,
+        },
+        "stats_hidden": messages::LISTENERS_HIDDEN,
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&json[key], value, "{key}");
     }
+}
+
+#[test]
+fn a_count_is_as_old_as_its_poll_also_after_the_end() {
+    let last = Some((ended(Outcome::envoy_gone(Some(1))), ago(3_000)));
+    let snapshot = Snapshot { phase: Phase::Ended, last, ..idle() };
+    let json = parsed(&snapshot);
+    assert_eq!(json["open_connections"], 1);
+    assert_eq!(json["open_connections_age_seconds"], 4.0, "1 s at the end, 3 s ago");
 }
 
 #[test]
@@ -111,7 +235,8 @@ fn open_connections_are_those_of_the_end_once_it_has_come() {
         (Outcome::timed_out(None), None),
         (Outcome::envoy_gone(Some(2)), Some(2)),
     ] {
-        let snapshot = Snapshot { phase: Phase::Ended, last: Some(ended(outcome)), ..idle() };
+        let snapshot =
+            Snapshot { phase: Phase::Ended, last: Some((ended(outcome), NOW)), ..idle() };
         assert_eq!(snapshot.open_connections(), open, "{outcome:?}");
         let later = Snapshot { phase: Phase::Idle, ..snapshot };
         assert_eq!(later.open_connections(), None, "not known any more");
@@ -124,42 +249,15 @@ fn the_line_shows_a_waiting_hook_what_it_waits_for() {
         draining().line(),
         "waiting_for_connections, 3 open, threshold 1, 1 waiting on /shutdown; GET /stats on \"x\": no\n"
     );
+    let progress = Some(Progress { last_poll: None, ..progress() });
     let delayed = Snapshot {
         phase: Phase::CheckDelay,
-        open: None,
-        elapsed: Some(Duration::from_millis(250)),
+        progress,
         envoy_hooks: 0,
         counters: Counters::default(),
         ..draining()
     };
     assert_eq!(delayed.line(), "check_delay, open connections not counted yet\n");
-}
-
-#[test]
-fn the_page_is_short_while_idle() {
-    assert_eq!(
-        idle().page(PageStyle::default()),
-        "phase:       idle (no drain)\nenvoy hooks: 0\nenvoy:       /admin/admin.sock\n"
-    );
-    let page = draining().page(PageStyle::default());
-    for row in [
-        "phase:       waiting_for_connections (drain 2, for 1m12s)\n",
-        "connections: 3 open, threshold 1\n",
-        "envoy hooks: 1\n",
-        "last drain:  drain 1, 1m1s: gave up at the drain timeout: 9 open at the last poll\n",
-        "last error:  GET /stats on \"x\": no\n",
-        "stats hidden: Envoy's stats_config",
-    ] {
-        assert!(page.contains(row), "{row} in {page}");
-    }
-    let ended = Snapshot { phase: Phase::Ended, drain: 1, elapsed: None, ..draining() };
-    assert!(
-        ended
-            .page(PageStyle::default())
-            .starts_with("phase:       ended (drain 1)\nconnections: 9 open")
-    );
-    let down = Snapshot { worker_running: false, ..idle() };
-    assert!(down.page(PageStyle::default()).contains("worker:      down"));
 }
 
 #[test]
@@ -169,7 +267,6 @@ fn listeners_that_cannot_be_seen_are_named() {
         HiddenListeners { names: vec!["web".to_owned(), "tls \"x\"".to_owned()], certain: true };
     let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
     assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));
-    assert!(snapshot.page(PageStyle::default()).contains(&format!("stats hidden: {text}\n")));
     let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();
     assert_eq!(json["stats_hidden"], text);
 
@@ -183,15 +280,4 @@ fn listeners_that_cannot_be_seen_are_named() {
 fn a_person_reads_whole_seconds_or_else_milliseconds() {
     let texts = [0, 999, 1000, 1999, 61_007].map(|millis| whole(Duration::from_millis(millis)));
     assert_eq!(texts, ["0s", "999ms", "1s", "1s", "1m1s"]);
-}
-
-#[test]
-fn what_cannot_be_seen_is_escaped_for_people_too() {
-    let mut snapshot = draining();
-    snapshot.admin_address = "/a\u{202e}b\nphase: x".to_owned();
-    snapshot.counters.error = Some((Call::ReadStats, "a\u{1b}[2J\u{2028}b".to_owned()));
-    let (page, line) = (snapshot.page(PageStyle::default()), snapshot.line());
-    assert!(page.contains("/a\\u202eb\\nphase: x\n"), "{page:?}");
-    assert!(page.contains("a\\u001b[2J\\u2028b\n"), "{page:?}");
-    assert!(line.ends_with("a\\u001b[2J\\u2028b\n"), "{line:?}");
 }

@@ -1,0 +1,117 @@
+//! New connections that Envoy has accepted in a drain: while there are some, a balancer or a client
+//! still sends to it. This is shown, and ends no drain.
+
+use std::time::Duration;
+
+use crate::os::clock::Timestamp;
+
+/// The call costs Envoy as much as a poll. One that takes longer than this comes with every twelfth
+/// poll, so that the polls of a drain cost a tenth more at most.
+const CHEAP: Duration = Duration::from_millis(10);
+const EXPENSIVE_EVERY: u32 = 12;
+
+/// An Envoy whose polls take longer than this is left in peace.
+const TOO_SLOW: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// When they are to be counted.
+    pub(super) due: Option<Timestamp>,
+    /// Envoy's count of all since its start, as last seen.
+    total: Option<u64>,
+    /// Polls to come without another count; `u32::MAX`: all of them, since Envoy does not show it, or did
+    /// not respond.
+    polls_between: u32,
+    /// How many there were since the first count of the drain.
+    pub new: u64,
+    /// When the latest of them was noticed: it came since the count before.
+    pub noticed: Option<Timestamp>,
+    /// When they were first and last counted.
+    pub first: Option<Timestamp>,
+    pub counted: Option<Timestamp>,
+}
+
+impl Accepted {
+    /// A poll has succeeded, which took this long.
+    pub(super) fn polled(&mut self, took: Duration, now: Timestamp) {
+        match self.polls_between {
+            _ if took > TOO_SLOW => {}
+            0 => self.due = Some(now),
+            u32::MAX => {}
+            _ => self.polls_between -= 1,
+        }
+    }
+
+    /// The next poll is followed by a count, whatever that costs.
+    pub(super) fn count_soon(&mut self) {
+        self.polls_between = 0;
+    }
+
+    /// The reply, which took this long; none where Envoy does not show it or did not respond.
+    pub(super) fn replied(&mut self, total: Option<u64>, took: Duration, now: Timestamp) {
+        let Some(total) = total else {
+            self.polls_between = u32::MAX;
+            return;
+        };
+        self.polls_between = if took > CHEAP { EXPENSIVE_EVERY - 1 } else { 0 };
+        // An Envoy that has restarted counts anew.
+        let new = self.total.replace(total).map_or(0, |before| total.saturating_sub(before));
+        self.new += new;
+        if new > 0 {
+            self.noticed = Some(now);
+        }
+        self.first = self.first.or(Some(now));
+        self.counted = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(seconds: u64) -> Timestamp {
+        Timestamp::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn new_connections_are_those_since_the_first_count() {
+        let mut accepted = Accepted::default();
+        for (total, at, expected) in [
+            (Some(100), 1, (0, None)),
+            (Some(100), 2, (0, None)),
+            (Some(103), 3, (3, Some(s(3)))),
+            (None, 4, (3, Some(s(3)))),
+            (Some(103), 5, (3, Some(s(3)))),
+            // A restart.
+            (Some(2), 6, (3, Some(s(3)))),
+            (Some(4), 7, (5, Some(s(7)))),
+        ] {
+            accepted.replied(total, Duration::ZERO, s(at));
+            assert_eq!((accepted.new, accepted.noticed), expected, "at {at} s");
+        }
+        assert_eq!((accepted.first, accepted.counted), (Some(s(1)), Some(s(7))));
+    }
+
+    #[test]
+    fn an_expensive_count_comes_with_every_twelfth_poll() {
+        let mut accepted = Accepted::default();
+        let mut counts = Vec::new();
+        for poll in 0..30 {
+            accepted.polled(TOO_SLOW, s(poll));
+            if accepted.due == Some(s(poll)) {
+                counts.push(poll);
+                accepted.due = None;
+                accepted.replied(Some(1), CHEAP + Duration::from_millis(1), s(poll));
+            }
+        }
+        assert_eq!(counts, [0, 12, 24]);
+        accepted.count_soon();
+        accepted.polled(CHEAP, s(30));
+        assert_eq!(accepted.due.take(), Some(s(30)));
+        accepted.replied(Some(1), CHEAP, s(30));
+        accepted.polled(CHEAP, s(31));
+        assert_eq!(accepted.due.take(), Some(s(31)), "a cheap one with each");
+        accepted.polled(TOO_SLOW + CHEAP, s(32));
+        assert_eq!(accepted.due, None, "a slow Envoy is left in peace");
+    }
+}
