@@ -4,7 +4,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,15 +17,23 @@ use crate::support::{envoy_binary, temp_dir};
 /// The one with the whole pod first, which the others patch.
 const PAGES: [&str; 2] = ["src/manual/kubernetes.md", "README.md"];
 
+/// A program that `tests/manifests/install` has installed, where every build finds it. In CI it must be there; else a
+/// test that needs it is skipped.
+pub fn validator(name: &str) -> Option<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("manifests/bin");
+    let program = bin.join(name);
+    if program.exists() || env::var_os("CI").is_some_and(|ci| ci == "true") {
+        return Some(program);
+    }
+    println!("SKIPPED: there is no {}; see `just manifests`", program.display());
+    None
+}
+
 #[test]
 fn the_manuals_manifests_are_valid_and_fit_this_program() {
+    let Some(python) = validator("python3") else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // The same for every build, where `tests/manifests/install` puts it.
-    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    let python = root.join(target).join("manifests/bin/python3");
-    if !python.exists() && env::var_os("CI").is_none_or(|ci| ci != "true") {
-        return println!("SKIPPED: the manifests, for which there is no {}", python.display());
-    }
     let folder = temp_dir("manifests");
     let read = Command::new(&python)
         .arg(root.join("tests/manifests/read.py"))
