@@ -68,11 +68,11 @@ fuzz seconds="30" *targets="":
 mutants:
     cargo mutants --output target --timeout 60 -- --lib -- --skip simulation
 
-# The manifests in the documentation, against Kubernetes' schemas (downloaded once)
+# The documentation's manifests, metrics and alerts, against Kubernetes' schemas and promtool (downloaded once)
 manifests: validators
-    cargo test {{ locked }} --test process manifests
+    cargo test {{ locked }} --test process -- manifests:: monitoring::
 
-# What checks manifests, installed by pip into target/manifests
+# What checks them, installed by pip and apt-get into target/manifests
 [private]
 validators:
     tests/manifests/install

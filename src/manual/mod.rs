@@ -3,7 +3,8 @@
 //! | page | for |
 //! |---|---|
 //! | [`kubernetes`] | the installation: every manifest |
-//! | [`operations`] | a pod at night: the log, the options, endpoints, metrics, restarts |
+//! | [`operations`] | a pod at night: the log, the options, endpoints, restarts |
+//! | [`monitoring`] | what watches the pods: metrics, alerts, a [dashboard] |
 //! | [`security`] | what the network and the pod can reach, and the limits |
 //! | [`architecture`] | a reader of the code: the facts behind it, one request and one drain |
 //!
@@ -23,6 +24,21 @@ pub mod kubernetes {
 pub mod operations {
     #![doc = include_str!("rustdoc-links.txt")]
     #![doc = include_str!("operations.md")]
+}
+
+/// Metrics, alerts on them and on the log, a dashboard.
+///
+pub mod monitoring {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("monitoring.md")]
+}
+
+/// A dashboard for Grafana.
+///
+pub mod dashboard {
+    #![doc = "```json"]
+    #![doc = include_str!("dashboard.json")]
+    #![doc = "```"]
 }
 
 /// The threat model, the limits, and the supply chain.

@@ -142,7 +142,7 @@ fn rustdoc_and_the_forge_lead_to_the_same_places() {
     let links: BTreeMap<_, _> = RUSTDOC_LINKS.lines().filter_map(definition).collect();
     let mut used = BTreeSet::new();
     let pages = pages("src/manual");
-    assert_eq!(pages.len(), 4);
+    assert_eq!(pages.len(), 5);
     for page in &pages {
         for target in &page.inline {
             // A file's name leads nowhere in rustdoc.
@@ -155,6 +155,10 @@ fn rustdoc_and_the_forge_lead_to_the_same_places() {
                 // The documentation of a module.
                 (Some(module), _) => format!("crate::{}", module.replace('/', "::")),
                 (None, Some(("../../README", ""))) => "crate".to_owned(),
+                // A file that a module shows.
+                (None, None) if target.ends_with(".json") => {
+                    format!("crate::manual::{}", target.trim_end_matches(".json"))
+                }
                 (None, page) => {
                     let (page, anchor) = page.unwrap();
                     format!("crate::manual::{page}{anchor}")

@@ -18,6 +18,7 @@ import yaml
 
 KUBERNETES = ["1.34", "1.37"]
 GATEWAY = "gateway.envoyproxy.io/v1alpha1"
+MONITORING = "monitoring.coreos.com/v1"
 # The sidecar's default --admin-address.
 ADMIN_SOCKET = "/admin/admin.sock"
 
@@ -160,6 +161,7 @@ class Pages:
         self.image = image
         self.contour, self.chart, self.gateway = load(pathlib.Path(__file__).with_name("theirs.yaml").read_text())
         self.seen = {}
+        self.ports = []
 
     def read(self, manifest):
         kind = manifest["kind"]
@@ -197,9 +199,31 @@ class Pages:
             pod = gateway_pod(copy.deepcopy(self.gateway), manifest["spec"]["shutdown"])
             pod["spec"]["template"]["spec"]["containers"][0]["image"] = self.image
             describe(pod, self.image, "gateway")
+        elif kind == "PodMonitor":
+            self.monitor(manifest)
+        elif kind == "PrometheusRule":
+            # promtool checks the rules themselves: see alerts.py.
+            assert manifest["apiVersion"] == MONITORING and manifest["spec"].keys() == {"groups"}, "fields"
         else:
             validate(manifest)
         self.seen[kind] = manifest
+
+    def monitor(self, manifest):
+        """Checks that a PodMonitor finds the sidecar of Contour's pods, with the ports that were declared before it."""
+        assert manifest["apiVersion"] == MONITORING, "another version"
+        assert manifest["metadata"]["namespace"] == self.contour["metadata"]["namespace"], "another namespace"
+        spec = manifest["spec"]
+        assert spec.keys() == {"selector", "podMetricsEndpoints"} and spec["selector"].keys() == {"matchLabels"}, "fields"
+        pod = {"spec": {"containers": [{"name": "shutdown-manager", "ports": self.ports}]}}
+        monitored = patched(self.contour, {"spec": {"template": pod}})
+        validate(monitored)
+        labels = monitored["spec"]["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items(), "it selects other pods"
+        (endpoint,) = spec["podMetricsEndpoints"]
+        assert endpoint.keys() == {"port", "interval"} and re.fullmatch(r"\d+s", endpoint["interval"]), "fields"
+        envoys_hook = named(monitored["spec"]["template"]["spec"]["containers"], "envoy")["lifecycle"]["preStop"]
+        port = named(self.ports, endpoint["port"])["containerPort"]
+        assert port == envoys_hook["httpGet"]["port"], f"{port} is not the public port"
 
 
 def blocks(page):
@@ -220,7 +244,9 @@ def main(version, folder, *paths):
             where = f"{path}: code block {number}"
             assert not re.search(r"check-delay[ =]0", block), f"{where}: it loses requests"
             for manifest in load(block) if language == "yaml" else []:
-                # A fragment of Envoy's configuration has no kind.
+                # Fragments have no kind: of Envoy's configuration, of a container, or rules.
+                if isinstance(manifest, dict) and manifest.keys() == {"ports"}:
+                    pages.ports = manifest["ports"]
                 if isinstance(manifest, dict) and "kind" in manifest:
                     try:
                         pages.read(manifest)
@@ -228,7 +254,7 @@ def main(version, folder, *paths):
                         raise AssertionError(f"{where}, {manifest['kind']}: {error!r}") from error
     assert swaps == {("-n projectcontour", f"daemonset/envoy shutdown-manager={image}")}, f"set image: {swaps}"
     kinds = {"ConfigMap", "Pod", "patch of Pod", "DaemonSet", "Kustomization", "EnvoyGateway", "EnvoyProxy"}
-    missing = (kinds | {"NetworkPolicy"}) - pages.seen.keys()
+    missing = (kinds | {"NetworkPolicy", "PodMonitor", "PrometheusRule"}) - pages.seen.keys()
     assert not missing, f"the pages have no {missing}"
     bootstrap = with_config(pages.seen["Pod"], pages.seen["ConfigMap"])
     pathlib.Path(folder, "envoy.yaml").write_text(bootstrap)

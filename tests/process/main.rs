@@ -19,6 +19,7 @@ mod envoy_restarts;
 mod example;
 mod log_and_status;
 mod manifests;
+mod monitoring;
 mod prestop_hooks;
 mod public_port;
 mod signals;

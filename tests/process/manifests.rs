@@ -15,7 +15,7 @@ use envoy_shutdown_manager::cli::{self, Command as Cli};
 use crate::support::{envoy_binary, temp_dir};
 
 /// The one with the whole pod first, which the others patch.
-const PAGES: [&str; 2] = ["src/manual/kubernetes.md", "README.md"];
+const PAGES: [&str; 3] = ["src/manual/kubernetes.md", "src/manual/monitoring.md", "README.md"];
 
 /// A program that `tests/manifests/install` has installed, where every build finds it. In CI it must be there; else a
 /// test that needs it is skipped.
