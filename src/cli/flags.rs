@@ -21,7 +21,7 @@ labels! {
 pub struct Flag {
     /// Its name, behind `--`.
     pub name: &'static str,
-    /// The placeholder of its value; empty for a switch, which takes none.
+    /// The placeholder of its value; empty for a switch, which may have `true` or `false`.
     pub placeholder: &'static str,
     /// The commands that take it.
     pub commands: &'static [Subcommand],
@@ -100,7 +100,6 @@ impl DrainOption {
     pub const fn unset(self) -> Option<&'static str> {
         match self {
             Self::Exclude => None,
-            _ if DRAIN_FLAGS[self as usize].placeholder.is_empty() => Some("off"),
             _ => Some("none"),
         }
     }

@@ -62,7 +62,7 @@ const fn about(command: Subcommand) -> &'static str {
         Subcommand::Shutdown => {
             "The preStop hook: starts the drain, or joins the one in progress, and blocks until it \
              ends.\n\
-             Options given here override the sidecar's own.\n\n\
+             Options given here override the sidecar's own; =false switches one of its switches off.\n\n\
              Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up with connections \
              open\n\
              (as envoy-gateway 0);\n\

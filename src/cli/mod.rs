@@ -21,7 +21,7 @@ use self::address::{ServeAt, socket_path};
 use self::flags::{ArgsOption, Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
 use self::help::{help, overview};
 use self::nearest::nearest;
-use self::options::{Flavor, ON, Overrides, at_least};
+use self::options::{Flavor, OFF, ON, Overrides, at_least, is_on};
 use crate::labels;
 
 /// What the program calls itself.
@@ -103,10 +103,13 @@ impl Args {
     fn set(&mut self, flag: &Flag, parser: &mut Parser) -> Result<(), String> {
         let value = match flag.placeholder {
             // As pflag takes a switch.
-            "" if parser.optional_value().is_some_and(|value| value != "true") => {
-                return Err(format!("--{} takes no value but true", flag.name));
+            "" => match parser.optional_value() {
+                None => ON,
+                Some(value) if value == "true" => ON,
+                Some(value) if value == "false" => OFF,
+                Some(_) => return Err(format!("--{} takes no value but true or false", flag.name)),
             }
-            "" => ON.to_owned(),
+            .to_owned(),
             placeholder => value(flag.name, placeholder, parser)?,
         };
         let result = match flag.effect {
@@ -135,12 +138,12 @@ impl Args {
                 self.ready_timeout = Some(at_least(MIN_TIMEOUT, text, "shorter than 1s")?);
             }
             ArgsOption::ControlSocket => self.control_socket = Some(socket_path(text)?),
-            ArgsOption::NoRestore => self.no_restore = true,
+            ArgsOption::NoRestore => self.no_restore = is_on(text)?,
             ArgsOption::LogFormat => {
                 self.log_format = LogFormat::from_name(text).ok_or("neither text nor json")?;
             }
-            ArgsOption::Watch => self.watch = true,
-            ArgsOption::Json => self.json = true,
+            ArgsOption::Watch => self.watch = is_on(text)?,
+            ArgsOption::Json => self.json = is_on(text)?,
         }
         Ok(())
     }

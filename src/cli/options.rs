@@ -130,8 +130,8 @@ impl Options {
                 self.health_check_failure_delay = duration::parse(text)?;
             }
             DrainOption::DrainTimeout => self.drain_timeout = Some(duration::parse(text)?),
-            DrainOption::DrainListeners => self.drain_listeners = on(text)?,
-            DrainOption::RequireEnvoyHook => self.require_envoy_hook = on(text)?,
+            DrainOption::DrainListeners => self.drain_listeners = is_on(text)?,
+            DrainOption::RequireEnvoyHook => self.require_envoy_hook = is_on(text)?,
             DrainOption::Exclude if text.is_empty() => {
                 return Err("not the name of a listener or an HTTP stat prefix");
             }
@@ -146,7 +146,7 @@ impl Options {
     /// The option's value as texts that [`Options::set`] takes: none where it is not set, and
     /// several for `exclude` alone.
     pub fn get(&self, option: DrainOption) -> Vec<String> {
-        let switch = |on: bool| on.then(|| ON.to_owned());
+        let switch = |on: bool| Some(if on { ON } else { OFF }.to_owned());
         let value = match option {
             DrainOption::CheckInterval => Some(duration::format(self.check_interval)),
             DrainOption::CheckDelay => Some(duration::format(self.check_delay)),
@@ -210,11 +210,20 @@ pub fn at_least(min: Duration, text: &str, error: &'static str) -> Result<Durati
     duration::parse(text).and_then(|time| if time < min { Err(error) } else { Ok(time) })
 }
 
-/// The value of a switch.
+/// The values of a switch.
 pub const ON: &str = "on";
+pub const OFF: &str = "off";
 
-fn on(text: &str) -> Result<bool, &'static str> {
-    if text == ON { Ok(true) } else { Err("not \"on\"") }
+/// Whether a switch is on.
+///
+/// # Errors
+/// The rest of a sentence that begins with the text, when it is neither of a switch's values.
+pub fn is_on(text: &str) -> Result<bool, &'static str> {
+    match text {
+        ON => Ok(true),
+        OFF => Ok(false),
+        _ => Err("neither on nor off"),
+    }
 }
 
 fn number(text: &str) -> Result<u64, &'static str> {
@@ -309,6 +318,12 @@ mod tests {
         assert_eq!(drain, Options { check_delay: Duration::ZERO, ..sidecar.clone() });
         assert_eq!(sidecar.check_interval, Duration::from_secs(1));
         assert_eq!(sidecar.exclude, ["metrics"]);
+
+        let switches = [DrainOption::DrainListeners, DrainOption::RequireEnvoyHook];
+        let on = Options::default().with(&overrides(&switches.map(|switch| (switch, ON))));
+        let off = on.with(&overrides(&switches.map(|switch| (switch, OFF))));
+        assert!(on.drain_listeners && on.require_envoy_hook);
+        assert_eq!(off, Options::default(), "a switch cannot be switched off");
 
         let drain = sidecar.with(&everything());
         assert_eq!(drain, Options::default().with(&everything()), "everything can be overridden");
@@ -440,8 +455,8 @@ mod tests {
                 "99999999999999999999",
                 "\"99999999999999999999\" is too",
             ),
-            (DrainOption::RequireEnvoyHook, "off", "\"off\" is not \"on\""),
-            (DrainOption::DrainListeners, "true", "\"true\" is not \"on\""),
+            (DrainOption::RequireEnvoyHook, "", "\"\" is neither on nor off"),
+            (DrainOption::DrainListeners, "true", "\"true\" is neither on nor off"),
             (DrainOption::MinDrainDuration, "10", "\"10\" is without a unit"),
             (DrainOption::HealthCheckFailureDelay, "-1s", "\"-1s\" is negative"),
             (DrainOption::Exclude, "", "\"\" is not the name"),

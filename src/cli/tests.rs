@@ -207,7 +207,10 @@ fn a_bad_line_is_one_sentence_that_names_what_is_wrong() {
         ("shutdown-manager --require-envoy-hook=on", "--require-envoy-hook takes no value"),
         ("shutdown-manager --log-format=xml", "--log-format: \"xml\" is neither text nor json"),
         ("shutdown-manager --control-socket=", "--control-socket: \"\" is an empty path"),
-        ("shutdown-manager --require-envoy-hook=false", "--require-envoy-hook takes no value but"),
+        (
+            "shutdown-manager --require-envoy-hook=no",
+            "--require-envoy-hook takes no value but true or false",
+        ),
         ("shutdown-manager --no-drain-listeners", "shutdown-manager has no option --no-drain"),
         ("shutdown-manager --min-open-connections=1e1", "--min-open-connections: \"1e1\" is not a"),
         ("shutdown-manager --min-open-connections=0x10", "--min-open-connections: \"0x10\" is not"),
@@ -492,10 +495,29 @@ fn a_misspelled_hook_is_one_that_was_called_wrongly() {
 }
 
 #[test]
-fn a_switch_may_have_the_value_true() {
+fn a_switch_may_have_the_value_true_or_false() {
     let args = hook("shutdown --drain-listeners=true --require-envoy-hook");
     let switches = [DrainOption::DrainListeners, DrainOption::RequireEnvoyHook];
     assert_eq!(args.overrides.pairs(), switches.map(|switch| (switch, ON.to_owned())));
+    let args = hook("shutdown --drain-listeners=false --require-envoy-hook=false");
+    assert_eq!(args.overrides.pairs(), switches.map(|switch| (switch, OFF.to_owned())));
+    let sidecar = sidecar("shutdown-manager --drain-listeners --require-envoy-hook");
+    let own = options::Options::default().with(&sidecar.overrides);
+    assert_eq!(own.with(&args.overrides), options::Options::default(), "it stays switched on");
+    assert_eq!(
+        given(&hook("shutdown --drain-listeners --drain-listeners=false").overrides),
+        [("drain-listeners", "off")]
+    );
+    for (value, on) in [("", true), ("=true", true), ("=false", false)] {
+        let args = self::sidecar(&format!("shutdown-manager --no-restore{value}"));
+        assert_eq!(args, Args { no_restore: on, ..defaults() });
+        let Ok(Command::Run(_, args)) = parse_line(&format!("status --watch{value} --json{value}"))
+        else {
+            panic!("{value}")
+        };
+        assert_eq!(args, Args { watch: on, json: on, ..defaults() });
+    }
+    assert!(!self::sidecar("shutdown-manager --no-restore --no-restore=false").no_restore);
 }
 
 #[test]
