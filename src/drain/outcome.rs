@@ -95,8 +95,8 @@ impl Outcome {
                  counted"
             }
             (OutcomeKind::NoEnvoyHook, _) => {
-                "Envoy left in service: its own hook did not come to /shutdown within 3s, so only \
-                 the sidecar is being restarted"
+                "Envoy left in service: its own hook did not come to /shutdown within 3s, as it would \
+                 if the pod were being deleted; to drain by hand add --require-envoy-hook=false"
             }
         };
         text.to_owned()

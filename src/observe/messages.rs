@@ -33,9 +33,9 @@ pub const TIMEOUT_BEFORE_DRAIN_DELAY: &str = "the drain timeout passes before th
 pub const TIMEOUT_BEFORE_FIRST_POLL: &str =
     "the drain timeout passes before the first poll: connections will not be waited for";
 pub const ENVOY_HOOK_WAITS: &str = "Envoy's own hook waits too: the pod is being deleted";
-pub const ENVOY_HOOK_MISSING: &str = "Envoy's own hook did not come to /shutdown within 3s: only \
-    the sidecar is being restarted, or Envoy's container has no such hook. The drain continues; with \
-    --require-envoy-hook Envoy would stay in service";
+pub const ENVOY_HOOK_MISSING: &str = "Envoy's own hook did not come to /shutdown within 3s: this is \
+    a drain by hand, only the sidecar is being restarted, or Envoy's container has no such hook. The drain \
+    continues; with --require-envoy-hook Envoy would stay in service";
 pub const OUT_OF_SERVICE: &str = "Envoy is out of service: its health checks now fail";
 pub const LISTENERS_DRAINING: &str =
     "Envoy's listeners are draining, which only a restart of Envoy undoes";
@@ -59,7 +59,7 @@ pub const HINT_ENVOY_STOPPED: &str = "Envoy ended before it was drained, and its
     to /shutdown: check the preStop hook of Envoy's container, and the pod's events for \
     FailedPreStopHook";
 pub const NO_ENVOY_HOOK: &str = "Envoy left in service: its own hook did not come to /shutdown \
-    within 3s, so only the sidecar is being restarted";
+    within 3s, as it would if the pod were being deleted; to drain by hand add --require-envoy-hook=false";
 pub const READY_FOR_NEXT_DRAIN: &str = "the pod lives on: ready for the next drain";
 
 // Envoy, while no drain is in progress.

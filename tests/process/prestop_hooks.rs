@@ -305,6 +305,26 @@ fn a_lone_exec_hook_leaves_envoy_in_service_where_envoys_hook_is_required() {
 }
 
 #[test]
+fn a_drain_by_hand_runs_though_the_sidecar_requires_envoys_hook() {
+    let envoy = Envoy::builder().tcp("tcp").start();
+    let own = ["--require-envoy-hook", "--drain-listeners"];
+    let sidecar = Sidecar::builder().beside(&envoy).args(own).start();
+    let client = connect(&envoy);
+    let mut hook = sidecar.hook(&["--require-envoy-hook=false", "--drain-listeners=false"]);
+    assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
+    let started = logged(DRAIN_STARTED).with("require_envoy_hook", "off");
+    sidecar.wait_log(started.with("drain_listeners", "off"));
+    // It would say what was not done, had the switch stayed on.
+    sidecar.wait_log(ENVOY_HOOK_MISSING);
+    sidecar.assert_not_logged(logged(ENVOY_HOOK_MISSING).containing("listeners", "not drained"));
+    drop(client);
+    assert_exits(&mut hook, 0, NONE_OPEN);
+    // The sidecar's own options are what they were.
+    restore(&envoy);
+    assert_exits(&mut sidecar.hook(&[]), 0, LEFT_IN_SERVICE);
+}
+
+#[test]
 fn only_a_whole_request_for_shutdown_counts_as_envoys_hook() {
     let envoy = envoy_with_tcp();
     let sidecar = Sidecar::builder().beside(&envoy).arg("--require-envoy-hook").start();

@@ -15,8 +15,8 @@ pub const ENVOY_IS_GONE: &str =
     "Envoy is gone: nothing listens at its admin address; its open connections were not counted";
 pub const ENVOY_IS_GONE_WITH_ONE_OPEN: &str =
     "Envoy is gone: nothing listens at its admin address; 1 open at the last poll";
-pub const LEFT_IN_SERVICE: &str =
-    "Envoy left in service: its own hook did not come to /shutdown within 3s";
+pub const LEFT_IN_SERVICE: &str = "Envoy left in service: its own hook did not come to /shutdown within 3s, as it would if the \
+     pod were being deleted; to drain by hand add --require-envoy-hook=false";
 
 // The bodies of responses.
 pub const NO_DRAIN_BODY: &str = "no drain started within the start timeout\n";
