@@ -181,6 +181,20 @@ impl Options {
         options
     }
 
+    /// What `overrides` would change here, as `name=value (whose: own value)`; empty if nothing.
+    pub fn changes(&self, overrides: &Overrides, whose: &str) -> String {
+        let other = self.with(overrides);
+        let text = |options: &Self, option| match options.get(option).join(",") {
+            unset if unset.is_empty() => "none".to_owned(),
+            text => text,
+        };
+        let changes = DrainOption::ALL.into_iter().filter_map(|option| {
+            let (own, other) = (text(self, option), text(&other, option));
+            (own != other).then(|| format!("{}={other} ({whose}: {own})", option.name()))
+        });
+        changes.collect::<Vec<_>>().join(", ")
+    }
+
     /// Every option with its value, for the log.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let mut settings = Vec::new();
@@ -328,6 +342,27 @@ mod tests {
         let drain = sidecar.with(&everything());
         assert_eq!(drain, Options::default().with(&everything()), "everything can be overridden");
         assert_eq!(drain.exclude, ["a=1&b c%", "\u{fc}.metrics"], "a list is replaced whole");
+    }
+
+    #[test]
+    fn what_overrides_change_is_each_option_whose_value_differs_with_both_values() {
+        let own = Options { exclude: vec!["metrics".to_owned()], ..Options::default() };
+        let same =
+            overrides(&[(DrainOption::CheckDelay, "60s"), (DrainOption::Exclude, "metrics")]);
+        assert_eq!(own.changes(&same, "sidecar"), "", "the same values in other words");
+        assert_eq!(own.changes(&Overrides::default(), "sidecar"), "");
+        let others = overrides(&[
+            (DrainOption::Exclude, "a"),
+            (DrainOption::CheckInterval, "5s"),
+            (DrainOption::RequireEnvoyHook, "on"),
+            (DrainOption::DrainTimeout, "90s"),
+            (DrainOption::Exclude, "b"),
+        ]);
+        assert_eq!(
+            own.changes(&others, "sidecar"),
+            "drain-timeout=1m30s (sidecar: none), require-envoy-hook=on (sidecar: off), \
+             exclude=a,b (sidecar: metrics)"
+        );
     }
 
     #[test]

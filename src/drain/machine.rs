@@ -469,6 +469,11 @@ impl Machine {
         }
     }
 
+    /// The sidecar's own options, which a hook's override.
+    pub fn own(&self) -> &Options {
+        &self.own
+    }
+
     /// The number of the latest drain; 0 before the first.
     pub fn number(&self) -> u64 {
         self.number

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::log::{RateLimit, Record};
 use super::messages;
 use super::status::whole;
-use crate::cli::options::Overrides;
+use crate::cli::options::{Options, Overrides};
 use crate::drain::{Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
 use crate::envoy::error::AdminError;
 use crate::envoy::stats::StatsCoverage;
@@ -53,19 +53,25 @@ impl DrainLog {
         machine: &Machine,
         now: Timestamp,
     ) -> Vec<Record> {
-        let requested = requested.list();
+        // Either way it is in progress now.
+        let Some(drain) = machine.drain() else { return Vec::new() };
         self.last_record = now;
-        let (DrainStart::Started(number), Some(drain)) = (start, machine.drain()) else {
-            let ignored = Some(requested).filter(|requested| !requested.is_empty());
-            let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
-            return vec![record.with("phase", machine.phase().name()).with("ignored", ignored)];
+        let changes = |own: &Options, whose| {
+            Some(own.changes(requested, whose)).filter(|changes| !changes.is_empty())
         };
+        let DrainStart::Started(number) = start else {
+            let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
+            let record = record.with("phase", machine.phase().name());
+            return vec![record.with("ignored", changes(&drain.options, "drain"))];
+        };
+        let overrides = changes(machine.own(), "sidecar");
         *self =
             Self { last_record: now, hidden: std::mem::take(&mut self.hidden), ..Self::default() };
         let options = &drain.options;
         let mut record = Record::info(messages::DRAIN_STARTED)
             .with("drain", number)
-            .with("requested", requested);
+            .with("requested", requested.list())
+            .with("overrides", overrides);
         for (name, value) in options.settings() {
             record = record.with(name, value);
         }

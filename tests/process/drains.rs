@@ -270,7 +270,7 @@ fn a_second_hook_joins_the_drain_of_the_first() {
     assert_drain_waits(&sidecar, &mut first, &envoy, 1);
     let mut second = sidecar.hook(&["--min-open-connections=9"]);
     let joined = logged(DRAIN_JOINED).with("drain", 1).with("phase", WAITING_FOR_CONNECTIONS);
-    sidecar.wait_log(joined.with("ignored", "min-open-connections=9"));
+    sidecar.wait_log(joined.with("ignored", "min-open-connections=9 (drain: 0)"));
     let before = sidecar.metric("polls_total");
     wait_value("another poll", || sidecar.metric("polls_total"), |n| *n > before);
     for hook in [&mut first, &mut second] {

@@ -437,7 +437,20 @@ fn a_hook_that_joins_is_logged() {
     logged.start(&[(DrainOption::CheckDelay, "1s")]);
     let record = logged.only();
     assert_eq!(record.message, messages::DRAIN_JOINED);
-    assert_field(&record, "ignored", Some(&"check-delay=1s".into()));
+    assert_field(&record, "ignored", Some(&"check-delay=1s (drain: 1m)".into()));
+    // As the kubelet runs a hook again: what it has is in force.
+    logged.start(&[]);
+    assert_field(&logged.only(), "ignored", None);
+}
+
+#[test]
+fn what_a_hooks_options_override_is_logged_where_it_differs_from_the_sidecars() {
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "1m")]);
+    let record = logged.only();
+    assert_field(&record, "requested", Some(&"check-delay=1m".into()));
+    assert_field(&record, "overrides", None);
+    let mut logged = Logged::draining(&[(DrainOption::CheckDelay, "1s")]);
+    assert_field(&logged.only(), "overrides", Some(&"check-delay=1s (sidecar: 1m)".into()));
 }
 
 #[test]
