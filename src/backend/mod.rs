@@ -149,7 +149,10 @@ impl Backend {
         }
         match start {
             Ok(DrainStart::Started(number)) => plain(200, format!("started {number}\n")),
-            Ok(DrainStart::Joined(number)) => plain(200, format!("joined {number}\n")),
+            Ok(DrainStart::Joined(number)) => {
+                let line = self.observer.explain_join(&drain.overrides);
+                plain(200, format!("joined {number}\n{line}"))
+            }
             Err(StartError::Expired) => {
                 Record::warn(messages::DRAIN_REQUEST_EXPIRED).emit();
                 plain(410, "the request has expired\n")

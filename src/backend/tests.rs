@@ -3,6 +3,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::cli::duration;
 use crate::cli::options::{Options, Overrides};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -209,7 +210,14 @@ fn a_drain_is_started_or_joined_or_rejected_with_the_reason() {
     let drain = harness.coordinator.observer().snapshot().drain;
     assert_eq!(drain, 0, "a rejected request has started a drain");
     harness.assert_plain("POST /drain?check-delay=1s", 200, "started 1\n");
-    harness.assert_plain("POST /drain?error=x", 200, "joined 1\n");
+    let (status, _, body) = harness.request("POST /drain?error=x&check-delay=2s&drain-delay=0s");
+    let (number, line) = body.split_once('\n').unwrap();
+    assert_eq!((status, number), (200, "joined 1"));
+    let (start, end) = ("joined drain 1, in progress for ", ", phase drain_delay; ");
+    let line = line.strip_prefix(start).unwrap_or_else(|| panic!("{line:?}"));
+    let (elapsed, line) = line.split_once(end).unwrap_or_else(|| panic!("{line:?}"));
+    assert!(duration::parse(elapsed).unwrap() < TEST_TIMEOUT, "{elapsed}");
+    assert_eq!(line, "ignored of this hook's options: check-delay=2s (drain: 1s)\n");
     let stopped = Harness::new();
     stopped.coordinator.stop();
     stopped.coordinator.work(&mut UnreachableEnvoy);
@@ -222,7 +230,9 @@ fn a_hook_that_means_another_envoy_is_refused() {
     harness.assert_plain("POST /drain?admin-address=/a.sock", 200, "started 1\n");
     let refusal = "this sidecar drains the Envoy at /a.sock alone\n";
     harness.assert_plain("POST /drain?admin-address=/b.sock", 409, refusal);
-    harness.assert_plain("POST /drain?admin-address=unix:/a.sock", 200, "joined 1\n");
+    let (status, _, body) = harness.request("POST /drain?admin-address=unix:/a.sock");
+    assert!(status == 200 && body.starts_with("joined 1\n"), "{status} {body:?}");
+    assert!(!body.contains("ignored"), "the drain has the same options: {body:?}");
 }
 
 #[test]

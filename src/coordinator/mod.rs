@@ -20,7 +20,7 @@ use crate::observe::drain_log::DrainLog;
 use crate::observe::history::History;
 use crate::observe::log::Record;
 use crate::observe::messages;
-use crate::observe::status::{Progress, Snapshot};
+use crate::observe::status::{Progress, Snapshot, whole};
 use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::os::waker::Waker;
@@ -401,6 +401,25 @@ impl DrainObserver {
             false => Err("the worker is down\n"),
             true => Ok(()),
         }
+    }
+
+    /// A line for a hook with these options that has joined the drain in progress; nothing if that has
+    /// just ended.
+    pub fn explain_join(&self, overrides: &Overrides) -> String {
+        let state = self.0.lock();
+        let Some(drain) = state.machine.drain() else { return String::new() };
+        let mut line = format!(
+            "joined drain {}, in progress for {}, phase {}",
+            state.machine.number(),
+            whole(clock::now() - drain.started),
+            state.machine.phase().name()
+        );
+        let ignored = drain.options.changes(overrides, "drain");
+        if !ignored.is_empty() {
+            line += "; ignored of this hook's options: ";
+            line += &ignored;
+        }
+        line + "\n"
     }
 
     /// How the wait of a hook ends, once it does.

@@ -1,6 +1,7 @@
 //! The preStop hook: starts a drain, or joins the one in progress, and waits for its end.
 
 use std::io::{self, IsTerminal as _};
+use std::mem;
 use std::path::absolute;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -67,8 +68,13 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
         let find = SidecarClient::find(&paths, check, SIDECAR_START_TIMEOUT);
         let ended = find.map_err(SidecarError::unreachable).and_then(|sidecar| {
             request.drain.expires = Some(clock::wall_now() + DRAIN_EXPIRY);
-            let drain = sidecar.start_drain(&request)?;
-            lock(&progress).sidecar = Some(sidecar.clone());
+            let (drain, joined) = sidecar.start_drain(&request)?;
+            let mut progress = lock(&progress);
+            if let Some(line) = joined {
+                progress.print(&line);
+            }
+            progress.sidecar = Some(sidecar.clone());
+            drop(progress);
             sidecar.wait(drain)
         });
         let mut progress = lock(&progress);
@@ -181,10 +187,16 @@ impl Progress {
         self.shown = text;
     }
 
+    /// Shows a line that stays.
+    fn print(&mut self, text: &str) {
+        let shown = mem::take(&mut self.shown);
+        let start = if self.in_place && !shown.is_empty() { "\r\x1b[K" } else { "" };
+        print_stderr(&format!("{start}{}\n", seen(text)));
+    }
+
     fn end(&mut self, text: &str) {
-        let start = if self.in_place && !self.shown.is_empty() { "\r\x1b[K" } else { "" };
-        let (text, took) = (seen(text), whole(self.started.elapsed()));
-        print_stderr(&format!("{start}{text} (after {took})\n"));
+        let took = whole(self.started.elapsed());
+        self.print(&format!("{text} (after {took})"));
     }
 }
 

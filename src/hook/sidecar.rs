@@ -19,6 +19,9 @@ pub const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The metrics, which are the sidecar's longest response, have a tenth of this.
 const MAX_RESPONSE: usize = 64 * 1024;
 
+/// In bytes: longer than any sentence of a sidecar.
+const MAX_SHOWN: usize = 1000;
+
 pub enum SidecarError {
     /// The sidecar has gone; another may come.
     Lost(String),
@@ -55,8 +58,12 @@ impl SidecarClient {
         }
     }
 
-    /// Starts a drain or joins the one in progress, and returns its number.
-    pub fn start_drain(&self, request: &HookRequest) -> Result<u64, SidecarError> {
+    /// Starts a drain or joins the one in progress, and returns its number, with a line about the drain
+    /// that it has joined.
+    pub fn start_drain(
+        &self,
+        request: &HookRequest,
+    ) -> Result<(u64, Option<String>), SidecarError> {
         let path = format!("/drain?{}", request.to_query());
         let response = self.request("POST", &path, Some(DRAIN_RESPONSE_TIMEOUT));
         let (status, body) = response.map_err(|error| match error {
@@ -70,10 +77,17 @@ impl SidecarClient {
             ),
             error => SidecarError::Lost(error.to_string()),
         })?;
-        let text = body.trim_end();
-        let number = text.rsplit(' ').next().and_then(|number| number.parse().ok());
+        let mut lines = body.lines();
+        let text = first_line(&body);
+        let number = lines.next().and_then(|line| line.rsplit(' ').next()?.parse().ok());
         match (status, number) {
-            (200, Some(number)) => Ok(number),
+            (200, Some(number)) => Ok((number, lines.next().map(str::to_owned))),
+            // No sidecar responds so, and Envoy's admin interface with a page of help.
+            (404 | 405, _) => Err(SidecarError::unreachable(format!(
+                "{} is another program's socket, which responded to the request to drain with \
+                 {status}: {text}; check --control-socket",
+                self.path.display()
+            ))),
             // Another sidecar of the pod would have another control socket.
             (409, _) => Err(SidecarError::Final(
                 ExitStatus::NoSidecar,
@@ -97,9 +111,10 @@ impl SidecarClient {
     pub fn wait(&self, drain: u64) -> Result<(ExitStatus, String), SidecarError> {
         match self.get(&format!("/shutdown?drain={drain}"), None) {
             Ok((200, body)) => outcome(&body),
-            Ok((status, body)) => {
-                Err(SidecarError::Lost(format!("it responded with {status}: {}", body.trim_end())))
-            }
+            Ok((status, body)) => Err(SidecarError::Lost(format!(
+                "it responded with {status}: {}",
+                first_line(&body)
+            ))),
             Err(error) => Err(SidecarError::Lost(error.to_string())),
         }
     }
@@ -176,11 +191,18 @@ impl SidecarClient {
     }
 }
 
+/// What is shown of a body that may be another program's.
+fn first_line(body: &str) -> &str {
+    let line = body.lines().next().unwrap_or_default();
+    &line[..line.floor_char_boundary(MAX_SHOWN)]
+}
+
 /// Parses the outcome's name on a line, and its explanation on the next.
 fn outcome(body: &str) -> Result<(ExitStatus, String), SidecarError> {
     let mut lines = body.lines();
     let outcome = lines.next().and_then(OutcomeKind::from_name);
-    let unknown = || SidecarError::Lost(format!("it returned an unknown outcome: {body:?}"));
+    let shown = first_line(body);
+    let unknown = || SidecarError::Lost(format!("it returned an unknown outcome: {shown:?}"));
     let (outcome, explanation) = outcome.zip(lines.next()).ok_or_else(unknown)?;
     let status = if outcome.gave_up() { ExitStatus::GaveUp } else { ExitStatus::Done };
     Ok((status, explanation.to_owned()))

@@ -21,7 +21,7 @@ fn assert_drain_can_start(sidecar: &Sidecar, admin: &FakeAdmin) {
     admin.set_open(1);
     assert_eq!(sidecar.control().post("/drain"), (200, "started 1\n"));
     wait_open_connections(sidecar, 1);
-    assert_eq!(sidecar.control().post("/drain?check-delay=0s"), (200, "joined 1\n"));
+    assert_joins(sidecar, "/drain?check-delay=0s");
     admin.set_open(0);
     wait_status(sidecar, |status| status.phase() == ENDED && status.outcome() == Some("drained"));
     assert_eq!(admin.count(Route::Fail), 1);

@@ -269,8 +269,18 @@ fn a_second_hook_joins_the_drain_of_the_first() {
     let mut first = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut first, &envoy, 1);
     let mut second = sidecar.hook(&["--min-open-connections=9"]);
+    // As the kubelet runs a hook again.
+    let same = sidecar.hook(&[]);
     let joined = logged(DRAIN_JOINED).with("drain", 1).with("phase", WAITING_FOR_CONNECTIONS);
-    sidecar.wait_log(joined.with("ignored", "min-open-connections=9 (drain: 0)"));
+    let ignored = "min-open-connections=9 (drain: 0)";
+    sidecar.wait_log(joined.with("ignored", ignored));
+    second.wait_line("joined drain 1, in progress for ");
+    second.wait_line(&format!(
+        ", phase {WAITING_FOR_CONNECTIONS}; ignored of this hook's options: {ignored}"
+    ));
+    same.wait_line("joined drain 1, in progress for ");
+    assert!(!same.report().contains("ignored"), "{}", same.report());
+    assert!(!first.report().contains("joined"), "{}", first.report());
     let before = sidecar.metric("polls_total");
     wait_value("another poll", || sidecar.metric("polls_total"), |n| *n > before);
     for hook in [&mut first, &mut second] {

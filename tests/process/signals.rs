@@ -140,7 +140,7 @@ fn a_hook_that_has_joined_a_stopping_sidecar_learns_the_outcome() {
     sidecar.signal(Signal::SIGTERM);
     sidecar.wait_log(stop_requested(Signal::SIGTERM, WAITING_FOR_CONNECTIONS));
     // The hook's two requests, with the end of the drain between them.
-    assert_eq!(sidecar.control().request("POST", "/drain"), (200, "joined 1\n"));
+    assert_joins(&sidecar, "/drain");
     drop(client);
     assert_eq!(waiter.response(), OK);
     let response = sidecar.control().get("/shutdown?drain=1");

@@ -326,6 +326,47 @@ fn without_a_sidecar_a_hook_ends_with_one_sentence() {
 }
 
 #[test]
+fn envoys_admin_socket_in_the_control_sockets_place_is_one_sentence_without_its_help() {
+    let envoy = Envoy::builder().tcp("tcp").start();
+    let control = format!("--control-socket={}", envoy.admin_address());
+    for (command, words) in [
+        (
+            "shutdown",
+            "is another program's socket, which responded to the request to drain with 404",
+        ),
+        ("status", "it responded to /status?as=page with 404"),
+    ] {
+        let exit = run(&[command, &control]).wait();
+        assert_eq!((exit.code, exit.output.lines().count()), (Some(3), 1), "{exit:?}");
+        assert!(exit.output.starts_with("no sidecar could be reached: "), "{exit:?}");
+        assert!(exit.output.contains(words), "{exit:?}");
+        assert!(!exit.output.contains("/healthcheck"), "Envoy's page of help: {exit:?}");
+        // The hook does not try again what cannot help.
+        assert_took(command, exit.took, 0.0..1.5);
+    }
+    assert_eq!(envoy.ready(), "LIVE");
+}
+
+#[test]
+fn of_a_body_that_is_no_sidecars_a_hook_shows_the_first_line_in_bounds() {
+    let fake = FakeAdmin::unix();
+    let body = format!("{}\u{fc}\x1b[2J\nsecond line\n", "x".repeat(999));
+    let length = body.len();
+    let response =
+        format!("HTTP/1.1 503 Service Unavailable\r\nContent-Length: {length}\r\n\r\n{body}");
+    fake.fault(Route::Other, Fault::Raw(response.into()));
+    let exit = run(&["shutdown", &format!("--control-socket={}", fake.admin_address())]).wait();
+    assert_eq!(exit.code, Some(3), "{exit:?}");
+    let lines: Vec<_> = exit.output.lines().collect();
+    assert_eq!(lines.len(), 2, "the loss and the end: {exit:?}");
+    for line in lines {
+        assert!(line.contains(&"x".repeat(999)) && line.len() < 1200, "{line}");
+        let shown = line.contains('\u{fc}') || line.contains("second") || line.contains("2J");
+        assert!(!shown, "more than is shown of another program's: {line}");
+    }
+}
+
+#[test]
 fn a_process_of_another_user_is_not_believed() {
     let dir = temp_dir("liar");
     let everyone = fs::Permissions::from_mode(0o777);

@@ -80,6 +80,13 @@ pub fn wait_live(envoy: &Envoy) {
     wait_value("Envoy to be LIVE", || envoy.ready(), |state| state == "LIVE");
 }
 
+/// Requests a drain as a hook does, which has to join drain 1.
+#[track_caller]
+pub fn assert_joins(sidecar: &Sidecar, path: &str) {
+    let response = sidecar.control().post(path);
+    assert!(response.status == 200 && response.body.starts_with("joined 1\n"), "{response:?}");
+}
+
 /// Asserts that the public port responds to a probe.
 #[track_caller]
 pub fn assert_healthy(public: &Client) {
