@@ -21,7 +21,7 @@ use self::address::{ServeAt, socket_path};
 use self::flags::{ArgsOption, Effect, Flag, LOG_FORMAT, Subcommand, flag, flags};
 use self::help::{help, overview};
 use self::nearest::nearest;
-use self::options::{Flavor, OFF, ON, Overrides, at_least, is_on};
+use self::options::{Flavor, OFF, ON, Overrides, at_least};
 use crate::labels;
 
 /// What the program calls itself.
@@ -103,10 +103,9 @@ impl Args {
     fn set(&mut self, flag: &Flag, parser: &mut Parser) -> Result<(), String> {
         let value = match flag.placeholder {
             // As pflag takes a switch.
-            "" => match parser.optional_value() {
-                None => ON,
-                Some(value) if value == "true" => ON,
-                Some(value) if value == "false" => OFF,
+            "" => match parser.optional_value().as_ref().map(|value| value.as_encoded_bytes()) {
+                None | Some(b"true") => ON,
+                Some(b"false") => OFF,
                 Some(_) => return Err(format!("--{} takes no value but true or false", flag.name)),
             }
             .to_owned(),
@@ -138,12 +137,12 @@ impl Args {
                 self.ready_timeout = Some(at_least(MIN_TIMEOUT, text, "shorter than 1s")?);
             }
             ArgsOption::ControlSocket => self.control_socket = Some(socket_path(text)?),
-            ArgsOption::NoRestore => self.no_restore = is_on(text)?,
+            ArgsOption::NoRestore => self.no_restore = text == ON,
             ArgsOption::LogFormat => {
                 self.log_format = LogFormat::from_name(text).ok_or("neither text nor json")?;
             }
-            ArgsOption::Watch => self.watch = is_on(text)?,
-            ArgsOption::Json => self.json = is_on(text)?,
+            ArgsOption::Watch => self.watch = text == ON,
+            ArgsOption::Json => self.json = text == ON,
         }
         Ok(())
     }

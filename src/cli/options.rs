@@ -184,15 +184,22 @@ impl Options {
     /// What `overrides` would change here, as `name=value (whose: own value)`; empty if nothing.
     pub fn changes(&self, overrides: &Overrides, whose: &str) -> String {
         let other = self.with(overrides);
-        let text = |options: &Self, option| match options.get(option).join(",") {
-            unset if unset.is_empty() => "none".to_owned(),
-            text => text,
-        };
-        let changes = DrainOption::ALL.into_iter().filter_map(|option| {
-            let (own, other) = (text(self, option), text(&other, option));
-            (own != other).then(|| format!("{}={other} ({whose}: {own})", option.name()))
-        });
-        changes.collect::<Vec<_>>().join(", ")
+        let mut changes = String::new();
+        for option in DrainOption::ALL {
+            let [own, other] = [self, &other].map(|options| options.get(option));
+            if own == other {
+                continue;
+            }
+            if !changes.is_empty() {
+                changes += ", ";
+            }
+            let text = |values: Vec<String>| {
+                if values.is_empty() { "none".to_owned() } else { values.join(",") }
+            };
+            let (name, other, own) = (option.name(), text(other), text(own));
+            changes += &format!("{name}={other} ({whose}: {own})");
+        }
+        changes
     }
 
     /// Every option with its value, for the log.
@@ -232,7 +239,7 @@ pub const OFF: &str = "off";
 ///
 /// # Errors
 /// The rest of a sentence that begins with the text, when it is neither of a switch's values.
-pub fn is_on(text: &str) -> Result<bool, &'static str> {
+fn is_on(text: &str) -> Result<bool, &'static str> {
     match text {
         ON => Ok(true),
         OFF => Ok(false),

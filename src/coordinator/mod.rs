@@ -403,23 +403,19 @@ impl DrainObserver {
         }
     }
 
-    /// A line for a hook with these options that has joined the drain in progress; nothing if that has
-    /// just ended.
+    /// A line for a hook with these options that has joined the drain in progress; empty if that has just
+    /// ended.
     pub fn explain_join(&self, overrides: &Overrides) -> String {
         let state = self.0.lock();
         let Some(drain) = state.machine.drain() else { return String::new() };
-        let mut line = format!(
-            "joined drain {}, in progress for {}, phase {}",
+        let ignored = drain.options.changes(overrides, "drain");
+        format!(
+            "joined drain {}, in progress for {}, phase {}; ignored options: {}\n",
             state.machine.number(),
             whole(clock::now() - drain.started),
-            state.machine.phase().name()
-        );
-        let ignored = drain.options.changes(overrides, "drain");
-        if !ignored.is_empty() {
-            line += "; ignored of this hook's options: ";
-            line += &ignored;
-        }
-        line + "\n"
+            state.machine.phase().name(),
+            if ignored.is_empty() { "none" } else { &ignored }
+        )
     }
 
     /// How the wait of a hook ends, once it does.
