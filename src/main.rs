@@ -138,6 +138,10 @@ fn log_start(args: &Args, options: &Options, serving: &ServeAt, control: &Socket
     for name in &args.ignored {
         Record::warn(messages::OPTION_IGNORED).with("option", format!("--{name}")).emit();
     }
+    // Not only when the first drain shows it.
+    if let Some(warning) = messages::short_timeout(options) {
+        Record::warn(warning).emit();
+    }
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> String {

@@ -75,14 +75,11 @@ impl DrainLog {
         for (name, value) in options.settings() {
             record = record.with(name, value);
         }
-        let first_poll = options.delay().saturating_add(options.check_delay);
-        let first_poll = first_poll.max(options.min_drain_duration);
-        let warning = match options.drain_timeout {
-            Some(timeout) if timeout < options.delay() => messages::TIMEOUT_BEFORE_DRAIN_DELAY,
-            Some(timeout) if timeout <= first_poll => messages::TIMEOUT_BEFORE_FIRST_POLL,
-            _ => return vec![record],
-        };
-        vec![record, Record::warn(warning).with("drain", number)]
+        let mut records = vec![record];
+        if let Some(warning) = messages::short_timeout(options) {
+            records.push(Record::warn(warning).with("drain", number));
+        }
+        records
     }
 
     /// What a step has brought, and a reminder where nothing was logged for long.

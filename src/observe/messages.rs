@@ -2,6 +2,7 @@
 //! that a message can be searched for and alerted on. The page *operations* of the manual says what
 //! to do about each.
 
+use crate::cli::options::Options;
 use crate::envoy::HiddenListeners;
 use crate::envoy::stats::StatsCoverage;
 
@@ -116,6 +117,17 @@ pub const HOOK_CALLED_WRONGLY: &str =
     "the hook was called wrongly; the drain starts all the same, without what is wrong";
 pub const CONTROL_REQUEST_REJECTED: &str = "request at the control socket rejected";
 pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying";
+
+/// What it means that a drain with these options waits for no connection.
+pub fn short_timeout(options: &Options) -> Option<&'static str> {
+    let delays = options.delay().saturating_add(options.check_delay);
+    let first_poll = delays.max(options.min_drain_duration);
+    match options.drain_timeout? {
+        timeout if timeout < options.delay() => Some(TIMEOUT_BEFORE_DRAIN_DELAY),
+        timeout if timeout <= first_poll => Some(TIMEOUT_BEFORE_FIRST_POLL),
+        _ => None,
+    }
+}
 
 /// What cannot be seen in Envoy's stats, and what to add to its `stats_config` so that it can.
 pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {

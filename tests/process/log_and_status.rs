@@ -16,6 +16,21 @@ fn traffic() -> Builder {
 }
 
 #[test]
+fn times_that_do_not_add_up_are_a_warning_at_the_start() {
+    let envoy = traffic().start();
+    let start = |timeout: &str| {
+        let args = ["--check-delay=10s", "--min-drain-duration=20s", timeout];
+        Sidecar::builder().beside(&envoy).args(args).start()
+    };
+    let (short, enough) = (start("--drain-timeout=20s"), start("--drain-timeout=21s"));
+    short.wait_log(logged(TIMEOUT_BEFORE_FIRST_POLL).with("level", "warn"));
+    // The warning would come before this.
+    enough.wait_log(ENVOY_RESPONDS);
+    enough.assert_not_logged(TIMEOUT_BEFORE_FIRST_POLL);
+    short.assert_not_logged(DRAIN_STARTED);
+}
+
+#[test]
 fn the_status_is_shown_to_people_and_programs() {
     let envoy = traffic().start();
     let sidecar = Sidecar::beside(&envoy);

@@ -282,6 +282,14 @@ fn a_timeout_that_leaves_no_time_to_wait_is_warned_of() {
     }
     let options = [(DrainOption::DrainTimeout, "71s"), (DrainOption::DrainDelay, "10s")];
     assert_eq!(Logged::draining(&options).messages(), [messages::DRAIN_STARTED]);
+    for (timeout, texts) in [
+        ("80s", &[messages::DRAIN_STARTED, messages::TIMEOUT_BEFORE_FIRST_POLL][..]),
+        ("81s", &[messages::DRAIN_STARTED]),
+    ] {
+        let options =
+            [(DrainOption::DrainTimeout, timeout), (DrainOption::MinDrainDuration, "80s")];
+        assert_eq!(Logged::draining(&options).messages(), texts, "a drain timeout of {timeout}");
+    }
 }
 
 #[test]

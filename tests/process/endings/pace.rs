@@ -51,9 +51,14 @@ fn a_time_out_within_the_drain_delay_fails_health_checks_once() {
     admin.set_open(1);
     let args = ["--drain-delay=1h", "--drain-timeout=0s"];
     let sidecar = Sidecar::builder().beside(&admin).args(args).start();
+    // Before a drain shows it.
+    sidecar.wait_log(logged(TIMEOUT_BEFORE_DRAIN_DELAY).with("level", "warn"));
+    let of_drain = logged(TIMEOUT_BEFORE_DRAIN_DELAY).with("drain", 1);
+    sidecar.assert_not_logged(of_drain.clone());
     assert_exits(&mut sidecar.hook(&[]), 1, "gave up at the drain timeout");
     assert_eq!((admin.count(Route::Fail), admin.state()), (1, State::Draining));
-    sidecar.assert_times_logged(TIMEOUT_BEFORE_DRAIN_DELAY, 1);
+    sidecar.assert_times_logged(of_drain, 1);
+    sidecar.assert_times_logged(TIMEOUT_BEFORE_DRAIN_DELAY, 2);
 }
 
 #[test]
