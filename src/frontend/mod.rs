@@ -69,6 +69,7 @@ struct Logs {
     backend: RateLimit,
     control_socket: RateLimit,
     rejections: RateLimit,
+    lone_hook: RateLimit,
     start_timeout: RateLimit,
     ready_timeout: RateLimit,
 }

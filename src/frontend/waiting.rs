@@ -63,7 +63,8 @@ impl Frontend {
         if route.is_envoy_hook() {
             let Timeouts { start, ready } = self.timeouts;
             connection.ready_deadline = ready.map_or(Timestamp::MAX, |ready| now + ready);
-            connection.deadline = connection.ready_deadline.min(now + start);
+            let due = now + start.min(HOOK_PAIRING_WINDOW);
+            connection.deadline = connection.ready_deadline.min(due);
             let (waiter, awaited) = self.tracker.envoy_hook();
             connection.waiter = Some(waiter);
             request.route = Route::EnvoyHook(awaited);
@@ -104,6 +105,12 @@ impl Frontend {
                     (Status::InternalServerError, NOT_READY)
                 }
                 ConnectionState::Waiting(_, Wait::Drain) if self.tracker.no_drain_active() => {
+                    let end = connection.admitted + self.timeouts.start;
+                    if now < end {
+                        log_timeout(&mut self.logs.lone_hook, messages::ENVOY_HOOK_ALONE, now);
+                        connection.deadline = connection.ready_deadline.min(end);
+                        continue;
+                    }
                     log_timeout(&mut self.logs.start_timeout, messages::START_TIMEOUT_PASSED, now);
                     (Status::Unavailable, NO_DRAIN)
                 }

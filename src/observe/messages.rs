@@ -104,6 +104,9 @@ pub const LISTENERS_NOT_COMPARED: &str = "Envoy's listeners cannot be compared w
 pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";
 pub const ACCEPT_FAILED: &str = "cannot accept a connection; retrying";
 pub const POLL_FAILED: &str = "cannot wait for connections; retrying";
+pub const ENVOY_HOOK_ALONE: &str = "/shutdown has been waiting for 3s, and nothing has started a drain: \
+    only Envoy is being restarted, or the sidecar's preStop hook is missing or failed. At the start \
+    timeout it is answered with 503";
 pub const START_TIMEOUT_PASSED: &str = "no drain started within the start timeout: /shutdown \
     answered with 503. Only Envoy is being restarted, or the sidecar has no preStop hook";
 pub const READY_TIMEOUT_PASSED: &str = "the drain did not end within the ready timeout: /shutdown \

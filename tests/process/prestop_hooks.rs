@@ -438,6 +438,30 @@ fn envoys_hook_alone_is_answered_with_503_after_the_start_timeout() {
 }
 
 #[test]
+fn a_lone_envoy_hook_is_logged_before_it_is_answered() {
+    let envoy = envoy_with_tcp();
+    let [lone, paired] = [(); 2].map(|()| Sidecar::beside(&envoy));
+    let (public, sent) = (lone.public(), Instant::now());
+    let waiters = HOOK_PATHS.map(|path| public.start_get(path));
+    let client = connect(&envoy);
+    let hooks = PreStopHooks::start(&paired, false, Duration::from_millis(80));
+    let at = lone.wait_log(logged(ENVOY_HOOK_ALONE).with("level", "warn").with("requests", 1));
+    assert_took("the record", at - sent, PAIRING_WINDOW..PAIRING_WINDOW + 1.5);
+    assert!(waiters.iter().all(Connection::is_waiting), "they were answered");
+    // There is still time for a drain by hand.
+    let mut hook = lone.hook(&[]);
+    assert_drain_waits(&lone, &mut hook, &envoy, 1);
+    hooks.assert_wait_for(&paired, &envoy, client);
+    assert_exits(&mut hook, 0, NONE_OPEN);
+    for waiter in &waiters {
+        assert_eq!(waiter.arrived_response(), OK);
+    }
+    lone.assert_times_logged(ENVOY_HOOK_ALONE, 1);
+    lone.assert_not_logged(START_TIMEOUT_PASSED);
+    paired.assert_not_logged(ENVOY_HOOK_ALONE);
+}
+
+#[test]
 fn a_stranded_envoy_is_restored_two_seconds_after_its_hook_has_disconnected() {
     let (held, other) = (envoy_with_tcp(), envoy_with_tcp());
     for envoy in [&held, &other] {

@@ -29,6 +29,7 @@ use crate::cli::options::{Options, Overrides};
 use crate::control_socket;
 use crate::coordinator::Coordinator;
 use crate::coordinator::replies::reply;
+use crate::drain::HOOK_PAIRING_WINDOW;
 use crate::envoy::admin::Admin;
 use crate::envoy::{Call, CallResult};
 use crate::route::{PublicRoute, Route, Status};

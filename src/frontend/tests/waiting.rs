@@ -48,8 +48,13 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     let mut harness = Harness::public(LIMITS);
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
-    harness.assert_next_round(Some(TIMEOUTS.start));
-    harness.advance(TIMEOUTS.start - NANO);
+    // It is logged that no exec hook has come; at rest nothing is due.
+    harness.assert_next_round(Some(HOOK_PAIRING_WINDOW));
+    harness.advance(HOOK_PAIRING_WINDOW - NANO);
+    harness.advance(NANO);
+    harness.assert_next_round(Some(TIMEOUTS.start - HOOK_PAIRING_WINDOW));
+    assert_eq!(harness.frontend.logs.lone_hook.happened(harness.now), None, "{NOT_LOGGED}");
+    harness.advance(TIMEOUTS.start - HOOK_PAIRING_WINDOW - NANO);
     harness.assert_connections("1W");
     harness.assert_envoy_hooks(1);
     harness.advance(NANO);
@@ -58,10 +63,12 @@ fn envoys_hook_gets_503_after_the_start_timeout_unless_a_drain_has_started() {
     assert_eq!(harness.responses(), [(Some(PublicRoute::Shutdown), "503", 1)]);
     assert_eq!(harness.frontend.logs.start_timeout.happened(harness.now), None, "{NOT_LOGGED}");
 
+    harness.frontend.logs.lone_hook = RateLimit::default();
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1L 2W");
     harness.start_drain();
     harness.advance(TIMEOUTS.start);
+    assert_eq!(harness.frontend.logs.lone_hook.happened(harness.now), Some(1), "it is not alone");
     harness.assert_connections("2W");
     harness.assert_next_round(Some(TIMEOUTS.start));
     harness.assert_no_backend_request();
@@ -78,13 +85,14 @@ fn envoys_hook_gets_500_after_the_ready_timeout_even_during_a_drain() {
     harness.frontend.timeouts.ready = Some(secs(20));
     let client = harness.connect(SHUTDOWN);
     harness.assert_connections("1W");
-    harness.assert_next_round(Some(TIMEOUTS.start));
     harness.start_drain();
     harness.advance(TIMEOUTS.start);
     let _later = harness.connect(SHUTDOWN);
     harness.assert_connections("1W 2W");
-    harness.assert_next_round(Some(secs(5)));
-    harness.advance(secs(5) - NANO);
+    harness.assert_next_round(Some(HOOK_PAIRING_WINDOW));
+    harness.advance(HOOK_PAIRING_WINDOW);
+    harness.assert_next_round(Some(secs(5) - HOOK_PAIRING_WINDOW));
+    harness.advance(secs(5) - HOOK_PAIRING_WINDOW - NANO);
     harness.assert_connections("1W 2W");
     harness.advance(NANO);
     harness.assert_response(&client, "500", "the drain has not ended within the ready timeout\n");
