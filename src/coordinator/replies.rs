@@ -24,7 +24,7 @@ pub fn reply(call: Call, open: u64) -> Reply {
         Call::RestoreHealthChecks => Reply::HealthChecksRestored,
         Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
         Call::ReadAccepted => Reply::Accepted(Some(open)),
-        Call::CheckReady => Reply::Ready(Health::Draining),
+        Call::CheckReady | Call::ShowState => Reply::Ready(Health::Draining),
         Call::ReadStats => Reply::Stats(Poll::of(open, Health::Draining)),
     }
 }

@@ -9,6 +9,7 @@ use super::progress::{Drain, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::envoy::error::AdminError;
 use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
 use crate::os::clock::Timestamp;
 
@@ -65,10 +66,11 @@ pub struct Machine {
     over: bool,
     /// The startup check that was still to be done when the drain started.
     suspended_check: Option<StartupCheck>,
-    /// What clients have asked for while no drain is in progress, and the call that is made for them.
+    /// What clients have asked for while no drain is in progress, and whether the latest call is made to
+    /// restore Envoy for them.
     refresh: bool,
     restore: bool,
-    asked_call: Option<Call>,
+    restoring: bool,
     /// Whether Envoy's listeners drain, which only its restart undoes.
     listeners_draining: bool,
 }
@@ -116,7 +118,7 @@ impl Machine {
             suspended_check: None,
             refresh: false,
             restore: false,
-            asked_call: None,
+            restoring: false,
             listeners_draining: false,
         }
     }
@@ -154,7 +156,7 @@ impl Machine {
             }
         };
         self.suspended_check = check;
-        (self.refresh, self.restore, self.asked_call) = (false, false, None);
+        (self.refresh, self.restore, self.restoring) = (false, false, false);
         // What the drain before did not count, this one may.
         let counts_alike =
             self.last_options.as_ref().is_some_and(|last| last.exclude == options.exclude);
@@ -275,11 +277,19 @@ impl Machine {
     }
 
     fn replied(&mut self, call: Call, result: &CallResult, now: Timestamp, events: &mut Events) {
-        let asked = self.asked_call.take().is_some();
+        let restoring = std::mem::take(&mut self.restoring);
+        let is_for_show = match self.drain() {
+            Some(drain) => {
+                let is_refused = result.as_ref().is_err_and(AdminError::is_refusal);
+                (drain.watching || call == Call::ReadAccepted) && !is_refused
+            }
+            None => restoring || call == Call::ShowState,
+        };
         match result {
+            // No drain needs it, so it is no news of the log.
+            _ if is_for_show && result.is_err() => {}
+            Ok(_) if is_for_show && self.drain().is_some() => {}
             Ok(_) => events.push(DrainEvent::CallSucceeded(call)),
-            // The status shows it. In the log it would be about what no drain needs.
-            Err(_) if asked => {}
             Err(error) => events.push(DrainEvent::CallFailed { call, error: error.clone() }),
         }
         let responded_before = self.responded;
@@ -299,8 +309,11 @@ impl Machine {
             Err(error) if error.is_refusal() => self.listeners_draining = false,
             _ => {}
         }
-        if asked {
-            return self.asked_call_replied(call, result, now, events);
+        if restoring {
+            return self.restored(result, now, events);
+        }
+        if call == Call::ShowState {
+            return;
         }
         match &mut self.state {
             State::Draining(drain) => {
@@ -313,17 +326,8 @@ impl Machine {
         }
     }
 
-    /// The reply to a call that a client has asked for.
-    fn asked_call_replied(
-        &mut self,
-        call: Call,
-        result: &CallResult,
-        now: Timestamp,
-        events: &mut Events,
-    ) {
-        if call != Call::RestoreHealthChecks {
-            return;
-        }
+    /// The reply to the call that restores Envoy for a client.
+    fn restored(&mut self, result: &CallResult, now: Timestamp, events: &mut Events) {
         events.push(DrainEvent::RestoreReplied(result.as_ref().err().cloned()));
         // Envoy is in service, so the outcome does not hold.
         if result.is_ok() && matches!(self.state, State::Ended(_)) {
@@ -331,14 +335,13 @@ impl Machine {
         }
     }
 
-    /// What a client has asked for.
-    fn asked(&mut self) -> Option<Action> {
-        self.asked_call = if std::mem::take(&mut self.restore) {
-            Some(Call::RestoreHealthChecks)
-        } else {
-            std::mem::take(&mut self.refresh).then_some(Call::CheckReady)
-        };
-        self.asked_call.map(Action::Call)
+    /// The call that a client has asked for.
+    fn asked_call(&mut self) -> Option<Call> {
+        self.restoring = std::mem::take(&mut self.restore);
+        if self.restoring {
+            return Some(Call::RestoreHealthChecks);
+        }
+        std::mem::take(&mut self.refresh).then_some(Call::ShowState)
     }
 
     /// The reply to the poll that tells whether the ended drain may answer a hook that came late.
@@ -429,9 +432,9 @@ impl Machine {
             self.start(Options { admin_address: envoy, ..self.own.clone() }, now);
         }
         if self.drain().is_none()
-            && let Some(action) = self.asked()
+            && let Some(call) = self.asked_call()
         {
-            return action;
+            return Action::Call(call);
         }
         match &mut self.state {
             State::Draining(drain) => drain.next(self.awaited, now, events),

@@ -75,10 +75,13 @@ pub struct Drain {
     /// The latest valid poll that holds: not one that must be confirmed first; and when it was made.
     pub last_poll: Option<Poll>,
     pub polled_at: Timestamp,
+    pub poll_took: Duration,
     pub accepted: Accepted,
     /// Whether a client of the control socket wants connections counted in a delay, where they are not
     /// otherwise; and when they may be counted for that.
     pub(super) watched: bool,
+    /// Whether the latest call is made for that.
+    pub(super) watching: bool,
     pub(super) watch_due: Timestamp,
 }
 
@@ -132,6 +135,8 @@ enum Due {
     EndOfStage,
     Deadline,
     Call(Call),
+    /// A poll for show.
+    Watch,
 }
 
 impl Drain {
@@ -167,8 +172,10 @@ impl Drain {
             confirmation: Confirmation::default(),
             last_poll: None,
             polled_at: now,
+            poll_took: Duration::ZERO,
             accepted: Accepted::default(),
             watched: false,
+            watching: false,
             watch_due: now,
             options,
         };
@@ -239,10 +246,10 @@ impl Drain {
         !std::mem::replace(&mut self.watched, true) && self.is_delayed()
     }
 
-    /// A poll has taken this long.
-    pub(super) fn watched(&mut self, took: Duration, now: Timestamp) {
+    /// A poll has been made.
+    pub(super) fn was_polled(&mut self, now: Timestamp) {
         self.watched = false;
-        self.watch_due = (self.called_at + WATCH_INTERVAL).max(now + WATCH_REST * took);
+        self.watch_due = (self.called_at + WATCH_INTERVAL).max(now + WATCH_REST * self.poll_took);
     }
 
     fn is_delayed(&self) -> bool {
@@ -293,7 +300,13 @@ impl Drain {
                 Due::Deadline => {
                     self.stage = Stage::Ending(Outcome::timed_out(self.open()));
                 }
+                Due::Watch => {
+                    self.watching = true;
+                    self.called_at = now;
+                    return Action::Call(Call::ReadStats);
+                }
                 Due::Call(call) => {
+                    self.watching = false;
                     self.accepted.due.take_if(|_| call == Call::ReadAccepted);
                     self.called_at = now;
                     return Action::Call(call);
@@ -331,7 +344,7 @@ impl Drain {
         // Not just before the end of the delay: a call that hangs would put off what follows.
         let watched =
             end.filter(|end| self.watched && is_delayed && !is_over && now + WATCH_MARGIN < *end);
-        let watched = watched.map(|_| (no_earlier(self.watch_due), Due::Call(Call::ReadStats)));
+        let watched = watched.map(|_| (no_earlier(self.watch_due), Due::Watch));
         let accepted = self.accepted.due.filter(|_| !self.hurried && !is_over);
         let accepted = accepted.map(|at| (no_earlier(at), Due::Call(Call::ReadAccepted)));
         let check = if counts { Call::ReadStats } else { Call::CheckReady };

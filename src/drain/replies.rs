@@ -56,7 +56,8 @@ impl Drain {
         self.refusals = 0;
         if call == Call::ReadStats {
             self.counted = true;
-            self.watched(now - self.called_at, now);
+            self.poll_took = now - self.called_at;
+            self.was_polled(now);
         }
         if call == Call::ReadAccepted {
             let total = if let Ok(Reply::Accepted(total)) = result { *total } else { None };
@@ -66,7 +67,8 @@ impl Drain {
             self.call_due = self.call_due.max(now + took);
             return;
         }
-        if !matches!(call, Call::DrainListeners | Call::CheckListeners) {
+        // One for show leaves the drain its pace.
+        if !matches!(call, Call::DrainListeners | Call::CheckListeners) && !self.watching {
             self.check_due = now + self.ready_interval();
         }
         match result {
@@ -139,7 +141,7 @@ impl Drain {
         let open = poll.open;
         self.last_poll = Some(poll.clone());
         self.polled_at = now;
-        self.accepted.polled(now - self.called_at, now);
+        self.accepted.polled(self.poll_took, now);
         events.push(DrainEvent::Polled(poll));
         if verdict == Verdict::AtThreshold && self.listener_check.is_none() {
             self.stage = Stage::Ending(Outcome::drained(open));

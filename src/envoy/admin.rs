@@ -14,7 +14,7 @@ use crate::cli::options::Options;
 
 /// Calls Envoy for the worker.
 pub trait Admin: Send {
-    /// Returns within 10 s, and within `limit` if that is more than the shortest time of a call: the
+    /// Returns within 10 s ([`Call::ShowState`] within 0.5 s), and within `limit` if that is more than the shortest time of a call: the
     /// check interval, but at least 2 s and at most 10 s.
     ///
     /// # Errors
@@ -25,6 +25,8 @@ pub trait Admin: Send {
 
 const MIN_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a call that is made for show.
+const SHOW_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Connects anew for each call, to the address that the options name.
 #[derive(Default)]
@@ -64,6 +66,9 @@ struct Timeouts([Duration; CALLS]);
 impl Timeouts {
     fn of(&self, call: Call, interval: Duration, limit: Option<Duration>) -> Duration {
         let base = interval.clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        if call == Call::ShowState {
+            return SHOW_TIMEOUT;
+        }
         // One that comes between all others must not put off what a drain has to do.
         let grown = if is_between(call) { base } else { base.max(self.0[call as usize]) };
         limit.map_or(grown, |limit| grown.min(base.max(limit)))
@@ -78,7 +83,7 @@ impl Timeouts {
 
 /// Whether the call comes between those that a drain needs, which it must not put off.
 fn is_between(call: Call) -> bool {
-    matches!(call, Call::CheckReady | Call::ReadAccepted)
+    matches!(call, Call::CheckReady | Call::ReadAccepted | Call::ShowState)
 }
 
 /// One call: a request, or two that share its time.
@@ -105,7 +110,7 @@ impl AdminCall<'_> {
                 self.post("/drain_listeners?graceful&skip_exit")?;
                 Reply::ListenersDraining
             }
-            Call::CheckReady => Reply::Ready(self.check_ready()?),
+            Call::CheckReady | Call::ShowState => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
             Call::CheckListeners => self.check_listeners(GaugeNames::new(exclusions))?,
             Call::ReadAccepted => {
@@ -155,6 +160,7 @@ impl AdminCall<'_> {
             // stats_config may hide it.
             None => self.check_ready()?,
         };
+        let breakdown = Box::new(breakdown);
         Ok(Poll { open, subtracted, coverage, health, total, breakdown })
     }
 

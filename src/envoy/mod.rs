@@ -19,6 +19,8 @@ pub enum Call {
     DrainListeners,
     /// `GET /ready`
     CheckReady,
+    /// `GET /ready`, for show: a call that takes long would keep a drain from starting.
+    ShowState,
     /// `GET /stats`
     ReadStats,
     /// `GET /listeners`, compared with all listeners' gauges: finds those that have none. Of an Envoy
@@ -33,7 +35,7 @@ pub enum Call {
 impl Call {
     /// Whether a drain goes on without it.
     pub const fn is_optional(self) -> bool {
-        matches!(self, Self::CheckListeners | Self::ReadAccepted)
+        matches!(self, Self::CheckListeners | Self::ReadAccepted | Self::ShowState)
     }
 
     /// Whether its success ends an error of the call `failed`. Checks of readiness come between all
@@ -85,7 +87,7 @@ pub struct Poll {
     pub health: Health,
     /// The second count, where Envoy shows it.
     pub total: Option<ServerTotal>,
-    pub breakdown: Breakdown,
+    pub breakdown: Box<Breakdown>,
 }
 
 /// All connections of all workers, hidden ones included, as Envoy counted them at its last flush of
@@ -113,7 +115,7 @@ impl Poll {
     /// Of an Envoy of which everything can be seen.
     pub fn of(open: u64, health: Health) -> Self {
         let coverage = StatsCoverage::Everything;
-        let breakdown = Breakdown::default();
+        let breakdown = Box::default();
         Self { open, subtracted: false, coverage, health, total: None, breakdown }
     }
 }

@@ -296,10 +296,14 @@ impl<'a> StatsParser<'a> {
                 self.http = self.http.saturating_add(value);
                 self.breakdown.prefixes.add(prefix, value);
             }
+            // The poll itself is one.
+            Gauge::HttpRequests(b"admin") => {
+                self.breakdown.requests.get_or_insert(0);
+            }
             Gauge::HttpUpgrades(prefix) | Gauge::HttpRequests(prefix)
                 if prefix == b"admin" || self.is_excluded(prefix) => {}
             Gauge::HttpUpgrades(_) => add(&mut self.breakdown.kinds.upgraded, value),
-            Gauge::HttpRequests(_) => add(&mut self.breakdown.requests, value),
+            Gauge::HttpRequests(_) => add(self.breakdown.requests.get_or_insert(0), value),
             Gauge::UdpSessions => add(&mut self.breakdown.udp_sessions, value),
         }
     }

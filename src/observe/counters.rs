@@ -114,7 +114,7 @@ impl Counters {
             }
             // They do not show it.
             Ok(Reply::ListenersDraining | Reply::Listeners(_) | Reply::Accepted(_)) => return,
-            Err(_) if call.is_optional() => return,
+            Err(_) if call.is_optional() && call != Call::ShowState => return,
             Err(_) if self.envoy == EnvoyState::NeverSeen => EnvoyState::NeverSeen,
             Err(_) => EnvoyState::NotResponding,
         };

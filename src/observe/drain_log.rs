@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::hints::Hints;
 use super::log::{RateLimit, Record};
 use super::messages;
 use super::status::whole;
 use crate::cli::options::{Options, Overrides};
 use crate::drain::{Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
-use crate::envoy::error::AdminError;
+use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::stats::StatsCoverage;
 use crate::envoy::{Call, Health, HiddenListeners, Poll};
 use crate::os::clock::Timestamp;
@@ -24,6 +25,7 @@ pub struct DrainLog {
     coverage: StatsCoverage,
     hidden: HiddenListeners,
     total_hidden: bool,
+    hints: Hints,
     /// An Envoy may come back in service again and again.
     reverts: RateLimit<10>,
     last_record: Timestamp,
@@ -146,10 +148,14 @@ impl DrainLog {
             DrainEvent::Polled(poll) => {
                 records.extend(self.hidden_stats(poll));
                 records.extend(self.total_hidden(poll, machine));
+                let drain = machine.drain();
+                if let Some(drain) = drain.filter(|_| waits(machine)) {
+                    let hints = self.hints.polled(poll, drain, now).into_iter();
+                    records.extend(hints.map(of_drain));
+                }
                 if self.open.replace(poll.open) == Some(poll.open) {
                     return;
                 }
-                let drain = machine.drain();
                 let threshold = drain.map_or(0, |drain| drain.options.min_open_connections);
                 info(messages::OPEN_CONNECTIONS)
                     .with("open_connections", poll.open)
@@ -242,6 +248,9 @@ impl DrainLog {
             None => Record::info(messages::ENVOY_NOT_RESPONDING_YET),
         };
         record = record.with("error", error.text.as_str());
+        if call == Call::FailHealthChecks && error.kind == AdminErrorKind::Status {
+            record = record.with("hint", messages::HINT_READ_ONLY);
+        }
         if let Some(repeated) = previous.as_ref().and_then(CallError::repeated) {
             let previous = previous.map(|previous| previous.error.text);
             record = record.with("previous_error", previous).with("repeated", repeated);
@@ -251,8 +260,7 @@ impl DrainLog {
 
     /// Says once in a drain that nothing can count the connections it waits for.
     fn total_hidden(&mut self, poll: &Poll, machine: &Machine) -> Option<Record> {
-        let waits = machine.phase() == Phase::WaitingForConnections;
-        let hidden = waits && !self.hidden.names.is_empty() && poll.total.is_none();
+        let hidden = waits(machine) && !self.hidden.names.is_empty() && poll.total.is_none();
         if !hidden || std::mem::replace(&mut self.total_hidden, true) {
             return None;
         }
@@ -332,6 +340,10 @@ impl DrainLog {
             .with("error", error.map(|error| error.error.text.as_str()))
             .with("repeated", error.map(|error| error.repeated))
     }
+}
+
+fn waits(machine: &Machine) -> bool {
+    machine.phase() == Phase::WaitingForConnections
 }
 
 #[cfg(test)]

@@ -47,6 +47,15 @@ pub const ENVOY_RESTARTED: &str =
 pub const ENVOY_LIVE_AGAIN: &str = "Envoy is LIVE again, restarted or restored by another client: \
     failing its health checks again; the check delay starts over";
 pub const ENVOY_CALL_FAILED: &str = "Envoy did not respond as expected; retrying";
+pub const HINT_READ_ONLY: &str = "Envoy's admin interface does not let its health checks be failed: \
+    allow POST /healthcheck/fail in admin.allow_paths, or in the proxy before it";
+pub const HINT_IDLE_CONNECTIONS: &str = "idle HTTP connections hold the drain: for 15s no poll has found \
+    a request in flight. Each ends with its next response, or by the idle_timeout of Envoy's \
+    http_connection_manager";
+pub const HINT_PROBES: &str = "connections of a listener that looks like one for health checks or \
+    metrics hold the drain; if it serves no client, exclude it";
+pub const HINT_SLOW_POLL: &str = "a poll takes Envoy more than a tenth of the check interval; a longer \
+    --check-interval costs it less";
 pub const ENVOY_RESPONDS_AGAIN: &str = "Envoy responds again";
 pub const DRAINED: &str = "drained";
 pub const TIMED_OUT: &str = "gave up at the drain timeout";

@@ -118,7 +118,9 @@ impl Snapshot {
         }
         total = counts.iter().sum();
         out.labelled("poll_duration_seconds_bucket", &[("le", "+Inf")], total);
-        out.line("poll_duration_seconds_sum", &[], &seconds(*sum));
+        // Most take less than a millisecond.
+        let sum = format!("{}.{:06}", sum.as_secs(), sum.subsec_micros());
+        out.line("poll_duration_seconds_sum", &[], &sum);
         out.sample("poll_duration_seconds_count", total);
         out.family("poll_size_bytes", "The length of the latest poll.");
         if let Some(bytes) = self.counters.poll_bytes {

@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod drain_log;
+mod hints;
 pub mod history;
 pub mod json;
 pub mod log;

@@ -156,8 +156,8 @@ impl Snapshot {
                 page.row("", &format!("{open} {kind}: {ends}"), "");
             }
         }
-        if breakdown.requests > 0 {
-            page.row("", &format!("requests in flight: {}", breakdown.requests), "");
+        if let Some(requests) = breakdown.requests.filter(|_| kinds.http + kinds.upgraded > 0) {
+            page.row("", &format!("requests in flight: {requests}"), "");
         }
         for (name, largest) in [("listeners", &breakdown.listeners), ("HTTP", &breakdown.prefixes)]
         {

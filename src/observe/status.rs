@@ -181,7 +181,7 @@ impl Snapshot {
                 breakdown.map(|all| all.listeners.others_open),
             )
             .with("http_prefixes", breakdown.map(|all| largest("prefix", &all.prefixes)))
-            .with("requests_in_flight", breakdown.map(|all| all.requests))
+            .with("requests_in_flight", breakdown.and_then(|all| all.requests))
             .with("udp_sessions", breakdown.map(|all| all.udp_sessions))
             .with("new_connections", accepted.map(|accepted| accepted.new))
             .with(

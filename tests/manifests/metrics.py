@@ -1,10 +1,10 @@
 """Reads scrapes of running sidecars as Prometheus would, has promtool check them, and compares them with the table
 of metrics in the page *monitoring*, and with what its expressions and those of the dashboard name:
 
-    metrics.py PROMTOOL MISSING PAGE DASHBOARD SCRAPE...
+    metrics.py PROMTOOL PAGE DASHBOARD SCRAPE...
 
-MISSING: metrics of the table that the program does not have yet, separated by commas. The scrapes are in the order in
-which they were made: the first is of a sidecar that has never seen an Envoy, the others of one that drains.
+The scrapes are in the order in which they were made: the first is of a sidecar that has never seen an Envoy, the
+others of one that drains.
 Exits with 1 and a sentence when something differs.
 """
 
@@ -73,14 +73,12 @@ class Scrape:
         return {sample.labels[label] for sample in self.samples[name] if label in sample.labels}
 
 
-def check_rows(rows, missing, scrapes):
+def check_rows(rows, scrapes):
     for name, (labels, kind, unit, meaning, absent) in rows.items():
         assert name.endswith("_total") == (kind == "counter"), f"the name of {name} does not fit a {kind}"
         ending = name.removesuffix("_total")
         if unit in UNITS and not (kind == "counter" and unit == "connections"):
             assert ending.endswith("_" + UNITS[unit]), f"{name} does not end in its unit, {UNITS[unit]}"
-        if name in missing:
-            continue
         for scrape in scrapes:
             assert scrape.families[name] == kind, f"{name} is a {scrape.families[name]}"
             for sample in scrape.samples[name]:
@@ -119,7 +117,7 @@ def names(expression):
     return set(re.findall(rf"\b{PREFIX}\w+", expression))
 
 
-def check_expressions(found, rows, missing, scrape):
+def check_expressions(found, rows, scrape):
     """Checks that the expressions name metrics that exist, and labels and values that they have."""
     known = {}
     for name, (labels, kind, *_) in rows.items():
@@ -134,9 +132,8 @@ def check_expressions(found, rows, missing, scrape):
                     continue
                 assert label in labels, f"{name} has no label {label}"
                 values = set(value.split("|")) if operator == "=~" else {value}
-                if name not in missing:
-                    there = scrape.values(name, label)
-                    assert values <= there, f"{name} has no {label} {values - there}, but {there}"
+                there = scrape.values(name, label)
+                assert values <= there, f"{name} has no {label} {values - there}, but {there}"
 
 
 def check_mappings(dashboard, rows):
@@ -166,10 +163,9 @@ def check_layout(dashboard):
     assert len(set(cells)) == len(cells) and max(cells)[0] < 24, "panels overlap"
 
 
-def main(promtool, missing, page, dashboard, *files):
+def main(promtool, page, dashboard, *files):
     page = pathlib.Path(page).read_text()
     dashboard = json.loads(pathlib.Path(dashboard).read_text())
-    missing = {PREFIX + name for name in missing.split(",") if name}
     texts = [pathlib.Path(file).read_text() for file in files]
     for text in texts:
         run = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
@@ -177,19 +173,17 @@ def main(promtool, missing, page, dashboard, *files):
     scrapes = [Scrape(text) for text in texts]
 
     rows = table(page)
-    assert missing <= rows.keys(), f"not in the table: {missing - rows.keys()}"
     for scrape in scrapes:
         found = scrape.families.keys()
-        assert not found & missing, f"the program has them, so they are not missing: {found & missing}"
-        expected = rows.keys() - missing
+        expected = rows.keys()
         assert found == expected, f"only in the program: {found - expected}; only in the page: {expected - found}"
-    check_rows(rows, missing, scrapes)
+    check_rows(rows, scrapes)
     check_values(scrapes)
     in_force = scrapes[-1].values(PREFIX + "phase", "phase")
     assert set(phases(page)) == in_force, f"the page has the phases {phases(page)}, the program {in_force}"
 
     rules = [rule["expr"] for group in checked_rules(page) for rule in group["rules"]]
-    check_expressions([*rules, *expressions(page, dashboard)], rows, missing, scrapes[-1])
+    check_expressions([*rules, *expressions(page, dashboard)], rows, scrapes[-1])
     check_mappings(dashboard, phases(page))
     check_layout(dashboard)
 

@@ -13,27 +13,6 @@ use envoy_shutdown_manager::cli::options::Flavor;
 use crate::manifests::validator;
 use crate::support::prelude::*;
 
-/// Metrics that are in the table, and that the program does not have yet: to be emptied with them.
-const NOT_YET: [&str; 14] = [
-    "envoy_state",
-    "envoy_state_timestamp_seconds",
-    "listener_open_connections",
-    "other_listeners_open_connections",
-    "http_open_connections",
-    "kind_open_connections",
-    "new_connections_total",
-    "last_new_connection_timestamp_seconds",
-    "drain_start_timestamp_seconds",
-    "drain_deadline_timestamp_seconds",
-    "last_poll_timestamp_seconds",
-    "poll_duration_seconds",
-    "poll_size_bytes",
-    "exec_hooks",
-];
-
-/// The same of the program's commands.
-const COMMANDS_NOT_YET: [&str; 1] = ["restore"];
-
 /// Runs a script of `tests/manifests`; `None` without the tools for it.
 fn script<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Option<String> {
     let python = validator("python3")?;
@@ -70,7 +49,7 @@ fn the_commands_in_alerts_are_commands_of_this_program() {
     assert!(named.len() >= 2, "{named:?}");
     for command in named {
         let parsed = cli::parse(Flavor::Contour, [OsString::from(command)]);
-        assert_eq!(parsed.is_ok(), !COMMANDS_NOT_YET.contains(&command), "{command}: {parsed:?}");
+        assert!(parsed.is_ok(), "{command}: {parsed:?}");
     }
 }
 
@@ -97,7 +76,7 @@ fn the_manuals_table_has_the_metrics_of_a_drain_and_no_others() {
     scrapes.push(sidecar.metrics());
 
     let folder = temp_dir("metrics");
-    let mut args = vec![promtool, NOT_YET.join(",").into(), page(), dashboard()];
+    let mut args = vec![promtool, page(), dashboard()];
     for (index, scrape) in scrapes.iter().enumerate() {
         let file = folder.path().join(index.to_string());
         fs::write(&file, scrape).expect("write a scrape");

@@ -130,8 +130,8 @@ impl Envoy {
                 self.failed = false;
                 Reply::HealthChecksRestored
             }
-            Call::CheckReady if starting => Reply::Ready(Health::Starting),
-            Call::CheckReady => Reply::Ready(self.health()),
+            Call::CheckReady | Call::ShowState if starting => Reply::Ready(Health::Starting),
+            Call::CheckReady | Call::ShowState => Reply::Ready(self.health()),
             Call::CheckListeners if starting => Reply::Ready(Health::Starting),
             Call::CheckListeners => {
                 let names = vec!["web".to_owned(); usize::from(self.hides)];

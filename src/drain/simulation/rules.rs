@@ -58,6 +58,7 @@ impl World {
             Call::CheckListeners if in_drain => {
                 assert!(drain.failed_at.is_some(), "listeners checked before health checks failed");
             }
+            Call::ShowState => assert!(!in_drain, "a call for show in a drain"),
             Call::CheckReady | Call::ReadStats | Call::CheckListeners => {}
         }
     }

@@ -119,7 +119,7 @@ impl Scenario {
                 }
                 Reply::HealthChecksRestored
             }
-            Call::CheckReady => Reply::Ready(health),
+            Call::CheckReady | Call::ShowState => Reply::Ready(health),
             Call::ReadStats => Reply::Stats(Poll::of(open, health)),
             Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
             Call::ReadAccepted => Reply::Accepted(None),

@@ -109,7 +109,7 @@ fn a_client_that_looks_at_rest_has_envoy_checked_once_and_nothing_else() {
     assert!(scenario.machine.refresh());
     assert!(!scenario.machine.refresh(), "it is on its way");
     scenario.run_to(s(61));
-    assert_eq!(scenario.calls[calls..], [(s(60), Call::CheckReady)]);
+    assert_eq!(scenario.calls[calls..], [(s(60), Call::ShowState)]);
     // The ended drain is not affected, nor its outcome.
     let mut scenario = drain(0, options());
     scenario.run_to(s(12));
@@ -117,7 +117,7 @@ fn a_client_that_looks_at_rest_has_envoy_checked_once_and_nothing_else() {
     scenario.envoy = Envoy::Refuses;
     assert!(scenario.machine.refresh());
     scenario.run_to(s(13));
-    assert_eq!(scenario.calls[calls..], [(s(12), Call::CheckReady)]);
+    assert_eq!(scenario.calls[calls..], [(s(12), Call::ShowState)]);
     assert_eq!((scenario.machine.phase(), ended(&scenario)), (Phase::Ended, Some(DRAINED)));
     let failed = |event: &DrainEvent| matches!(event, DrainEvent::CallFailed { .. });
     assert!(!scenario.events.iter().any(failed), "the log is about what a drain needs");

@@ -11,8 +11,8 @@ pub struct Breakdown {
     /// HTTP stat prefixes with open connections, which are also in `listeners`.
     pub prefixes: Largest,
     pub kinds: Kinds,
-    /// Requests in flight on HTTP connections.
-    pub requests: u64,
+    /// Requests in flight on HTTP connections; none where Envoy's stats do not show them.
+    pub requests: Option<u64>,
     /// UDP sessions, which are not waited for.
     pub udp_sessions: u64,
     /// The length of the response.

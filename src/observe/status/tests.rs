@@ -41,7 +41,7 @@ pub fn poll() -> Poll {
         poll.breakdown.listeners.add(listener.as_bytes(), open);
     }
     poll.breakdown.prefixes.add(b"ingress_\"http\"", 2);
-    poll.breakdown.requests = 1;
+    poll.breakdown.requests = Some(1);
     poll
 }
 
