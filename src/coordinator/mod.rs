@@ -3,10 +3,11 @@
 //! only observe, a [`WaiterTracker`] says who waits and learns when they are to be answered.
 
 mod ready_file;
+mod termination_message;
 
 use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::address::AdminAddress;
@@ -127,6 +128,8 @@ struct State {
     worker_running: bool,
     /// The worker has records to write of what has already happened.
     logging: bool,
+    /// The worker has yet to write the latest drain's end as the termination message.
+    unwritten: bool,
 }
 
 /// How the wait for a drain ends.
@@ -175,6 +178,7 @@ impl Coordinator {
             step_due: false,
             worker_running: false,
             logging: false,
+            unwritten: false,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         Self(Arc::new(Shared { state, changed, waker: OnceLock::new() }))
@@ -211,6 +215,7 @@ impl Coordinator {
                 self.0.lock().logging = false;
                 self.0.notify(Change::WorkerStepped);
             }
+            self.0.write_termination_message();
             event = match task {
                 Task::Wait(until) => self.0.wait_for_step(until),
                 Task::Call { call, drain, options, limit } => {
@@ -257,7 +262,8 @@ impl Coordinator {
         shared.notify(Change::Stopping);
         let deadline = clock::now() + FINAL_ANSWERS_TIMEOUT;
         loop {
-            let until = if state.envoy_hooks + state.exec_hooks > 0 || state.logging {
+            let writes = state.logging || state.unwritten;
+            let until = if state.envoy_hooks + state.exec_hooks > 0 || writes {
                 deadline
             } else if state.hooks_expected > 0 {
                 deadline.min(state.hook_expected_at + HOOK_RETURN_WINDOW)
@@ -563,6 +569,7 @@ impl Shared {
             state.counters.record(event, now);
             match event {
                 DrainEvent::StartedBySignal => state.drain_started(String::new(), now),
+                DrainEvent::Ended(_) => state.unwritten = true,
                 DrainEvent::OutcomeOutdated => state.stale_ready_file = state.ready_file(),
                 DrainEvent::Polled(poll) => state.history.add(poll.open, now),
                 DrainEvent::RestoreReplied(error) => {
@@ -578,6 +585,17 @@ impl Shared {
         // The machine asks for its action again in the next step.
         let stale = state.stale_ready_file.take().map(Task::RemoveReadyFile);
         (records, stale.unwrap_or_else(|| state.task(action, now)))
+    }
+
+    /// Writes how a drain has ended, while those who waited for that are answered.
+    fn write_termination_message(&self) {
+        let state = self.lock();
+        let Some(ended) = state.machine.last().filter(|_| state.unwritten) else { return };
+        let text = termination_message::text(ended, SystemTime::now());
+        drop(state);
+        termination_message::write(text);
+        // No notification: only the process's end waits for this, and the worker's end follows then.
+        self.lock().unwritten = false;
     }
 
     /// Waits until then, or until something has changed.
@@ -672,6 +690,7 @@ impl Drop for RunningWorker<'_> {
         let mut state = self.0.lock();
         state.worker_running = false;
         state.logging = false;
+        state.unwritten = false;
         drop(state);
         self.0.notify(Change::WorkerEnded);
     }

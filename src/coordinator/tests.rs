@@ -267,17 +267,21 @@ fn over_in_time(coordinator: &Coordinator) -> mpsc::Receiver<()> {
 }
 
 #[test]
-fn a_stopped_coordinator_is_over_only_when_what_has_happened_is_logged() {
-    let coordinator = coordinator();
-    coordinator.stop();
-    coordinator.wait_until_over();
-    coordinator.0.lock().logging = true;
-    let over = over_in_time(&coordinator);
-    let early = over.recv_timeout(Duration::from_millis(100));
-    assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last record");
-    coordinator.0.lock().logging = false;
-    coordinator.0.notify(Change::WorkerStepped);
-    assert_eq!(over.recv_timeout(PATIENCE), Ok(()));
+fn a_stopped_coordinator_is_over_only_when_what_has_happened_is_logged_and_written() {
+    let [logging, unwritten]: [fn(&mut State) -> &mut bool; 2] =
+        [|state| &mut state.logging, |state| &mut state.unwritten];
+    for is_left in [logging, unwritten] {
+        let coordinator = coordinator();
+        coordinator.stop();
+        coordinator.wait_until_over();
+        *is_left(&mut coordinator.0.lock()) = true;
+        let over = over_in_time(&coordinator);
+        let early = over.recv_timeout(Duration::from_millis(100));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last word");
+        *is_left(&mut coordinator.0.lock()) = false;
+        coordinator.0.notify(Change::WorkerStepped);
+        assert_eq!(over.recv_timeout(PATIENCE), Ok(()));
+    }
 }
 
 #[test]

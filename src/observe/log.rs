@@ -100,7 +100,7 @@ impl Record {
     }
 
     fn render(&self, format: LogFormat, time: SystemTime) -> String {
-        let time = humantime::format_rfc3339_millis(time).to_string();
+        let time = rfc3339(time);
         match format {
             LogFormat::Text => {
                 let mut line = format!("time={time} level={} msg=", self.level.name());
@@ -127,6 +127,11 @@ impl Record {
             }
         }
     }
+}
+
+/// A time of day as the log has it.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// The key of a field: an option's name, too, is in snake_case there.

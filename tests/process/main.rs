@@ -26,3 +26,4 @@ mod signals;
 mod supply_chain;
 mod support;
 mod support_tests;
+mod termination_message;
