@@ -14,7 +14,7 @@ use crate::observe::log::rfc3339;
 use crate::observe::status::whole;
 use crate::os::supervisor::bounded;
 
-/// Kubernetes' default of `terminationMessagePath`, which a container is not told.
+/// Kubernetes' default of `terminationMessagePath`; nothing inside a container shows another.
 const PATH: &str = "/dev/termination-log";
 
 /// In bytes: the kubelet reads no more.
@@ -51,7 +51,7 @@ fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     if !file.metadata()?.is_file() {
         return Ok(());
     }
-    file.write_all(text[..text.floor_char_boundary(MAX_LENGTH)].as_bytes())
+    file.write_all(&text.as_bytes()[..text.floor_char_boundary(MAX_LENGTH)])
 }
 
 #[cfg(test)]
