@@ -186,18 +186,17 @@ impl Options {
         let other = self.with(overrides);
         let mut changes = String::new();
         for option in DrainOption::ALL {
-            let [own, other] = [self, &other].map(|options| options.get(option));
+            let (mut own, other) = (self.get(option), other.get(option));
             if own == other {
                 continue;
             }
-            if !changes.is_empty() {
-                changes += ", ";
+            // The other has a value: nothing unsets an option.
+            if own.is_empty() {
+                own.push("none".to_owned());
             }
-            let text = |values: Vec<String>| {
-                if values.is_empty() { "none".to_owned() } else { values.join(",") }
-            };
-            let (name, other, own) = (option.name(), text(other), text(own));
-            changes += &format!("{name}={other} ({whose}: {own})");
+            let separator = if changes.is_empty() { "" } else { ", " };
+            let (name, other, own) = (option.name(), other.join(","), own.join(","));
+            changes += &format!("{separator}{name}={other} ({whose}: {own})");
         }
         changes
     }
