@@ -180,6 +180,11 @@ impl Route {
         matches!(self, Self::EnvoyHook(_) | Self::ExecHook(_))
     }
 
+    /// Whether it shows how things stand, which a client may request again and again on one connection.
+    pub const fn is_status(&self) -> bool {
+        matches!(self, Self::StatusJson | Self::StatusLine | Self::StatusPage(_))
+    }
+
     pub const fn is_envoy_hook(&self) -> bool {
         matches!(self, Self::EnvoyHook(_))
     }

@@ -17,7 +17,8 @@ use crate::coordinator::WaiterGuard;
 use crate::os::clock::Timestamp;
 use crate::route::Route;
 
-/// For a client to send a whole request head, and for it to take the response.
+/// For a client to send a whole request head, also the next one on a connection that is kept, and for
+/// it to take the response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Between a client's connect and its request, other processes may run and other clients connect.
@@ -38,7 +39,7 @@ pub struct Connection {
     pub state: ConnectionState,
     /// When the state times out.
     pub deadline: Timestamp,
-    /// When it began to wait for a drain.
+    /// When it was accepted, or began to wait for a drain.
     pub admitted: Timestamp,
     /// When Envoy's hook stops waiting, even during a drain (`--ready-timeout`).
     pub ready_deadline: Timestamp,
@@ -58,12 +59,22 @@ pub enum ConnectionState {
         response: Arc<Response>,
         head_only: bool,
         sent: usize,
-        lingers: bool,
+        after: After,
     },
     /// The response is sent; up to this many more bytes are read and discarded.
     Lingering(usize),
     /// To be dropped, which closes the socket.
     Closed,
+}
+
+/// What becomes of a connection once its response is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    Close,
+    /// The client has sent, or may send, more than its request.
+    Linger,
+    /// The client's next request is read.
+    Keep,
 }
 
 /// What a client waits for.
@@ -160,7 +171,7 @@ impl Connection {
     }
 
     pub fn rank(&self, now: Timestamp) -> EvictionRank {
-        let just_accepted = now + CLIENT_TIMEOUT < self.deadline + ACCEPT_GRACE;
+        let just_accepted = now < self.admitted + ACCEPT_GRACE;
         match &self.state {
             Reading(_) if just_accepted => EvictionRank::InProgress,
             Reading(_) | Closed => EvictionRank::NoRequest,
@@ -213,22 +224,22 @@ impl Connection {
         self.deadline = deadline;
     }
 
-    /// Starts to send a response. `lingers`: the client has sent, or may send, more than a request.
+    /// Starts to send a response.
     pub fn respond(
         &mut self,
         response: Arc<Response>,
         head_only: bool,
-        lingers: bool,
+        after: After,
         now: Timestamp,
     ) {
-        self.state = Responding { response, head_only, sent: 0, lingers };
+        self.state = Responding { response, head_only, sent: 0, after };
         self.deadline = now + CLIENT_TIMEOUT;
         self.write(now);
     }
 
     /// Sends as much of the response as the client takes.
     pub fn write(&mut self, now: Timestamp) {
-        let Responding { response, head_only, sent, lingers } = &mut self.state else { return };
+        let Responding { response, head_only, sent, after } = &mut self.state else { return };
         let bytes = response.bytes(*head_only);
         while *sent < bytes.len() {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
@@ -243,11 +254,16 @@ impl Connection {
             }
         }
         drop(self.waiter.take());
-        self.state = if *lingers && shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_ok() {
-            self.deadline = now + LINGER_TIMEOUT;
-            Lingering(MAX_LINGER_BYTES)
-        } else {
-            Closed
+        self.state = match after {
+            After::Keep => {
+                self.deadline = now + CLIENT_TIMEOUT;
+                Reading(Vec::new())
+            }
+            After::Linger if shutdown(self.socket.as_raw_fd(), Shutdown::Write).is_ok() => {
+                self.deadline = now + LINGER_TIMEOUT;
+                Lingering(MAX_LINGER_BYTES)
+            }
+            After::Linger | After::Close => Closed,
         };
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connection::{Connection, ConnectionState, Wait};
+use super::connection::{After, Connection, ConnectionState, Wait};
 use super::listen::ListenerId;
 use super::reject::response;
 use super::request::Request;
@@ -43,13 +43,22 @@ impl Frontend {
         let is_for = |connection: &&mut Connection| {
             connection.awaited() == Some(route) && (connection.is_requested() || !route.is_post())
         };
-        let response = response(status, &made.content_type, &made.body, "");
+        let mut responses = [None, None];
         let mut public = 0;
         for connection in self.connections.iter_mut().filter(is_for) {
             if let ConnectionState::Waiting(request, _) = &connection.state {
-                let Request { head_only, has_excess, .. } = *request;
+                let Request { head_only, has_excess, keep_alive, .. } = *request;
                 public += u64::from(connection.listener == ListenerId::Public);
-                connection.respond(Arc::clone(&response), head_only, has_excess, now);
+                let after = match (has_excess, keep_alive) {
+                    (true, _) => After::Linger,
+                    (false, true) => After::Keep,
+                    (false, false) => After::Close,
+                };
+                let kept = after == After::Keep;
+                let response = responses[usize::from(kept)].get_or_insert_with(|| {
+                    response(status, &made.content_type, &made.body, "", kept)
+                });
+                connection.respond(Arc::clone(response), head_only, after, now);
             }
         }
         self.tracker.count_responses(route.public(), status, public);

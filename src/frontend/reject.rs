@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::admission::ConnectionId;
-use super::connection::ConnectionState;
+use super::connection::{After, ConnectionState};
 use super::listen::ListenerId;
 use super::request::Rejection;
 use super::response::{PLAIN_TEXT, Response};
@@ -41,9 +41,9 @@ impl Frontend {
         // At the control socket the methods depend on the path.
         let allow = if is_public { "GET, HEAD" } else { "" };
         connection.respond(
-            response(status, PLAIN_TEXT, body.as_bytes(), allow),
+            response(status, PLAIN_TEXT, body.as_bytes(), allow, false),
             head_only,
-            true,
+            After::Linger,
             now,
         );
         self.tracker.count_responses(route, status, is_public.into());
@@ -85,7 +85,13 @@ impl Frontend {
     }
 }
 
-pub fn response(status: Status, content_type: &str, body: &[u8], allow: &str) -> Arc<Response> {
+pub fn response(
+    status: Status,
+    content_type: &str,
+    body: &[u8],
+    allow: &str,
+    kept: bool,
+) -> Arc<Response> {
     let date = httpdate::fmt_http_date(SystemTime::now());
-    Arc::new(Response::new(status, content_type, body, &date, allow))
+    Arc::new(Response::new(status, content_type, body, &date, allow, kept))
 }

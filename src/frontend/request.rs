@@ -13,6 +13,9 @@ pub struct Request {
     pub head_only: bool,
     /// More bytes than this request have arrived.
     pub has_excess: bool,
+    /// The client wants to send its next request on this connection, and may: no [`PublicRoute`] is for
+    /// that.
+    pub keep_alive: bool,
 }
 
 /// A request that is not served.
@@ -68,9 +71,14 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
         Ok(route) => route,
         Err((route, status)) => return rejected(route, status),
     };
+    let mut keep_alive = false;
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("Transfer-Encoding") {
             return rejected(route.public(), Status::ContentTooLarge);
+        }
+        if field.name.eq_ignore_ascii_case("Connection") {
+            // Only who says so: the connections of all others end as before.
+            keep_alive = route.is_status() && field.value.eq_ignore_ascii_case(b"keep-alive");
         }
         if field.name.eq_ignore_ascii_case("Content-Length") {
             match field.value {
@@ -83,7 +91,8 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
             }
         }
     }
-    ParsedHead::Complete(Request { route, head_only, has_excess: bytes.len() > length })
+    let has_excess = bytes.len() > length;
+    ParsedHead::Complete(Request { route, head_only, has_excess, keep_alive })
 }
 
 /// The path and query of an absolute form, which a server must take (RFC 9112, section 3.2.2).
@@ -131,7 +140,8 @@ mod tests {
                 false,
             ),
         ] {
-            let request = Request { route: route.into(), head_only, has_excess: false };
+            let route = Route::from(route);
+            let request = Request { route, head_only, has_excess: false, keep_alive: false };
             assert_eq!(
                 parse_public(head.as_bytes()),
                 ParsedHead::Complete(request.clone()),
@@ -150,6 +160,28 @@ mod tests {
                     "{length} of {head}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_client_of_the_status_that_asks_for_it_keeps_its_connection() {
+        let kept = |path: &str, fields: &str, router| {
+            let head = format!("GET {path} HTTP/1.1\r\n{fields}\r\n");
+            match parse(head.as_bytes(), MAX_CONTROL_HEAD, router) {
+                ParsedHead::Complete(request) => request.keep_alive,
+                other => panic!("{head}: {other:?}"),
+            }
+        };
+        let asks = "Host: x\r\nconnection: Keep-Alive\r\nA: b\r\n";
+        for path in ["/status", "/status?as=line", "/status?as=page&columns=100"] {
+            assert!(kept(path, asks, Route::parse), "{path}");
+            assert!(!kept(path, "", Route::parse), "{path}");
+        }
+        for path in ["/healthz", "/metrics", "/shutdown", "/shutdown?drain=1"] {
+            assert!(!kept(path, asks, Route::parse), "{path}");
+        }
+        for path in ["/healthz", "/metrics", "/shutdown"] {
+            assert!(!kept(path, asks, public_route), "{path} at the public port");
         }
     }
 

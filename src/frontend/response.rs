@@ -13,13 +13,22 @@ pub struct Response {
 }
 
 impl Response {
-    /// `date`: RFC 9110, section 6.6.1. `allow`: the methods of section 10.2.1.
-    pub fn new(status: Status, content_type: &str, body: &[u8], date: &str, allow: &str) -> Self {
+    /// `date`: RFC 9110, section 6.6.1. `allow`: the methods of section 10.2.1. `kept`: whether the
+    /// client may send its next request on the connection.
+    pub fn new(
+        status: Status,
+        content_type: &str,
+        body: &[u8],
+        date: &str,
+        allow: &str,
+        kept: bool,
+    ) -> Self {
+        let connection = if kept { "keep-alive" } else { "close" };
         let wrong_method = status == Status::MethodNotAllowed && !allow.is_empty();
         let allow = if wrong_method { format!("Allow: {allow}\r\n") } else { String::new() };
         let head = format!(
             "HTTP/1.1 {}\r\nDate: {date}\r\n{allow}Content-Type: {content_type}\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n",
+             Content-Length: {}\r\nConnection: {connection}\r\n\r\n",
             status.name(),
             body.len()
         );
@@ -42,7 +51,7 @@ mod tests {
     const DATE: &str = "Tue, 24 Nov 2026 12:00:00 GMT";
 
     fn text(status: Status, head_only: bool) -> String {
-        let response = Response::new(status, PLAIN_TEXT, b"OK", DATE, "GET, HEAD");
+        let response = Response::new(status, PLAIN_TEXT, b"OK", DATE, "GET, HEAD", false);
         String::from_utf8(response.bytes(head_only).to_vec()).unwrap()
     }
 
@@ -53,6 +62,16 @@ mod tests {
                     Connection: close\r\n\r\n";
         assert_eq!(text(Status::Ok, false), head.to_owned() + "OK");
         assert_eq!(text(Status::Ok, true), head, "the response to a HEAD request");
+    }
+
+    #[test]
+    fn a_response_on_a_connection_that_is_kept_says_so() {
+        let closing = Response::new(Status::Ok, PLAIN_TEXT, b"OK", DATE, "", false);
+        let keeping = Response::new(Status::Ok, PLAIN_TEXT, b"OK", DATE, "", true);
+        let text = |response: &Response| String::from_utf8(response.bytes(false).to_vec()).unwrap();
+        let expected = text(&closing).replace("Connection: close", "Connection: keep-alive");
+        assert_eq!(text(&keeping), expected);
+        assert_ne!(text(&keeping), text(&closing));
     }
 
     #[test]

@@ -117,9 +117,7 @@ fn a_full_frontend_accepts_a_sixteenth_of_its_limit_at_once() {
     harness.run_until("100 connections", |harness| harness.frontend.connections.len() == 100);
     assert_eq!(harness.frontend.acceptable(ListenerId::Control), 6, "a sixteenth of 100");
     for connection in &mut harness.frontend.connections[3..] {
-        let route = Route::EnvoyHook(1);
-        let request = Request { route, head_only: false, has_excess: false };
-        connection.wait(request, Timestamp::MAX);
+        connection.wait(request_for(Route::EnvoyHook(1)), Timestamp::MAX);
     }
     assert_eq!(harness.frontend.acceptable(ListenerId::Control), 3, "three are evictable");
 }

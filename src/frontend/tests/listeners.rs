@@ -24,8 +24,7 @@ fn a_full_listener_takes_no_connection_of_the_other() {
         // Where all wait, the other is still polled.
         for connection in harness.frontend.connections.iter_mut() {
             if connection.listener == listener {
-                let (route, head_only, has_excess) = (Route::EnvoyHook(1), false, false);
-                connection.wait(Request { route, head_only, has_excess }, Timestamp::MAX);
+                connection.wait(request_for(Route::EnvoyHook(1)), Timestamp::MAX);
                 connection.set_wait(Wait::Drain);
             }
         }

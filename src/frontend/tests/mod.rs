@@ -3,6 +3,7 @@
 mod clients;
 mod eviction;
 mod hooks;
+mod kept;
 mod listeners;
 mod panics;
 mod upstream;
@@ -19,7 +20,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
-use super::connection::Wait;
+use super::connection::{After, Wait};
 use super::request::Request;
 use super::response::{PLAIN_TEXT, Response};
 use super::*;
@@ -307,6 +308,22 @@ impl Harness {
         String::from_utf8(text).unwrap()
     }
 
+    /// Expects this body as the response to a client whose connection is kept.
+    #[track_caller]
+    fn assert_kept_response(&mut self, client: &Socket, body: &str) {
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        client.set_nonblocking(true).unwrap();
+        let end = format!("\r\nConnection: keep-alive\r\n\r\n{body}");
+        self.run_until(&end, |_| {
+            if let Ok(length) = (&*client).read(&mut buffer) {
+                assert_ne!(length, 0, "the connection has ended behind {text:?}");
+                text += std::str::from_utf8(&buffer[..length]).unwrap();
+            }
+            text.ends_with(&end)
+        });
+        assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    }
+
     /// Expects this status and body as the response to a client.
     #[track_caller]
     fn assert_response(&mut self, client: &Socket, status: &str, body: &str) {
@@ -439,6 +456,11 @@ impl Harness {
 
 fn send(mut client: &Socket, text: impl AsRef<[u8]>) {
     client.write_all(text.as_ref()).unwrap();
+}
+
+/// A request that is served, as most clients send it.
+fn request_for(route: Route) -> Request {
+    Request { route, head_only: false, has_excess: false, keep_alive: false }
 }
 
 /// A response of the backend.

@@ -182,7 +182,7 @@ fn a_hook_that_has_no_slot_yet_does_not_survive_a_panic() {
     let hook = harness.connect("GET /shutdown HTTP/1.1\r\n");
     harness.assert_connections("1R");
     // As far as the round came: which drain it waits for is not known.
-    let request = Request { route: Route::EnvoyHook(0), head_only: false, has_excess: false };
+    let request = request_for(Route::EnvoyHook(0));
     harness.frontend.connections[0].wait(request, harness.now + RESPONSE_TIMEOUT);
     harness.frontend.start(harness.now);
     assert_eq!(harness.receive_all(&hook), "", "it could have the outcome of an old drain");
