@@ -1,6 +1,6 @@
 //! The life of the process.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use envoy_shutdown_manager::observe::log::{self, Record};
 use envoy_shutdown_manager::observe::messages;
 use envoy_shutdown_manager::os::supervisor::{self, Work};
 use envoy_shutdown_manager::os::waker::Waker;
-use envoy_shutdown_manager::os::{descriptors, signals};
+use envoy_shutdown_manager::os::{descriptors, output, signals};
 use nix::sys::signal::{SigSet, Signal};
 
 fn main() -> ExitCode {
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(Subcommand::Release, args)) => ExitCode::from(hook::release(&args) as u8),
         Ok(Command::Print(text)) => {
             // The reader may have gone: a pager was left, say.
-            let _ = io::stdout().write_all(text.as_bytes());
+            output::show(&text, false);
             ExitCode::SUCCESS
         }
         Err(sentence) => {

@@ -5,8 +5,9 @@ mod shutdown;
 mod sidecar;
 mod status;
 
-use std::io;
 use std::time::Duration;
+
+use rustix::stdio::stderr;
 
 pub use self::remedies::{release, restore};
 pub use self::shutdown::shutdown;
@@ -39,5 +40,5 @@ pub fn print_usage_error(sentence: &str) {
 /// Writes to stderr, if that takes it. The hook's work does not depend on whether it does.
 pub fn print_stderr(text: &str) {
     static LINES: Lines = Lines::new();
-    LINES.write(io::stderr(), text.as_bytes());
+    LINES.write(stderr(), text.as_bytes());
 }

@@ -1,11 +1,13 @@
 //! The preStop hook: starts a drain, or joins the one in progress, and waits for its end.
 
-use std::io::{self, IsTerminal as _};
 use std::mem;
 use std::path::absolute;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::stdio::{stderr, stdin};
+use rustix::termios::isatty;
 
 use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr, print_usage_error};
@@ -106,7 +108,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
 /// No one reads the hook's output in a pod that is being deleted, and a drain that is not started
 /// cuts every connection. A person at a terminal can correct the command first.
 fn is_at_terminal() -> bool {
-    io::stdin().is_terminal() || io::stderr().is_terminal()
+    isatty(stdin()) || isatty(stderr())
 }
 
 /// Makes the paths those of any process of the pod, since the sidecar's working directory may be
@@ -171,7 +173,7 @@ impl Progress {
     const COLUMNS: usize = 79;
 
     fn start() -> Self {
-        let in_place = io::stderr().is_terminal();
+        let in_place = isatty(stderr());
         Self { started: Instant::now(), shown: String::new(), in_place, sidecar: None }
     }
 

@@ -94,7 +94,7 @@ impl Record {
         }
         let mut rendered = self.render(format, SystemTime::now());
         rendered.push('\n');
-        if !LINES.write(std::io::stdout(), rendered.as_bytes()) {
+        if !LINES.write(rustix::stdio::stdout(), rendered.as_bytes()) {
             LOST.fetch_add(lost + 1, Ordering::Relaxed);
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
+use rustix::stdio::stdout;
 
 /// A pipe that can be written takes this much without waiting (`PIPE_BUF`), and in one piece.
 const PIECE: usize = 4096;
@@ -43,6 +44,16 @@ impl Lines {
         }
         true
     }
+}
+
+/// Writes text to stdout in small pieces, each when there is room for it; returns whether all of it was
+/// written. `hurries`: what a terminal that has stopped (Ctrl-S, a network that stalls) does not take
+/// within 0.1 s is dropped.
+pub fn show(text: &str, hurries: bool) -> bool {
+    // A terminal that takes anything takes this much.
+    const PIECE: usize = 256;
+    let wait = if hurries { PollTimeout::from(READ_ON) } else { PollTimeout::NONE };
+    text.as_bytes().chunks(PIECE).all(|piece| write_piece(&stdout(), piece, wait))
 }
 
 fn write_piece(output: &impl AsFd, mut piece: &[u8], wait: PollTimeout) -> bool {
