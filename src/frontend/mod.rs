@@ -25,7 +25,7 @@ mod limits;
 pub mod listen;
 mod reject;
 pub mod request;
-mod response;
+pub mod response;
 mod upstream;
 mod waiting;
 

@@ -1,4 +1,7 @@
-//! The bytes of a response.
+//! The bytes of a response, and the head of another server's.
+
+use std::io::{self, ErrorKind};
+use std::ops::Range;
 
 use crate::route::Status;
 
@@ -41,6 +44,40 @@ impl Response {
     /// What is sent: the response to a HEAD request has no body.
     pub fn bytes(&self, head_only: bool) -> &[u8] {
         if head_only { &self.bytes[..self.head_length] } else { &self.bytes }
+    }
+}
+
+/// The head of a response of the backend, or of the sidecar to a command.
+pub struct ResponseHead {
+    pub status: u16,
+    pub content_type: String,
+    /// Where its body is, if it states the length.
+    pub body: Option<Range<usize>>,
+}
+
+impl ResponseHead {
+    /// Parses it, if it is complete.
+    ///
+    /// # Errors
+    /// When it is not HTTP.
+    pub fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
+        let mut fields = [httparse::EMPTY_HEADER; 16];
+        let mut response = httparse::Response::new(&mut fields);
+        let start = match response.parse(bytes).map_err(|_| ErrorKind::InvalidData)? {
+            httparse::Status::Complete(start) => start,
+            httparse::Status::Partial => return Ok(None),
+        };
+        let field = |name: &str| {
+            let mut fields = response.headers.iter();
+            let field = fields.find(|field| field.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(field.value).ok()
+        };
+        let length = field("Content-Length").and_then(|length| length.parse::<usize>().ok());
+        Ok(Some(Self {
+            status: response.code.unwrap_or_default(),
+            content_type: field("Content-Type").unwrap_or_default().to_owned(),
+            body: length.map(|length| start..start.saturating_add(length)),
+        }))
     }
 }
 

@@ -1,12 +1,14 @@
 //! The way to the backend: one stream that is kept, with one request at a time on it.
 
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
 
+use super::response::ResponseHead;
 use crate::backend::Wire;
 use crate::os::clock::Timestamp;
 use crate::route::Route;
@@ -170,24 +172,12 @@ impl Upstream {
 
 /// Parses a response of `tiny_http`, which states the length of its body; returns it with its length.
 fn parse(bytes: &[u8]) -> io::Result<Option<(UpstreamResponse, usize)>> {
-    let invalid = || io::Error::from(ErrorKind::InvalidData);
-    let mut fields = [httparse::EMPTY_HEADER; 16];
-    let mut response = httparse::Response::new(&mut fields);
-    let start = match response.parse(bytes).map_err(|_| invalid())? {
-        httparse::Status::Complete(start) => start,
-        httparse::Status::Partial => return Ok(None),
+    let Some(ResponseHead { status, content_type, body }) = ResponseHead::parse(bytes)? else {
+        return Ok(None);
     };
-    let field = |name: &str| {
-        let field = response.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name))?;
-        std::str::from_utf8(field.value).ok()
-    };
-    let length = field("Content-Length").and_then(|length| length.parse::<usize>().ok());
-    let end = start.saturating_add(length.ok_or_else(invalid)?);
-    Ok(bytes.get(start..end).map(|body| {
-        let content_type = field("Content-Type").unwrap_or_default().to_owned();
-        let status = response.code.unwrap_or_default();
-        (UpstreamResponse { status, content_type, body: body.to_vec() }, end)
-    }))
+    let Range { start, end } = body.ok_or(ErrorKind::InvalidData)?;
+    let body = bytes.get(start..end).map(<[u8]>::to_vec);
+    Ok(body.map(|body| (UpstreamResponse { status, content_type, body }, end)))
 }
 
 #[cfg(test)]
