@@ -207,16 +207,16 @@ fn listen(path: &Path, timeout: Duration) -> io::Result<(UnixListener, u64)> {
     Ok((fd.into(), fs::symlink_metadata(path)?.ino()))
 }
 
-/// The first of the paths where a sidecar listens that may be believed.
+/// A connection to the first of the paths where a sidecar listens that may be believed, and that path.
 ///
 /// # Errors
 /// A clause with the reason for each path.
-pub fn find(paths: &[PathBuf], check: PeerCheck) -> Result<PathBuf, String> {
+pub fn find(paths: &[PathBuf], check: PeerCheck) -> Result<(PathBuf, OwnedFd), String> {
     let mut reasons = Vec::new();
     for path in paths {
-        let checked = connect_unix(path, CONNECT_TIMEOUT).and_then(|stream| check(&stream));
-        let reason = match checked {
-            Ok(()) => return Ok(path.clone()),
+        let connected = connect_unix(path, CONNECT_TIMEOUT);
+        let reason = match connected.and_then(|stream| check(&stream).map(|()| stream)) {
+            Ok(stream) => return Ok((path.clone(), stream)),
             Err(error) if error.kind() == ErrorKind::NotFound => "no such socket".to_owned(),
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 "nothing listens".to_owned()
@@ -334,7 +334,8 @@ mod tests {
         let bound = bind(std::slice::from_ref(&path)).unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(find(std::slice::from_ref(&path), is_of_pod), Ok(path.clone()));
+        let found = find(std::slice::from_ref(&path), is_of_pod).unwrap();
+        assert_eq!(found.0, path);
         drop(bound);
         assert!(!path.exists());
     }

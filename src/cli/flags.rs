@@ -122,7 +122,8 @@ options! {
         "do not restore an Envoy that is out of service when the sidecar starts"
     LogFormat "log-format" "FORMAT" DRAINS
         "the sidecar's log on stdout: text (logfmt) or json; no effect on a hook"
-    Watch "watch" "" STATUS "show it again whenever it changes"
+    Watch "watch" "" STATUS
+        "show it again and again: on a terminal in place, until q or Ctrl-C, else whenever it changes"
     Json "json" "" STATUS "show it as JSON"
 }
 

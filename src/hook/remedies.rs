@@ -1,6 +1,5 @@
 //! The commands `restore` and `release`, for an operator at a terminal.
 
-use std::io::{self, Write as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use super::{ExitStatus, print_stderr};
 use crate::cli::Args;
 use crate::cli::options::Options;
 use crate::control_socket::{self, is_of_pod, is_of_user};
+use crate::os::output::show;
 
 /// One call to Envoy takes 10 s at most, and another may be under way.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(25);
@@ -57,8 +57,7 @@ fn run(
     let found = SidecarClient::find(&paths, check, Duration::ZERO);
     match found.map_err(SidecarError::unreachable).and_then(|sidecar| command(&sidecar)) {
         Ok(text) => {
-            // The reader may have gone.
-            let _ = writeln!(io::stdout(), "{text}");
+            show(&format!("{text}\n"), false);
             ExitStatus::Done
         }
         Err(SidecarError::Final(status, text)) => {

@@ -17,7 +17,7 @@ use crate::observe::status::whole;
 pub const DRAIN_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metrics, which are the sidecar's longest response, have a tenth of this.
-const MAX_RESPONSE: usize = 64 * 1024;
+pub const MAX_RESPONSE: usize = 64 * 1024;
 
 /// In bytes: longer than any sentence of a sidecar.
 const MAX_SHOWN: usize = 1000;
@@ -51,7 +51,7 @@ impl SidecarClient {
         let deadline = Instant::now() + timeout;
         loop {
             match control_socket::find(paths, check) {
-                Ok(path) => return Ok(Self { path, check }),
+                Ok((path, _)) => return Ok(Self { path, check }),
                 Err(reason) if Instant::now() >= deadline => return Err(reason),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
@@ -164,15 +164,6 @@ impl SidecarClient {
             (200, Some(number)) => Ok(number),
             (409, _) => Err(SidecarError::Final(ExitStatus::GaveUp, text.to_owned())),
             _ => Err(SidecarError::Lost(format!("it responded to {path} with {status}: {text}"))),
-        }
-    }
-
-    /// A page that shows the state of the sidecar.
-    pub fn page(&self, path: &str) -> Result<String, String> {
-        match self.get(path, Some(DRAIN_RESPONSE_TIMEOUT)) {
-            Ok((200, body)) => Ok(body),
-            Ok((status, _)) => Err(format!("it responded to {path} with {status}")),
-            Err(error) => Err(error.to_string()),
         }
     }
 

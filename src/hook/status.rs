@@ -1,43 +1,182 @@
-//! The command `status`: shows the state of the drain.
+//! The command `status`: shows the state of the drain, once or again and again.
 
-use std::io::{self, IsTerminal as _, Write as _};
-use std::thread;
-use std::time::Duration;
+mod client;
+mod frame;
+mod response;
 
-use super::sidecar::SidecarClient;
+use std::env;
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use rustix::stdio::stdout;
+use rustix::termios::isatty;
+
+use self::client::{Client, Failure};
+use self::frame::frame;
 use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
 use crate::cli::Args;
+use crate::cli::options::Options;
 use crate::control_socket;
-use crate::envoy::transport::any_peer;
+use crate::observe::json::seen;
+use crate::os::clock;
+use crate::os::output::show;
+use crate::os::terminal::{self, Terminal};
+use crate::route::{PageStyle, Route};
 
-/// Shows the state of the drain, with `--watch` again whenever it changes.
+/// Shows the state of the drain; with `--watch` again and again, until its user, its reader or a signal
+/// ends it.
 pub fn status(args: &Args) -> ExitStatus {
-    let paths = control_socket::hook_paths(args.control_socket.as_deref(), None);
-    let path = if args.json { "/status" } else { "/status?as=page" };
-    let redraw = args.watch && !args.json && io::stdout().is_terminal();
-    let mut shown = String::new();
-    loop {
-        // It changes nothing, so the sidecar may be one in another container, of another user.
-        let page = SidecarClient::find(&paths, any_peer, Duration::ZERO)
-            .and_then(|sidecar| sidecar.page(path));
-        let page = match page {
-            Ok(page) => page,
-            Err(reason) => {
-                print_stderr(&format!("no sidecar could be reached: {reason}\n"));
-                return ExitStatus::NoSidecar;
-            }
-        };
-        if page != shown {
-            let home = if redraw { "\x1b[H\x1b[J" } else { "" };
-            // It fails when the reader has gone: a pager that was left, say.
-            if write!(io::stdout(), "{home}{page}").and_then(|()| io::stdout().flush()).is_err() {
-                return ExitStatus::Done;
-            }
-            shown = page;
-        }
-        if !args.watch {
-            return ExitStatus::Done;
-        }
-        thread::sleep(PROGRESS_INTERVAL);
+    let options = Options::default().with(&args.overrides);
+    let given = args.control_socket.as_deref();
+    let paths = control_socket::hook_paths(given, Some(&options.admin_address));
+    let mut view = View {
+        client: Client { paths, kept: None, terminal: None },
+        mode: match (args.watch, args.json) {
+            (false, _) => Mode::Once,
+            (true, false) if is_screen() => Mode::InPlace,
+            (true, _) => Mode::Changes,
+        },
+        json: args.json,
+        page: String::new(),
+        line: String::new(),
+        attempts: 0,
+        since: String::new(),
+        reason: String::new(),
+    };
+    let end = view.run();
+    if view.client.terminal.take().is_some() {
+        show(&format!("{}\n{}", view.top(""), view.page), true);
     }
+    match end {
+        Err(Failure::Lost(reason)) => {
+            print_stderr(&format!("no sidecar could be reached: {reason}\n"));
+            ExitStatus::NoSidecar
+        }
+        Err(Failure::Ended) | Ok(()) => ExitStatus::Done,
+    }
+}
+
+/// Whether stdout is a terminal that can show a page in place.
+fn is_screen() -> bool {
+    isatty(stdout()) && env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Once,
+    /// Each page replaces the one before, on a terminal.
+    InPlace,
+    /// Each page is shown below the one before, whenever something has changed.
+    Changes,
+}
+
+struct View {
+    client: Client,
+    mode: Mode,
+    json: bool,
+    /// The latest page.
+    page: String,
+    /// The line that has changed since the page before.
+    line: String,
+    /// Requests in vain since the sidecar was lost.
+    attempts: u32,
+    /// When it was lost, and why the latest request was in vain.
+    since: String,
+    reason: String,
+}
+
+impl View {
+    fn run(&mut self) -> Result<(), Failure> {
+        loop {
+            let due = clock::now() + PROGRESS_INTERVAL;
+            match self.update() {
+                Err(Failure::Lost(reason)) if !self.page.is_empty() => {
+                    if self.attempts == 0 {
+                        self.since = time_of_day();
+                        self.say(&format!("the sidecar was lost: {reason}"));
+                    }
+                    self.reason = reason;
+                    self.attempts += 1;
+                }
+                Ok(()) if self.attempts > 0 => {
+                    self.attempts = 0;
+                    self.say("the sidecar is back");
+                }
+                other => other?,
+            }
+            match self.mode {
+                Mode::Once => return Ok(()),
+                Mode::Changes => {}
+                Mode::InPlace => self.draw()?,
+            }
+            self.client.wait(None, due)?;
+        }
+    }
+
+    /// Gets the next page, and shows it unless that is done in place.
+    fn update(&mut self) -> Result<(), Failure> {
+        let mut line = String::new();
+        if self.mode == Mode::Changes {
+            line = self.client.get(&Route::StatusLine)?;
+            if line == self.line {
+                return Ok(());
+            }
+        }
+        let route = if self.json { Route::StatusJson } else { Route::StatusPage(self.style()) };
+        self.page = self.client.get(&route)?;
+        self.line = line;
+        let shown = match self.mode {
+            Mode::InPlace => true,
+            Mode::Changes if !self.json => show(&format!("{}\n{}\n", time(), self.page), false),
+            _ => show(&self.page, false),
+        };
+        // The reader has gone: a pager that was left, say.
+        if shown { Ok(()) } else { Err(Failure::Ended) }
+    }
+
+    fn say(&self, text: &str) {
+        if self.mode == Mode::Changes {
+            print_stderr(&format!("{} {text}\n", time()));
+        }
+    }
+
+    /// Shows the page in place.
+    fn draw(&mut self) -> Result<(), Failure> {
+        if self.client.terminal.is_none() {
+            self.client.terminal = Some(Terminal::take()?);
+        }
+        let size = terminal::size().unwrap_or((80, 24));
+        show(&frame(&self.top("  q quits"), &self.page, size), true);
+        Ok(())
+    }
+
+    /// What stands above the page.
+    fn top(&self, hint: &str) -> String {
+        let mut top = time_of_day() + hint;
+        if self.attempts > 0 {
+            let (attempts, since, reason) = (self.attempts, &self.since, seen(&self.reason));
+            // Writing to a String does not fail.
+            let _ = write!(top, "  sidecar lost: attempt {attempts}, since {since}\n{reason}");
+        }
+        top
+    }
+
+    /// The style that stdout shows best.
+    fn style(&self) -> PageStyle {
+        let columns = terminal::size().map_or(PageStyle::default().columns, |size| size.0);
+        // https://no-color.org
+        let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        PageStyle { columns, colour: is_screen() && !no_colour, plot: self.mode == Mode::InPlace }
+    }
+}
+
+/// The time now, in UTC, as RFC 3339 has it.
+fn time() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// The time of day now, in UTC, as `12:00:00Z`.
+fn time_of_day() -> String {
+    // It is ASCII.
+    time().split_off("2000-01-01T".len())
 }

@@ -7,4 +7,5 @@ pub mod output;
 pub mod signals;
 pub mod supervisor;
 pub mod sync;
+pub mod terminal;
 pub mod waker;

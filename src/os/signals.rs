@@ -4,6 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 /// Those that would end the process, and that a stranger may send: a log rotation, a debugger, a shell.
@@ -28,6 +29,18 @@ pub fn block() -> io::Result<SigSet> {
     let signals = SigSet::from_iter(TAKEN);
     signals.thread_block()?;
     Ok(signals)
+}
+
+/// Takes those that would end the process from a descriptor, and that of a terminal with a new size.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn take() -> io::Result<SignalFd> {
+    let mut signals = block()?;
+    signals.remove(Signal::SIGCHLD);
+    signals.add(Signal::SIGWINCH);
+    signals.thread_block()?;
+    Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
 /// Removes children that have ended.

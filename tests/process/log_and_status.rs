@@ -1,15 +1,9 @@
 //! What the sidecar shows of a drain of a real Envoy: status, metrics and log, also where Envoy's
 //! stats hide something.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-
 use crate::support::prelude::*;
-use crate::support::process::{command, program};
 
 fn traffic() -> Builder {
     Envoy::builder().http("http").tcp("tcp")
@@ -81,7 +75,7 @@ fn a_status_that_is_watched_is_shown_again_when_it_changes_and_only_then() {
 
 #[test]
 fn the_status_without_a_sidecar_is_one_sentence() {
-    for args in [&["status"][..], &["status", "--json"]] {
+    for args in [&["status"][..], &["status", "--json"], &["status", "--watch"]] {
         let path = "/nonexistent/control.sock";
         let exit = run(&[args, &["--control-socket", path]].concat()).wait();
         assert_eq!(exit.code, Some(3), "{exit:?}");
@@ -94,40 +88,11 @@ fn the_status_without_a_sidecar_is_one_sentence() {
 fn a_page_that_is_no_status_is_not_shown() {
     // It has no such page.
     let other = FakeAdmin::unix();
-    for (args, page) in [(&["status"][..], "/status?as=page"), (&["status", "--json"], "/status")] {
+    for args in [&["status"][..], &["status", "--json"], &["status", "--watch"]] {
         let control = format!("--control-socket={}", other.admin_address());
         let exit = run(&[args, &[control.as_str()]].concat()).wait();
-        let sentence = format!("no sidecar could be reached: it responded to {page} with 404");
-        assert_eq!((exit.code, exit.output.as_str()), (Some(3), sentence.as_str()), "{args:?}");
-    }
-}
-
-/// What a command writes to a terminal.
-fn shown_at_terminal(args: &[&str]) -> String {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let terminal = openpt(flags).expect("open a terminal");
-    unlockpt(&terminal).expect("unlock the terminal");
-    let end = ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other end");
-    let mut command = command(&program());
-    let status = command.args(args).stdin(Stdio::null()).stdout(end).status().expect("run it");
-    assert!(status.success(), "{args:?}: {status}");
-    // Its copy of the other end, which is then closed.
-    drop(command);
-    let mut shown = Vec::new();
-    // An error is the end, where no process has the other end any more.
-    let _closed = File::from(terminal).read_to_end(&mut shown);
-    String::from_utf8(shown).expect("text")
-}
-
-#[test]
-fn a_status_that_is_not_watched_leaves_on_the_terminal_what_was_there() {
-    let admin = FakeAdmin::unix();
-    let sidecar = Sidecar::beside(&admin);
-    let control = format!("--control-socket={}", sidecar.control_socket().display());
-    for args in [&["status", &control][..], &["status", "--json", &control]] {
-        let shown = shown_at_terminal(args);
-        assert!(shown.contains(IDLE), "{args:?}: {shown:?}");
-        assert!(!shown.contains('\u{1b}'), "{args:?} cleared the terminal: {shown:?}");
+        let sentence = "no sidecar could be reached: it responded to /status with 404";
+        assert_eq!((exit.code, exit.output.as_str()), (Some(3), sentence), "{args:?}");
     }
 }
 

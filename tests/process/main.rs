@@ -27,3 +27,4 @@ mod supply_chain;
 mod support;
 mod support_tests;
 mod termination_message;
+mod watch;

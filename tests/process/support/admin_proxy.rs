@@ -18,6 +18,7 @@ use super::{PATIENCE, Timeline, temp_dir};
 pub struct AdminProxy {
     server: Server,
     requests: Timeline<String>,
+    connections: Timeline<()>,
     _dir: TempDir,
 }
 
@@ -41,13 +42,15 @@ impl AdminProxy {
 
     fn start(at: &Address, admin: &Address, dir: TempDir) -> Self {
         let requests = Timeline::default();
-        let (admin, timeline) = (admin.clone(), requests.clone());
+        let connections = Timeline::default();
+        let (admin, timeline, accepted) = (admin.clone(), requests.clone(), connections.clone());
         let server = Server::start(at, move |client| {
+            accepted.push(());
             if let Ok(admin) = admin.connect(PATIENCE) {
                 forward(client, &admin, &timeline);
             }
         });
-        Self { server: server.expect("listen"), requests, _dir: dir }
+        Self { server: server.expect("listen"), requests, connections, _dir: dir }
     }
 
     /// As `--admin-address` takes it.
@@ -62,6 +65,11 @@ impl AdminProxy {
     /// The first line of each request, and when the request was complete.
     pub fn requests(&self) -> Vec<(Instant, String)> {
         self.requests.all()
+    }
+
+    /// How many connections it has accepted.
+    pub fn connections(&self) -> usize {
+        self.connections.all().len()
     }
 
     /// When the first request came whose first line starts like this.

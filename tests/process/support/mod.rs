@@ -27,6 +27,7 @@ pub mod requests;
 pub mod sidecar;
 pub mod status;
 pub mod steps;
+pub mod terminal;
 pub mod words;
 
 use std::fmt::Debug;

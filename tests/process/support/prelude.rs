@@ -17,6 +17,7 @@ pub use super::requests::*;
 pub use super::sidecar::Sidecar;
 pub use super::status::{Status, metric};
 pub use super::steps::*;
+pub use super::terminal::{AtTerminal, Screen};
 pub use super::words::*;
 pub use super::{
     PATIENCE, SHIPS, assert_took, temp_dir, try_wait_for, wait_for, wait_until, wait_value,

@@ -12,9 +12,9 @@ use std::{env, iter};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 use super::log::{Expected, Record};
+use super::terminal::open_terminal;
 use super::{PATIENCE, Timeline, try_wait_for};
 
 /// The program: `$CROSS_PROGRAM` if that is set, one that `$CROSS_RUNNER` can run. A test has its path
@@ -69,10 +69,7 @@ pub fn run_under<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
 
 /// The same with a terminal as stdin.
 pub fn run_at_terminal<S: AsRef<OsStr>>(wrapper: &[&str], args: &[S]) -> Process {
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let terminal = openpt(flags).expect("open a terminal");
-    unlockpt(&terminal).expect("unlock the terminal");
-    let stdin = ioctl_tiocgptpeer(&terminal, flags).expect("open the terminal's other end");
+    let (terminal, stdin) = open_terminal((80, 24));
     let mut process = Process::spawn_with(under(wrapper, &with_args(args)), stdin.into());
     process.terminal = Some(terminal);
     process
