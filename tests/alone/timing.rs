@@ -296,5 +296,5 @@ fn the_program_is_static_and_small() {
     assert!(kinds.contains(&PT_LOAD), "{kinds:?}");
     assert!(!kinds.contains(&PT_INTERP), "it wants a dynamic linker");
     println!("{} bytes", elf.bytes());
-    assert!(elf.bytes() <= 970_000, "{} bytes", elf.bytes());
+    assert!(elf.bytes() <= 850_000, "{} bytes", elf.bytes());
 }
