@@ -385,12 +385,14 @@ impl DrainObserver {
     }
 
     /// Has the worker check Envoy, where what is known is older than a second: a later snapshot shows
-    /// it. `in_drain`: in a drain, too, which has its own pace otherwise.
+    /// it. `in_drain`: has it count connections in a delay, too, where a drain does not of itself.
     pub fn refresh(&self, in_drain: bool) {
         let mut state = self.0.lock();
         let is_old = |at: Timestamp| at + MAX_STATE_AGE <= clock::now();
-        let is_old = state.counters.envoy_seen.is_none_or(is_old);
-        let wanted = is_old && (in_drain || state.machine.drain().is_none());
+        let wanted = match state.machine.drain() {
+            Some(_) => in_drain,
+            None => state.counters.envoy_seen.is_none_or(is_old),
+        };
         if wanted && state.machine.refresh() {
             state.step_due = true;
             drop(state);

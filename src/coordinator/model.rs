@@ -146,7 +146,7 @@ fn assert_over(coordinator: &Coordinator) {
     let state = coordinator.0.lock();
     assert_eq!((state.envoy_hooks, state.exec_hooks, state.hooks_expected), (0, 0, 0));
     assert!(state.machine.is_over() && !state.worker_running && !state.logging);
-    assert_eq!(state.counters.drains, [state.machine.number(), 0, 0, 0]);
+    assert_eq!(state.counters.drains, [state.machine.number(), 0, 0, 0, 0]);
 }
 
 /// The worker, an exec hook and Envoy's own, and a signal.

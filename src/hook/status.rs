@@ -6,7 +6,7 @@ mod response;
 
 use std::env;
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::stdio::stdout;
 use rustix::termios::isatty;
@@ -56,6 +56,10 @@ pub fn status(args: &Args) -> ExitStatus {
     }
 }
 
+/// The check of Envoy for a status has 0.5 s.
+const REFRESH_TIMEOUT: Duration = Duration::from_millis(700);
+const REFRESH_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Whether stdout is a terminal that can show a page in place.
 fn is_screen() -> bool {
     isatty(stdout()) && env::var_os("TERM").is_none_or(|term| term != "dumb")
@@ -87,6 +91,9 @@ struct View {
 
 impl View {
     fn run(&mut self) -> Result<(), Failure> {
+        if self.mode == Mode::Once {
+            self.refresh()?;
+        }
         loop {
             let due = clock::now() + PROGRESS_INTERVAL;
             match self.update() {
@@ -111,6 +118,16 @@ impl View {
             }
             self.client.wait(None, due)?;
         }
+    }
+
+    /// Waits until the sidecar has seen Envoy's state a moment ago, which the first request makes it do, or
+    /// has had the time for it.
+    fn refresh(&mut self) -> Result<(), Failure> {
+        let until = clock::now() + REFRESH_TIMEOUT;
+        while !is_fresh(&self.client.get(&Route::StatusJson)?) && clock::now() < until {
+            self.client.wait(None, clock::now() + REFRESH_INTERVAL)?;
+        }
+        Ok(())
     }
 
     /// Gets the next page, and shows it unless that is done in place.
@@ -168,6 +185,12 @@ impl View {
         let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         PageStyle { columns, colour: is_screen() && !no_colour, plot: self.mode == Mode::InPlace }
     }
+}
+
+/// Whether the status shows Envoy as it was a second ago at most.
+fn is_fresh(json: &str) -> bool {
+    let age = json.split_once("\"envoy_state_age_seconds\":").map(|(_, rest)| rest);
+    age.is_some_and(|age| age.starts_with("0."))
 }
 
 /// The time now, in UTC, as RFC 3339 has it.

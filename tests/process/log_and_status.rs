@@ -37,18 +37,19 @@ fn the_status_is_shown_to_people_and_programs() {
         exit.output
     };
     let shows_json = || Status::parse(&shows(&["--json"], &[]));
-    let phase = format!("phase:       {IDLE} (no drain)\n");
-    shows(&[], &[&phase, "envoy hooks: 0\n"]);
+    let phase = format!("phase       {IDLE} (no drain), since ");
+    shows(&[], &[&phase, "Envoy       LIVE (at ", "waiting     no hook"]);
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    let phase = format!("phase:       {WAITING_FOR_CONNECTIONS} (drain 1, for ");
-    shows(&[], &[&phase, "connections: 1 open, threshold 0\n"]);
+    let phase = format!("phase       {WAITING_FOR_CONNECTIONS}, since ");
+    let open = ["open        1, threshold 0 (", "1 TCP: each ends", "waiting     exec hooks: 1, "];
+    shows(&[], &[&[&*phase, "drain 1, for ", "Envoy       DRAINING (at "], &open[..]].concat());
     let json = shows_json();
     assert_eq!((json.phase(), json.open_connections()), (WAITING_FOR_CONNECTIONS, Some(1)));
     drop(client);
     assert_exits(&mut hook, 0, "drained");
-    shows(&[], &["phase:       ended (drain 1)\n", "last drain:  drain 1, ", NONE_OPEN]);
+    shows(&[], &["phase       ended, since ", "last drain  drain 1: ", NONE_OPEN]);
     let json = shows_json();
     assert_eq!((json.phase(), json.drain_of_outcome()), (ENDED, Some(1)));
 }
@@ -61,13 +62,13 @@ fn a_status_that_is_watched_is_shown_again_when_it_changes_and_only_then() {
     let proxy = AdminProxy::unix(&Address::Unix(sidecar.control_socket().to_owned()));
     let control = format!("--control-socket={}", proxy.admin_address());
     let watch = run(&["status", "--watch", &control]);
-    let pages = || watch.lines().iter().filter(|line| line.starts_with("phase: ")).count();
+    let pages = || watch.lines().iter().filter(|line| line.starts_with("phase ")).count();
     wait_value("three requests for the status", || proxy.requests().len(), |n| *n >= 3);
     assert_eq!(pages(), 1, "pages of a status that does not change; {}", watch.report());
     let mut hook = start_drain(&sidecar, &admin);
-    watch.wait_line(&format!("phase:       {WAITING_FOR_CONNECTIONS} (drain 1, for "));
+    watch.wait_line(&format!("phase       {WAITING_FOR_CONNECTIONS}, since "));
     finish_drain(&admin, &mut hook);
-    watch.wait_line(&format!("phase:       {ENDED} (drain 1)"));
+    watch.wait_line(&format!("phase       {ENDED}, since "));
     let (shown, requested) = (pages(), proxy.requests().len());
     wait_value("two more", || proxy.requests().len(), |n| *n >= requested + 2);
     assert_eq!(pages(), shown, "pages of a drain that has ended; {}", watch.report());
@@ -218,7 +219,8 @@ fn the_status_of_a_drain_names_the_listeners_that_are_hidden() {
     let json = Status::parse(&show(&["--json"]));
     assert_eq!(json.stats_hidden(), Some(text.as_str()));
     let page = show(&[]);
-    assert!(page.lines().any(|line| line == format!("stats hidden: {text}")), "{page}");
+    let rows: Vec<_> = page.lines().map(str::trim).collect();
+    assert!(rows.join(" ").contains(&format!("not seen    {text}")), "{page}");
     drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
 }

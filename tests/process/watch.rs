@@ -40,7 +40,7 @@ fn a_whole_drain_is_watched_in_place_on_a_terminal_of_any_size() {
         let mut hook = sidecar.hook(&[]);
         assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
         watch.wait_shown(WAITING_FOR_CONNECTIONS);
-        watch.wait_shown("1 open");
+        watch.wait_shown("1, threshold 0");
         drop(client);
         assert_exits(&mut hook, 0, NONE_OPEN);
         let screen = watch.wait_shown(NONE_OPEN);

@@ -4,6 +4,10 @@
 /// Names beyond these are shown as one: a line of the log and a page must be readable.
 const MAX_NAMED: usize = 5;
 
+/// A longer name is cut, in bytes: Envoy knows no limit, and a response has one. Those that are then the
+/// same are one.
+const MAX_NAME: usize = 250;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Breakdown {
     /// Listeners with open connections, those whose clients have sent nothing yet included.
@@ -68,7 +72,7 @@ impl Largest {
         if open == 0 {
             return;
         }
-        let name = String::from_utf8_lossy(name);
+        let name = String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]);
         let known = self.named.iter().position(|(known, _)| *known == name);
         let before = known.map_or(0, |index| self.named.remove(index).1);
         let open = open.saturating_add(before);
@@ -118,6 +122,10 @@ mod tests {
             largest.add(name.as_bytes(), open);
         }
         assert_eq!(largest.list().unwrap(), "a 5, b 4");
+        let long = "n".repeat(60_000);
+        largest.add(long.as_bytes(), 6);
+        largest.add(long[1..].as_bytes(), 1);
+        assert_eq!(largest.named[0], (long[..MAX_NAME].to_owned(), 7));
     }
 
     #[test]

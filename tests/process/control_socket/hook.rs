@@ -334,7 +334,7 @@ fn envoys_admin_socket_in_the_control_sockets_place_is_one_sentence_without_its_
             "shutdown",
             "is another program's socket, which responded to the request to drain with 404",
         ),
-        ("status", "it responded to /status?as=page with 404"),
+        ("status", "it responded to /status with 404"),
     ] {
         let exit = run(&[command, &control]).wait();
         assert_eq!((exit.code, exit.output.lines().count()), (Some(3), 1), "{exit:?}");

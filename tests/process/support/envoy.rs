@@ -78,9 +78,12 @@ const HTTP: &str = r#"{
     delayed_close_timeout: 0.1s,
     common_http_protocol_options: { idle_timeout: $IDLE },
     route_config: { virtual_hosts: [{ name: all, domains: ["*"], routes: [
+      { match: { connect_matcher: {} }, route: { cluster: upstream,
+        upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }] } },
       { match: { path: /hold }, route: { cluster: upstream, timeout: 0s } },
       { match: { prefix: / }, direct_response: { status: 200, body: { inline_string: served } } }
     ] }] },
+    upgrade_configs: [{ upgrade_type: CONNECT }],
     http_filters: [{
       name: envoy.filters.http.router,
       typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }

@@ -54,6 +54,19 @@ impl Status {
         self.field("elapsed_seconds").as_f64()
     }
 
+    /// Envoy's state, and how old it is in seconds.
+    #[track_caller]
+    pub fn envoy(&self) -> (&str, Option<f64>) {
+        let state = self.field("envoy_state").as_str().expect("a text");
+        (state, self.field("envoy_state_age_seconds").as_f64())
+    }
+
+    /// Any field.
+    #[track_caller]
+    pub fn get(&self, name: &str) -> &Value {
+        self.field(name)
+    }
+
     /// How many requests of Envoy's hook wait for the drain's end.
     #[track_caller]
     pub fn envoy_hooks(&self) -> u64 {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use envoy_shutdown_manager::observe::messages::{
     DRAINED, ENVOY_GONE, ENVOY_LIVE_AGAIN, ENVOY_RESTARTED, NO_ENVOY_HOOK, OPEN_CONNECTIONS,
-    STOP_REQUESTED, TIMED_OUT,
+    RELEASED, STOP_REQUESTED, TIMED_OUT,
 };
 use nix::sys::signal::Signal;
 
@@ -154,6 +154,7 @@ pub fn outcome(name: &str) -> Expected {
     let message = match name {
         "drained" => DRAINED,
         "timed_out" => TIMED_OUT,
+        "released" => RELEASED,
         "envoy_gone" => ENVOY_GONE,
         "no_envoy_hook" => NO_ENVOY_HOOK,
         other => panic!("there is no outcome {other}"),
