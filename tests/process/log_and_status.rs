@@ -37,19 +37,18 @@ fn the_status_is_shown_to_people_and_programs() {
         exit.output
     };
     let shows_json = || Status::parse(&shows(&["--json"], &[]));
-    let phase = format!("phase       {IDLE} (no drain), since ");
-    shows(&[], &[&phase, "Envoy       LIVE (at ", "waiting     no hook"]);
+    let phase = format!("\nphase       {IDLE} (no drain), since ");
+    shows(&[], &[&phase, "\nwaiting     no hook"]);
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    let phase = format!("phase       {WAITING_FOR_CONNECTIONS}, since ");
-    let open = ["open        1, threshold 0 (", "1 TCP: each ends", "waiting     exec hooks: 1, "];
-    shows(&[], &[&[&*phase, "drain 1, for ", "Envoy       DRAINING (at "], &open[..]].concat());
+    let phase = format!("\nphase       {WAITING_FOR_CONNECTIONS}, since ");
+    shows(&[], &[&phase, "\nopen        1, threshold 0 ("]);
     let json = shows_json();
     assert_eq!((json.phase(), json.open_connections()), (WAITING_FOR_CONNECTIONS, Some(1)));
     drop(client);
     assert_exits(&mut hook, 0, "drained");
-    shows(&[], &["phase       ended, since ", "last drain  drain 1: ", NONE_OPEN]);
+    shows(&[], &["\nphase       ended, since ", "\nlast drain  drain 1: ", NONE_OPEN]);
     let json = shows_json();
     assert_eq!((json.phase(), json.drain_of_outcome()), (ENDED, Some(1)));
 }
@@ -219,8 +218,9 @@ fn the_status_of_a_drain_names_the_listeners_that_are_hidden() {
     let json = Status::parse(&show(&["--json"]));
     assert_eq!(json.stats_hidden(), Some(text.as_str()));
     let page = show(&[]);
-    let rows: Vec<_> = page.lines().map(str::trim).collect();
-    assert!(rows.join(" ").contains(&format!("not seen    {text}")), "{page}");
+    // It is broken between words.
+    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(page.contains(&format!(" not seen {text}")), "{page}");
     drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
 }
