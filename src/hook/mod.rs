@@ -5,6 +5,7 @@ mod shutdown;
 mod sidecar;
 mod status;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::stdio::stderr;
@@ -12,7 +13,9 @@ use rustix::stdio::stderr;
 pub use self::remedies::{release, restore};
 pub use self::shutdown::shutdown;
 pub use self::status::status;
-use crate::cli::PROGRAM;
+use crate::cli::options::Options;
+use crate::cli::{Args, PROGRAM};
+use crate::control_socket;
 use crate::os::output::Lines;
 
 /// How a command ends; the value is its exit code.
@@ -31,6 +34,12 @@ pub enum ExitStatus {
 
 /// Time between two requests for the state of the drain.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where the sidecar listens that a command with these options means.
+fn control_paths(args: &Args) -> Vec<PathBuf> {
+    let options = Options::default().with(&args.overrides);
+    control_socket::hook_paths(args.control_socket.as_deref(), Some(&options.admin_address))
+}
 
 /// Says on stderr what is wrong with the command line.
 pub fn print_usage_error(sentence: &str) {

@@ -4,10 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::sidecar::{SidecarClient, SidecarError};
-use super::{ExitStatus, print_stderr};
+use super::{ExitStatus, control_paths, print_stderr};
 use crate::cli::Args;
-use crate::cli::options::Options;
-use crate::control_socket::{self, is_of_pod, is_of_user};
+use crate::control_socket::{is_of_pod, is_of_user};
 use crate::os::output::show;
 
 /// One call to Envoy takes 10 s at most, and another may be under way.
@@ -16,7 +15,7 @@ const RESTORE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Restores Envoy to service.
 pub fn restore(args: &Args) -> ExitStatus {
-    run(args, |sidecar| {
+    run(args, &|sidecar| {
         let number = sidecar.restore()?;
         let deadline = Instant::now() + RESTORE_TIMEOUT;
         loop {
@@ -38,7 +37,7 @@ pub fn restore(args: &Args) -> ExitStatus {
 
 /// Ends the drain in progress as its timeout would.
 pub fn release(args: &Args) -> ExitStatus {
-    run(args, |sidecar| {
+    run(args, &|sidecar| {
         let drain = sidecar.release()?;
         let (_, explanation) = sidecar.wait(drain)?;
         Ok(format!("drain {drain}: {explanation}"))
@@ -48,16 +47,14 @@ pub fn release(args: &Args) -> ExitStatus {
 /// Runs a command at the sidecar that the hook would find, and shows what came of it.
 fn run(
     args: &Args,
-    command: impl FnOnce(&SidecarClient) -> Result<String, SidecarError>,
+    command: &dyn Fn(&SidecarClient) -> Result<String, SidecarError>,
 ) -> ExitStatus {
-    let admin = Options::default().with(&args.overrides).admin_address;
-    let given = args.control_socket.as_deref();
-    let paths = control_socket::hook_paths(given, Some(&admin));
-    let check = if given.is_some() { is_of_user } else { is_of_pod };
-    let found = SidecarClient::find(&paths, check, Duration::ZERO);
+    let check = if args.control_socket.is_some() { is_of_user } else { is_of_pod };
+    let found = SidecarClient::find(&control_paths(args), check, Duration::ZERO);
     match found.map_err(SidecarError::unreachable).and_then(|sidecar| command(&sidecar)) {
         Ok(text) => {
-            show(&format!("{text}\n"), false);
+            // The reader may have gone.
+            show(&(text + "\n"), false);
             ExitStatus::Done
         }
         Err(SidecarError::Final(status, text)) => {

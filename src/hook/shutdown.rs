@@ -10,12 +10,12 @@ use rustix::stdio::{stderr, stdin};
 use rustix::termios::isatty;
 
 use super::sidecar::{DRAIN_RESPONSE_TIMEOUT, SidecarClient, SidecarError};
-use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr, print_usage_error};
+use super::{ExitStatus, PROGRESS_INTERVAL, control_paths, print_stderr, print_usage_error};
 use crate::cli::Args;
 use crate::cli::address::AdminAddress;
 use crate::cli::drain_request::{DrainRequest, HookRequest, MAX_QUERY, drop_excess, join_errors};
-use crate::cli::options::{DrainOption, Flavor, Options, Overrides};
-use crate::control_socket::{self, is_of_pod, is_of_user, resolve_admin};
+use crate::cli::options::{DrainOption, Flavor, Overrides};
+use crate::control_socket::{is_of_pod, is_of_user, resolve_admin};
 use crate::frontend::RESPONSE_TIMEOUT;
 use crate::frontend::request::MAX_CONTROL_HEAD;
 use crate::observe::json::seen;
@@ -47,9 +47,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     for name in &args.ignored {
         print_stderr(&format!("--{name} is ignored, as Contour does; use --admin-address\n"));
     }
-    let options = Options::default().with(&args.overrides);
-    let given = args.control_socket.as_deref();
-    let paths = control_socket::hook_paths(given, Some(&options.admin_address));
+    let paths = control_paths(&args);
     args.errors.extend(resolve_paths(&mut args.overrides));
     args.errors.iter().for_each(|error| print_usage_error(error));
     if !args.errors.is_empty() {
@@ -60,7 +58,7 @@ pub fn shutdown(mut args: Args) -> ExitStatus {
     }
     let drain = DrainRequest { overrides: args.overrides, expires: None };
     let mut request = HookRequest { drain, error: join_errors(&args.errors) };
-    let check = if given.is_some() { is_of_user } else { is_of_pod };
+    let check = if args.control_socket.is_some() { is_of_user } else { is_of_pod };
     let progress = Arc::new(Mutex::new(Progress::start()));
     let shared = Arc::clone(&progress);
     // The drain is waited for with or without this thread.
