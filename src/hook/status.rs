@@ -5,19 +5,16 @@ mod frame;
 mod response;
 
 use std::env;
-use std::fmt::Write as _;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, SystemTime};
 
 use rustix::stdio::stdout;
 use rustix::termios::isatty;
 
-use self::client::{Client, Failure};
+use self::client::Client;
 use self::frame::frame;
-use super::{ExitStatus, PROGRESS_INTERVAL, print_stderr};
+use super::{ExitStatus, PROGRESS_INTERVAL, control_paths, print_stderr};
 use crate::cli::Args;
-use crate::cli::options::Options;
-use crate::control_socket;
-use crate::observe::json::seen;
 use crate::os::clock;
 use crate::os::output::show;
 use crate::os::terminal::{self, Terminal};
@@ -26,11 +23,8 @@ use crate::route::{PageStyle, Route};
 /// Shows the state of the drain; with `--watch` again and again, until its user, its reader or a signal
 /// ends it.
 pub fn status(args: &Args) -> ExitStatus {
-    let options = Options::default().with(&args.overrides);
-    let given = args.control_socket.as_deref();
-    let paths = control_socket::hook_paths(given, Some(&options.admin_address));
     let mut view = View {
-        client: Client { paths, kept: None, terminal: None },
+        client: Client { paths: control_paths(args), kept: None, terminal: None },
         mode: match (args.watch, args.json) {
             (false, _) => Mode::Once,
             (true, false) if is_screen() => Mode::InPlace,
@@ -45,14 +39,15 @@ pub fn status(args: &Args) -> ExitStatus {
     };
     let end = view.run();
     if view.client.terminal.take().is_some() {
-        show(&format!("{}\n{}", view.top(""), view.page), true);
+        show(&view.top(), true);
+        show(&view.page, true);
     }
     match end {
-        Err(Failure::Lost(reason)) => {
-            print_stderr(&format!("no sidecar could be reached: {reason}\n"));
+        Err(error) if error.kind() != ErrorKind::Interrupted => {
+            print_stderr(&format!("no sidecar could be reached: {error}\n"));
             ExitStatus::NoSidecar
         }
-        Err(Failure::Ended) | Ok(()) => ExitStatus::Done,
+        _ => ExitStatus::Done,
     }
 }
 
@@ -90,24 +85,25 @@ struct View {
 }
 
 impl View {
-    fn run(&mut self) -> Result<(), Failure> {
+    fn run(&mut self) -> io::Result<()> {
         if self.mode == Mode::Once {
             self.refresh()?;
         }
         loop {
             let due = clock::now() + PROGRESS_INTERVAL;
             match self.update() {
-                Err(Failure::Lost(reason)) if !self.page.is_empty() => {
-                    if self.attempts == 0 {
-                        self.since = time_of_day();
-                        self.say(&format!("the sidecar was lost: {reason}"));
-                    }
-                    self.reason = reason;
+                Err(error) if !self.page.is_empty() && error.kind() != ErrorKind::Interrupted => {
                     self.attempts += 1;
+                    self.reason = error.to_string();
+                    if self.attempts == 1 {
+                        self.since =
+                            humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+                        self.say(&self.top());
+                    }
                 }
                 Ok(()) if self.attempts > 0 => {
                     self.attempts = 0;
-                    self.say("the sidecar is back");
+                    self.say("the sidecar is back\n");
                 }
                 other => other?,
             }
@@ -122,7 +118,7 @@ impl View {
 
     /// Waits until the sidecar has seen Envoy's state a moment ago, which the first request makes it do, or
     /// has had the time for it.
-    fn refresh(&mut self) -> Result<(), Failure> {
+    fn refresh(&mut self) -> io::Result<()> {
         let until = clock::now() + REFRESH_TIMEOUT;
         while !is_fresh(&self.client.get(&Route::StatusJson)?) && clock::now() < until {
             self.client.wait(None, clock::now() + REFRESH_INTERVAL)?;
@@ -131,7 +127,7 @@ impl View {
     }
 
     /// Gets the next page, and shows it unless that is done in place.
-    fn update(&mut self) -> Result<(), Failure> {
+    fn update(&mut self) -> io::Result<()> {
         let mut line = String::new();
         if self.mode == Mode::Changes {
             line = self.client.get(&Route::StatusLine)?;
@@ -144,38 +140,37 @@ impl View {
         self.line = line;
         let shown = match self.mode {
             Mode::InPlace => true,
-            Mode::Changes if !self.json => show(&format!("{}\n{}\n", time(), self.page), false),
+            // The page begins with the time.
+            Mode::Changes if !self.json => show(&format!("{}\n", self.page), false),
             _ => show(&self.page, false),
         };
         // The reader has gone: a pager that was left, say.
-        if shown { Ok(()) } else { Err(Failure::Ended) }
+        if shown { Ok(()) } else { Err(ErrorKind::Interrupted.into()) }
     }
 
     fn say(&self, text: &str) {
         if self.mode == Mode::Changes {
-            print_stderr(&format!("{} {text}\n", time()));
+            print_stderr(text);
         }
     }
 
     /// Shows the page in place.
-    fn draw(&mut self) -> Result<(), Failure> {
+    fn draw(&mut self) -> io::Result<()> {
         if self.client.terminal.is_none() {
             self.client.terminal = Some(Terminal::take()?);
         }
         let size = terminal::size().unwrap_or((80, 24));
-        show(&frame(&self.top("  q quits"), &self.page, size), true);
+        show(&frame(&self.top(), &self.page, size), true);
         Ok(())
     }
 
-    /// What stands above the page.
-    fn top(&self, hint: &str) -> String {
-        let mut top = time_of_day() + hint;
-        if self.attempts > 0 {
-            let (attempts, since, reason) = (self.attempts, &self.since, seen(&self.reason));
-            // Writing to a String does not fail.
-            let _ = write!(top, "  sidecar lost: attempt {attempts}, since {since}\n{reason}");
+    /// What stands above a page that is not the sidecar's latest.
+    fn top(&self) -> String {
+        if self.attempts == 0 {
+            return String::new();
         }
-        top
+        let Self { attempts, since, reason, .. } = self;
+        format!("sidecar lost: attempt {attempts}, since {since}\n{reason}\n")
     }
 
     /// The style that stdout shows best.
@@ -191,15 +186,4 @@ impl View {
 fn is_fresh(json: &str) -> bool {
     let age = json.split_once("\"envoy_state_age_seconds\":").map(|(_, rest)| rest);
     age.is_some_and(|age| age.starts_with("0."))
-}
-
-/// The time now, in UTC, as RFC 3339 has it.
-fn time() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
-}
-
-/// The time of day now, in UTC, as `12:00:00Z`.
-fn time_of_day() -> String {
-    // It is ASCII.
-    time().split_off("2000-01-01T".len())
 }

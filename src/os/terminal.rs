@@ -5,11 +5,12 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
+use nix::sys::termios::{
+    LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr,
+};
 use nix::unistd::read;
 use rustix::stdio::{stdin, stdout};
-use rustix::termios::{
-    LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
-};
+use rustix::termios::tcgetwinsize;
 
 use super::output::show;
 use super::signals;
@@ -22,15 +23,6 @@ const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 pub fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(stdout()).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
-}
-
-/// What the user or the system wants of the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    None,
-    /// To show it again, since the size has changed.
-    Redraw,
-    Leave,
 }
 
 /// The terminal, taken until this is dropped: stdout shows the alternate screen, and stdin, where
@@ -48,23 +40,24 @@ impl Terminal {
     /// When there are no descriptors left.
     pub fn take() -> io::Result<Self> {
         let signals = signals::take()?;
+        // nix's, since rustix's needs TCGETS2, which qemu's emulation of a kernel does not have.
         let mode = tcgetattr(stdin()).ok();
         let terminal = Self { signals, mode };
         if let Some(mut mode) = terminal.mode.clone() {
             // Keys that make a signal give their character, so that none of them stops the process
             // while the terminal is not as it was.
-            mode.local_modes -=
-                LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
-            mode.special_codes[SpecialCodeIndex::VMIN] = 1;
-            mode.special_codes[SpecialCodeIndex::VTIME] = 0;
+            mode.local_flags -=
+                LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG | LocalFlags::IEXTEN;
+            mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
+            mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
             // It fails where the terminal has gone, which poll(2) reports.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, &mode);
+            let _ = tcsetattr(stdin(), SetArg::TCSANOW, &mode);
         }
         show(ENTER, true);
         Ok(terminal)
     }
 
-    /// Readable when there may be a wish, as stdin is if it [has keys](Self::has_keys).
+    /// Readable when a signal has come: also that of another size.
     pub fn signals(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }
@@ -74,21 +67,18 @@ impl Terminal {
         self.mode.is_some()
     }
 
-    /// What is wished; `typed`: stdin is readable.
-    pub fn wish(&self, typed: bool) -> Wish {
-        let mut keys = [0; 64];
-        let leaves = typed
-            && match read(stdin(), &mut keys) {
-                Ok(length @ 1..) => keys[..length].iter().any(|key| b"qQ\x03".contains(key)),
-                // The terminal has gone.
-                _ => true,
-            };
-        match self.signals.read_signal() {
-            _ if leaves => Wish::Leave,
-            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGWINCH as u32 => Wish::Redraw,
-            Ok(Some(_)) => Wish::Leave,
-            _ => Wish::None,
+    /// Whether a key or a signal says that it is to be left; `typed`: stdin is readable.
+    pub fn is_left(&self, typed: bool) -> bool {
+        if typed {
+            let mut keys = [0; 64];
+            // Without any the terminal has gone.
+            let length = read(stdin(), &mut keys).unwrap_or_default();
+            if length == 0 || keys[..length].iter().any(|key| b"qQ\x03".contains(key)) {
+                return true;
+            }
         }
+        let signal = self.signals.read_signal();
+        matches!(signal, Ok(Some(signal)) if signal.ssi_signo != Signal::SIGWINCH as u32)
     }
 }
 
@@ -96,7 +86,7 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         show(LEAVE, true);
         if let Some(mode) = &self.mode {
-            let _ = tcsetattr(stdin(), OptionalActions::Now, mode);
+            let _ = tcsetattr(stdin(), SetArg::TCSANOW, mode);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is shown of a page on a terminal.
 
-/// The bytes that show a page, and `top` above it, on a screen of so many columns and rows. Nothing is
+/// The bytes that show a page, and lines on top of it, on a screen of so many columns and rows. Nothing is
 /// cleared before it is written over, so that nothing flickers.
 pub fn frame(top: &str, page: &str, (columns, rows): (u16, u16)) -> String {
     let mut out = "\x1b[H".to_owned();

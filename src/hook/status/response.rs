@@ -1,5 +1,6 @@
 //! The response to a request for the status.
 
+use std::io;
 use std::ops::Range;
 
 use crate::frontend::response::ResponseHead;
@@ -9,8 +10,8 @@ use crate::observe::json::is_unseen;
 /// The page of a response, and whether nothing follows it, once it is complete.
 ///
 /// # Errors
-/// A clause, when it is none of a sidecar.
-pub fn parse(bytes: &[u8]) -> Result<Option<(String, bool)>, String> {
+/// When it is none of a sidecar.
+pub fn parse(bytes: &[u8]) -> io::Result<Option<(String, bool)>> {
     match ResponseHead::parse(bytes) {
         Ok(None) if bytes.len() < MAX_RESPONSE => Ok(None),
         Ok(Some(ResponseHead { status: 200, body: Some(Range { start, end }), .. }))
@@ -20,9 +21,9 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(String, bool)>, String> {
             Ok(page.map(|page| (harmless(&String::from_utf8_lossy(page)), bytes.len() == end)))
         }
         Ok(Some(head)) if head.status != 200 => {
-            Err(format!("it responded to /status with {}", head.status))
+            Err(io::Error::other(format!("it responded to /status with {}", head.status)))
         }
-        _ => Err("its response to /status is none of a sidecar".to_owned()),
+        _ => Err(io::Error::other("its response to /status is none of a sidecar")),
     }
 }
 
@@ -53,11 +54,11 @@ mod tests {
     fn a_page_is_parsed_once_it_is_complete() {
         let text = head("content-length: 4\r\n") + "page";
         for length in 0..text.len() {
-            assert_eq!(parse(&text.as_bytes()[..length]), Ok(None), "{length}");
+            assert_eq!(parse(&text.as_bytes()[..length]).unwrap(), None, "{length}");
         }
-        assert_eq!(parse(text.as_bytes()), Ok(Some(("page".to_owned(), true))));
+        assert_eq!(parse(text.as_bytes()).unwrap(), Some(("page".to_owned(), true)));
         // The next response would be read from its middle.
-        assert_eq!(parse((text + "x").as_bytes()), Ok(Some(("page".to_owned(), false))));
+        assert_eq!(parse((text + "x").as_bytes()).unwrap(), Some(("page".to_owned(), false)));
     }
 
     #[test]
@@ -70,7 +71,7 @@ mod tests {
             (&head("Content-Length: x\r\n"), "none of a sidecar"),
             (&head("Content-Length: 18446744073709551615\r\n"), "none of a sidecar"),
         ] {
-            let found = parse(text.as_bytes()).unwrap_err();
+            let found = parse(text.as_bytes()).unwrap_err().to_string();
             assert!(found.contains(error), "{text}: {found}");
         }
         let endless = "HTTP/1.1 200 OK\r\na: ".to_owned() + &"b".repeat(MAX_RESPONSE);

@@ -18,7 +18,8 @@ use super::{PATIENCE, Timeline, temp_dir};
 pub struct AdminProxy {
     server: Server,
     requests: Timeline<String>,
-    connections: Timeline<()>,
+    accepted: Timeline<()>,
+    ended: Timeline<()>,
     _dir: TempDir,
 }
 
@@ -42,15 +43,17 @@ impl AdminProxy {
 
     fn start(at: &Address, admin: &Address, dir: TempDir) -> Self {
         let requests = Timeline::default();
-        let connections = Timeline::default();
-        let (admin, timeline, accepted) = (admin.clone(), requests.clone(), connections.clone());
+        let [accepted, ended] = [Timeline::default(), Timeline::default()];
+        let (admin, timeline) = (admin.clone(), requests.clone());
+        let (starts, ends) = (accepted.clone(), ended.clone());
         let server = Server::start(at, move |client| {
-            accepted.push(());
+            starts.push(());
             if let Ok(admin) = admin.connect(PATIENCE) {
                 forward(client, &admin, &timeline);
             }
+            ends.push(());
         });
-        Self { server: server.expect("listen"), requests, connections, _dir: dir }
+        Self { server: server.expect("listen"), requests, accepted, ended, _dir: dir }
     }
 
     /// As `--admin-address` takes it.
@@ -69,7 +72,12 @@ impl AdminProxy {
 
     /// How many connections it has accepted.
     pub fn connections(&self) -> usize {
-        self.connections.all().len()
+        self.accepted.all().len()
+    }
+
+    /// How many of these have ended.
+    pub fn ended_connections(&self) -> usize {
+        self.ended.all().len()
     }
 
     /// When the first request came whose first line starts like this.
