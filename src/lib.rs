@@ -4,7 +4,7 @@
 //! ```text
 //!   the network                          the pod
 //!
-//!   kubelet: probes,              exec hook, `status`
+//!   kubelet: probes,              exec hook, `status`, `restore`, `release`
 //!   Envoy's hook                        | hook
 //!        | public port                  | control_socket
 //!        v                              v
@@ -12,7 +12,7 @@
 //!   |  request -> route -> admission -> upstream |   here; requests in its own words go on
 //!   +-----------------------+--------------------+
 //!              ^            v one stream
-//!              |         backend                   tiny_http; alone can start a drain
+//!              |         backend                   tiny_http; alone can start and end a drain
 //!              |            v
 //!   signals ---|--> coordinator <-----> drain      the state machine: no I/O, no clock
 //!              +-------+ wakes
@@ -30,7 +30,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `main` | the life of the process |
-//! | [`hook`] | the commands `shutdown` and `status`: clients of the control socket |
+//! | [`hook`] | the commands `shutdown`, `status`, `restore` and `release`: clients of the control socket |
 //! | [`frontend`] | holds every connection to the public port and to the control socket |
 //! | [`backend`] | responds to every route, by tiny_http |
 //! | [`control_socket`] | the socket between hook and sidecar: where it is, how each finds it |

@@ -44,7 +44,7 @@ const MAX_STATE_AGE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Coordinator(Arc<Shared>);
 
-/// The right to start a drain.
+/// The right to start a drain and to end it, and to restore Envoy.
 #[derive(Clone, Debug)]
 pub struct DrainTrigger(Arc<Shared>);
 

@@ -18,6 +18,7 @@
 //!   listeners are hidden, Envoy's second count must agree, and be younger than the polls.
 //! - Three refused calls in a row, at any time: Envoy is gone. But an address at which nothing has ever
 //!   responded is a wrong one while Envoy's own hook waits, which runs only while Envoy does.
+//! - An operator's `release`, at any time.
 //! - Its timeout, but not while Envoy's own hook is awaited, nor before the first try to fail health
 //!   checks.
 //! - Where Envoy's own hook is required, and neither waits at the start nor comes within 3 s: Envoy is
@@ -32,7 +33,7 @@
 //! The worker performs what [`Machine::step`] asks for, one call at a time, and feeds back what came of
 //! it; a reply that belongs to an earlier drain is dropped. While idle the machine asks for nothing,
 //! but for one check of Envoy after the start, which finds an Envoy that a previous run of this
-//! sidecar left out of service.
+//! sidecar left out of service, and for what a client asks for: to see Envoy's state, or to restore it.
 
 mod accepted;
 mod confirmation;

@@ -102,35 +102,49 @@ impl Snapshot {
             let since = accepted.first.map_or(Timestamp::ZERO, |first| first);
             page.row("new", &format!("{text}; counted since {}", self.time(since)), "");
         }
-        let Some(progress) = &self.progress else { return };
-        let mut next = String::new();
-        if let Some((step, at)) = progress.next {
-            let what = match step {
-                NextStep::LeaveInService => "Envoy left in service unless its own hook comes",
-                NextStep::FailHealthChecks => "Envoy's health checks are failed",
-                NextStep::FirstPoll => "first poll that can end the drain",
-                NextStep::Poll => "poll",
-            };
-            next = format!("{what} in {}; ", whole(at - self.now));
+        if let Some(progress) = &self.progress {
+            let mut next = String::new();
+            if let Some((step, at)) = progress.next {
+                let what = match step {
+                    NextStep::LeaveInService => "Envoy left in service unless its own hook comes",
+                    NextStep::FailHealthChecks => "Envoy's health checks are failed",
+                    NextStep::FirstPoll => "first poll that can end the drain",
+                    NextStep::Poll => "poll",
+                };
+                next = format!("{what} in {}; ", whole(at - self.now));
+            }
+            next += &progress.gives_up_at.map_or_else(
+                || "waits without a timeout".to_owned(),
+                |at| format!("gives up in {}, at {}", whole(at - self.now), self.time(at)),
+            );
+            page.row("next", &next, "");
         }
-        next += &progress.gives_up_at.map_or_else(
-            || "waits without a timeout".to_owned(),
-            |at| format!("gives up in {}, at {}", whole(at - self.now), self.time(at)),
-        );
-        page.row("next", &next, "");
-        let mut history = format!("requested {}", self.time(progress.started));
+        let Some((started, length)) = self.course() else { return };
+        let mut history = format!("requested {}", self.time(started));
         if !self.requested.is_empty() {
             history += &format!(" with {}", self.requested);
         }
-        history += &progress
-            .out_of_service_since
-            .map_or(String::new(), |at| format!("; out of service {}", self.time(at)));
+        let failed = self.progress.as_ref().and_then(|progress| progress.out_of_service_since);
+        history +=
+            &failed.map_or(String::new(), |at| format!("; out of service {}", self.time(at)));
         let polls = &self.counters;
         let failed: u64 = polls.poll_errors.iter().sum();
         history += &format!("; polls so far {}, failed {failed}", polls.polls);
         page.row("history", &history, "");
         if page.style.plot {
-            self.plot(page);
+            self.plot(page, length);
+        }
+    }
+
+    /// When the drain in progress, or the one that has just ended, started, and how long it has taken.
+    fn course(&self) -> Option<(Timestamp, Duration)> {
+        match (&self.progress, &self.last) {
+            (Some(progress), _) => Some((progress.started, self.ago(progress.started))),
+            (None, Some((ended, at))) => {
+                let started = at.since_boot().saturating_sub(ended.took);
+                Some((Timestamp::from_boot(started), ended.took))
+            }
+            (None, None) => None,
         }
     }
 
@@ -187,14 +201,14 @@ impl Snapshot {
         }
     }
 
-    /// Open connections over the drain, the latest at the right.
-    fn plot(&self, page: &mut Page) {
-        let (most, Some(elapsed)) = (self.history.max(), self.elapsed()) else { return };
+    /// Open connections over a drain of this length, the latest at the right.
+    fn plot(&self, page: &mut Page, length: Duration) {
+        let most = self.history.max();
         if most == 0 {
             return;
         }
         let width = page.width().saturating_sub(NAME);
-        let columns = self.history.columns(width, elapsed);
+        let columns = self.history.columns(width, length);
         let glyphs = page.glyphs();
         let steps = glyphs.len() as u64 - 1;
         for row in (0..PLOT_HEIGHT).rev() {

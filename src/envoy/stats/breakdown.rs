@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(largest.list().unwrap(), "a 5, b 4");
         let long = "n".repeat(60_000);
         largest.add(long.as_bytes(), 6);
-        largest.add(long[1..].as_bytes(), 1);
+        largest.add(&long.as_bytes()[1..], 1);
         assert_eq!(largest.named[0], (long[..MAX_NAME].to_owned(), 7));
     }
 

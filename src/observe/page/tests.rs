@@ -74,7 +74,11 @@ fn a_drain_that_has_ended_and_a_worker_that_is_down_are_shown() {
     ] {
         assert!(page.contains(row), "{row} in {page}");
     }
-    assert!(!page.contains("\nnext") && !page.contains("\nhistory"), "{page}");
+    assert!(!page.contains("\nnext"), "{page}");
+    // It took 61 s and ended a second ago.
+    assert!(page.contains("history     requested 22:12:17 with check-delay=10s; polls"), "{page}");
+    let plotted = snapshot.page(PageStyle { plot: true, ..style(80) });
+    assert!(plotted.lines().count() >= page.lines().count() + 4, "the plot stays: {plotted}");
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub enum Route {
     Stats,
     /// `/stats` with unused gauges too, which is compared with the listing.
     AllGauges,
+    /// `/stats`, of counters: new connections, which this Envoy does not show.
+    Accepted,
     /// `/healthcheck/fail`
     Fail,
     /// `/healthcheck/ok`
@@ -279,6 +281,7 @@ impl Route {
         match path.split('?').next() {
             Some("/ready") => Self::Ready,
             Some("/stats") if !path.contains("usedonly") => Self::AllGauges,
+            Some("/stats") if path.contains("type=Counters") => Self::Accepted,
             Some("/stats") => Self::Stats,
             Some("/healthcheck/fail") => Self::Fail,
             Some("/healthcheck/ok") => Self::Ok,
@@ -316,6 +319,7 @@ impl Script {
             (Route::Fail | Route::Ok | Route::Listeners, _) => {
                 (405, "Method GET not allowed, POST required.")
             }
+            (Route::Accepted, _) => (200, ""),
             (Route::Other, _) => (404, "invalid path.\n"),
         };
         (status, body.to_owned())

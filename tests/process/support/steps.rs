@@ -259,6 +259,8 @@ pub fn start_drain(sidecar: &Sidecar, admin: &FakeAdmin) -> Hook {
     admin.set_open(1);
     let mut hook = sidecar.hook(&[]);
     wait_open_connections(sidecar, 1);
+    // The call behind the first poll, which is no poll itself. There is one, as it shows nothing.
+    admin.wait_for(Route::Accepted, 1);
     hook.assert_running();
     hook
 }

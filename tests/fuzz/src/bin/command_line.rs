@@ -34,7 +34,9 @@ fuzz_target!(|input: &[u8]| {
                 errors = args.errors;
                 (args.overrides, "shutdown")
             }
-            Ok(Command::Run(Subcommand::Status, _)) => return,
+            Ok(Command::Run(Subcommand::Status | Subcommand::Restore | Subcommand::Release, _)) => {
+                return;
+            }
             Ok(Command::Print(text)) => return assert!(text.ends_with('\n')),
             Err(sentence) => return assert!(end == 0 || !sentence.contains('\n'), "{sentence:?}"),
         };

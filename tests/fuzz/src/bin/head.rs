@@ -37,7 +37,7 @@ fn try_head(input: &[u8], max_head: usize) {
         let (method, target) = route.request_line();
         assert!(target.bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
         assert_eq!(Route::parse(method, &target).as_ref(), Ok(route), "{target:?}");
-        assert!(!route.is_drain() || !*head_only);
+        assert!(!route.is_post() || !*head_only);
     }
     match (public, private) {
         (ParsedHead::Complete(public), ParsedHead::Complete(private)) => {
