@@ -175,8 +175,12 @@ fn handle_signals(signals: &SigSet, coordinator: &Coordinator, file: &SocketFile
             std::process::exit(128 + signal as i32);
         }
         stopping = true;
-        let phase = coordinator.observer().snapshot().phase.name();
-        Record::info(messages::STOP_REQUESTED).with("signal", name).with("phase", phase).emit();
+        let now = coordinator.observer().snapshot();
+        Record::info(messages::STOP_REQUESTED)
+            .with("signal", name)
+            .with("phase", now.phase.name())
+            .with("envoy_state", now.counters.envoy.name())
+            .emit();
         coordinator.stop();
     }
 }

@@ -2,8 +2,11 @@
 //! performs what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can
 //! only observe, a [`WaiterTracker`] says who waits and learns when they are to be answered.
 
+mod observer;
 mod ready_file;
 mod termination_message;
+mod tracker;
+mod trigger;
 
 use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError};
@@ -11,21 +14,18 @@ use std::time::{Duration, SystemTime};
 
 pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::address::AdminAddress;
-use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{Options, Overrides};
-use crate::drain::{Action, Drain, DrainEvent, DrainStart, Event, Machine, Outcome, Phase, Step};
+use crate::drain::{Action, Drain, DrainEvent, Event, Machine, Outcome, Phase, Step};
 use crate::envoy::Call;
 use crate::envoy::admin::Admin;
 use crate::observe::counters::Counters;
 use crate::observe::drain_log::DrainLog;
 use crate::observe::history::History;
 use crate::observe::log::Record;
-use crate::observe::messages;
-use crate::observe::status::{Progress, Snapshot, whole};
 use crate::os::clock::{self, Timestamp};
 use crate::os::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::os::waker::Waker;
-use crate::route::{PublicRoute, Route, Status};
+use crate::route::Route;
 
 /// An exec hook is answered once no Envoy hook waits, and at the latest after this: the kubelet stops the
 /// sidecar when its hook returns.
@@ -36,9 +36,6 @@ const HOOK_RETURN_WINDOW: Duration = Duration::from_secs(1);
 
 /// Answering waiters takes microseconds; one that cannot be answered must not keep the process.
 const FINAL_ANSWERS_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Envoy's state is shown as it is when it is no older than this; else it is checked.
-const MAX_STATE_AGE: Duration = Duration::from_secs(1);
 
 /// The state of the sidecar, with the right to do the work and to stop it.
 #[derive(Clone, Debug)]
@@ -278,236 +275,6 @@ impl Coordinator {
     }
 }
 
-impl DrainTrigger {
-    /// Starts a drain with the sidecar's options and the request's in their place, or joins the
-    /// one in progress.
-    ///
-    /// # Errors
-    /// When the request has expired, or the sidecar stops.
-    pub fn start(&self, request: &DrainRequest) -> Result<DrainStart, StartError> {
-        if request.expires.is_some_and(|expires| clock::wall_now() > expires) {
-            return Err(StartError::Expired);
-        }
-        let (start, records) = {
-            let mut state = self.0.lock();
-            let now = clock::now();
-            if state.machine.is_over() {
-                return Err(StartError::Stopping);
-            }
-            let start = state.machine.request(&request.overrides, now);
-            let start = start.map_err(StartError::OtherEnvoy)?;
-            if let DrainStart::Started(_) = start {
-                state.drain_started(request.overrides.list(), now);
-            }
-            state.step_due = true;
-            state.hooks_expected += 1;
-            state.hook_expected_at = now;
-            let State { machine, log, .. } = &mut *state;
-            (start, log.drain_started(start, &request.overrides, machine, now))
-        };
-        // Before the worker has more to log.
-        records.into_iter().for_each(Record::emit);
-        self.0.notify(Change::DrainStarted);
-        Ok(start)
-    }
-}
-
-impl DrainTrigger {
-    /// Ends the drain in progress as its timeout would. Returns its number; none where there is no drain.
-    /// `by`: who asks, for the log.
-    pub fn release(&self, by: &str) -> Option<u64> {
-        let mut state = self.0.lock();
-        let number = state.machine.release()?;
-        state.step_due = true;
-        drop(state);
-        Record::warn(messages::RELEASE_REQUESTED).with("drain", number).with("by", by).emit();
-        self.0.notify(Change::Requested);
-        Some(number)
-    }
-
-    /// Has the worker restore Envoy to service. Returns the number of the request, for
-    /// [`Self::restored`]. `by`: who asks, for the log.
-    ///
-    /// # Errors
-    /// While a drain is in progress, which would only take Envoy out of service again, and when the
-    /// sidecar stops: the phase.
-    pub fn restore(&self, by: &str) -> Result<u64, Phase> {
-        let mut state = self.0.lock();
-        let phase = state.machine.phase();
-        if state.machine.is_over() || !state.machine.restore() {
-            return Err(phase);
-        }
-        if state.restore.1.is_some() || state.restore.0 == 0 {
-            state.restore = (state.restore.0 + 1, None);
-        }
-        state.step_due = true;
-        let number = state.restore.0;
-        drop(state);
-        Record::info(messages::RESTORE_REQUESTED).with("by", by).emit();
-        self.0.notify(Change::Requested);
-        Ok(number)
-    }
-
-    /// What came of the request to restore Envoy of this number, or of a later one; none as long as
-    /// nothing has.
-    pub fn restored(&self, number: u64) -> Option<Result<(), String>> {
-        let state = self.0.lock();
-        if number > state.restore.0 {
-            return Some(Err("there was no such request".to_owned()));
-        }
-        state.restore.1.clone()
-    }
-}
-
-impl DrainObserver {
-    /// How things stand.
-    pub fn snapshot(&self) -> Snapshot {
-        let state = self.0.lock();
-        let machine = &state.machine;
-        let options = machine.options().unwrap_or(&state.options);
-        Snapshot {
-            now: clock::now(),
-            wall_now: clock::wall_now(),
-            phase: machine.phase(),
-            phase_since: state.phase_since,
-            drain: machine.number(),
-            requested: state.requested.clone(),
-            progress: machine.drain().map(Progress::of),
-            threshold: options.min_open_connections,
-            last: machine.last().cloned().map(|ended| (ended, state.ended_at)),
-            history: state.history.clone(),
-            envoy_hooks: state.envoy_hooks,
-            exec_hooks: state.exec_hooks,
-            counters: state.counters.clone(),
-            admin_address: options.admin_address.to_string(),
-            worker_running: state.worker_running,
-        }
-    }
-
-    /// Has the worker check Envoy, where what is known is older than a second: a later snapshot shows
-    /// it. `in_drain`: has it count connections in a delay, too, where a drain does not of itself.
-    pub fn refresh(&self, in_drain: bool) {
-        let mut state = self.0.lock();
-        let is_old = |at: Timestamp| at + MAX_STATE_AGE <= clock::now();
-        let wanted = match state.machine.drain() {
-            Some(_) => in_drain,
-            None => state.counters.envoy_seen.is_none_or(is_old),
-        };
-        if wanted && state.machine.refresh() {
-            state.step_due = true;
-            drop(state);
-            self.0.notify(Change::Requested);
-        }
-    }
-
-    /// # Errors
-    /// A sentence, when no drain would go on or start.
-    pub fn health(&self) -> Result<(), &'static str> {
-        let state = self.0.lock();
-        match state.worker_running {
-            _ if state.control_socket_lost => Err("no hook finds the control socket\n"),
-            false => Err("the worker is down\n"),
-            true => Ok(()),
-        }
-    }
-
-    /// A line for a hook with these options that has joined the drain in progress; empty if that has just
-    /// ended.
-    pub fn explain_join(&self, overrides: &Overrides) -> String {
-        let state = self.0.lock();
-        let Some(drain) = state.machine.drain() else { return String::new() };
-        let ignored = drain.options.changes(overrides, "drain");
-        format!(
-            "joined drain {}, in progress for {}, phase {}; ignored options: {}\n",
-            state.machine.number(),
-            whole(clock::now() - drain.started),
-            state.machine.phase().name(),
-            if ignored.is_empty() { "none" } else { &ignored }
-        )
-    }
-
-    /// How the wait of a hook ends, once it does.
-    pub fn wait_result(&self, hook: &Route) -> Option<WaitResult> {
-        self.0.lock().wait_result(hook)
-    }
-}
-
-impl WaiterTracker {
-    /// A complete request of Envoy's hook has come, and waits for the drain of this number.
-    pub fn envoy_hook(&self) -> (WaiterGuard, u64) {
-        let mut state = self.0.lock();
-        let awaited = state.machine.awaited_drain();
-        state.envoy_hooks += 1;
-        // Do not notify for every arrival: network clients could cause a wake-up storm.
-        if state.machine.waiter_arrived(clock::now()) {
-            state.step_due = true;
-            self.0.notify(Change::EnvoyHookArrived);
-        }
-        (WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::EnvoyHook }, awaited)
-    }
-
-    /// An exec hook has come to wait for the end of its drain.
-    pub fn exec_hook(&self) -> WaiterGuard {
-        let mut state = self.0.lock();
-        state.exec_hooks += 1;
-        state.hooks_expected = state.hooks_expected.saturating_sub(1);
-        WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::ExecHook }
-    }
-
-    /// From when on a hook is to be answered: its drain has ended, which is logged, or none will come.
-    pub fn answer_due(&self, hook: &Route) -> Option<Timestamp> {
-        let state = self.0.lock();
-        let others_wait = !hook.is_envoy_hook() && state.envoy_hooks > 0;
-        state.wait_result(hook).map(|result| match result {
-            WaitResult::Ended(_) if others_wait => state.ended_at + HOOK_ANSWER_DELAY,
-            _ => Timestamp::ZERO,
-        })
-    }
-
-    pub fn set_control_socket_lost(&self, lost: bool) {
-        self.0.lock().control_socket_lost = lost;
-    }
-
-    /// When the drain in progress started.
-    pub fn drain_started(&self) -> Option<Timestamp> {
-        self.0.lock().machine.drain().map(|drain| drain.started)
-    }
-
-    /// Whether no drain is in progress or has just ended, so that a client that has waited for the
-    /// start timeout is answered with 503.
-    pub fn no_drain_active(&self) -> bool {
-        self.0.lock().machine.phase() == Phase::Idle
-    }
-
-    /// Counts `times` responses of the public port; `route`: to what, where that could be known.
-    pub fn count_responses(&self, route: Option<PublicRoute>, status: Status, times: u64) {
-        self.0.lock().counters.count_responses(route, status, times);
-    }
-
-    /// Counts a connection to the public port that was evicted or not served, for want of a slot.
-    pub fn count_rejected_connection(&self) {
-        self.0.lock().counters.connections_rejected += 1;
-    }
-}
-
-impl Drop for WaiterGuard {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        match self.waiter {
-            Waiter::ExecHook => state.exec_hooks -= 1,
-            Waiter::EnvoyHook => {
-                state.envoy_hooks -= 1;
-                if state.envoy_hooks > 0 {
-                    return;
-                }
-                state.machine.last_waiter_left(clock::now());
-                state.step_due = true;
-            }
-        }
-        self.shared.notify(Change::WaiterLeft);
-    }
-}
-
 /// What the worker does next.
 enum Task {
     Wait(Option<Timestamp>),
@@ -582,6 +349,7 @@ impl Shared {
             }
         }
         state.note_phase(now);
+        state.log.envoy = state.counters.envoy;
         let records = state.log.record(&events, &state.machine, now);
         state.logging = !records.is_empty();
         // The machine asks for its action again in the next step.

@@ -12,8 +12,9 @@ use loom::thread::{self, JoinHandle};
 
 use super::replies::{reply, wait};
 use super::*;
+use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{DrainOption, ON, Overrides};
-use crate::drain::Outcome;
+use crate::drain::{Outcome, OutcomeKind};
 use crate::envoy::CallResult;
 
 /// In the place of [`Shared::notify`]: one waiting thread is notified of the change that `$PLANTED`
@@ -352,5 +353,33 @@ fn a_waiter_that_comes_while_the_last_one_leaves_hears_of_the_stop() {
             coordinator.stop();
             work(coordinator);
         })
+    });
+}
+
+/// An Envoy with a connection that stays.
+struct Busy;
+
+impl Admin for Busy {
+    fn call(&mut self, call: Call, _: &Options, _: Option<Duration>) -> CallResult {
+        Ok(reply(call, 1))
+    }
+}
+
+#[test]
+fn the_worker_hears_of_a_release_while_a_hook_waits() {
+    explore(3, &[true], |coordinator| {
+        let start = coordinator.trigger().start(&DrainRequest::default()).unwrap();
+        let waiting = coordinator.tracker().exec_hook();
+        let worker = spawn(coordinator, |coordinator| coordinator.work(&mut Busy));
+        let hook = spawn(coordinator, move |coordinator| {
+            let result = wait(coordinator, &Route::ExecHook(start.number()));
+            drop(waiting);
+            result
+        });
+        coordinator.trigger().release("a client");
+        let result = hook.join().unwrap();
+        stop(coordinator);
+        worker.join().unwrap();
+        matches!(result, WaitResult::Ended(Outcome { kind: OutcomeKind::Released, .. }))
     });
 }

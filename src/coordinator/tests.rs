@@ -8,8 +8,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::replies::{reply, wait};
 use super::*;
+use crate::cli::drain_request::DrainRequest;
 use crate::cli::options::{DrainOption, Overrides};
-use crate::drain::{Outcome, OutcomeKind};
+use crate::drain::{DrainStart, Outcome, OutcomeKind};
 use crate::envoy::CallResult;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::observe::counters::EnvoyState;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::counters::EnvoyState;
 use super::hints::Hints;
 use super::log::{RateLimit, Record};
 use super::messages;
@@ -26,6 +27,8 @@ pub struct DrainLog {
     hidden: HiddenListeners,
     total_hidden: bool,
     hints: Hints,
+    /// Envoy's own state, which stands beside each phase.
+    pub envoy: EnvoyState,
     /// An Envoy may come back in service again and again.
     reverts: RateLimit<10>,
     last_record: Timestamp,
@@ -64,11 +67,16 @@ impl DrainLog {
         let DrainStart::Started(number) = start else {
             let record = Record::info(messages::DRAIN_JOINED).with("drain", start.number());
             let record = record.with("phase", machine.phase().name());
+            let record = record.with("envoy_state", self.envoy.name());
             return vec![record.with("ignored", changes(&drain.options, "drain"))];
         };
         let overrides = changes(machine.own(), "sidecar");
-        *self =
-            Self { last_record: now, hidden: std::mem::take(&mut self.hidden), ..Self::default() };
+        *self = Self {
+            last_record: now,
+            envoy: self.envoy,
+            hidden: std::mem::take(&mut self.hidden),
+            ..Self::default()
+        };
         let options = &drain.options;
         let mut record = Record::info(messages::DRAIN_STARTED)
             .with("drain", number)
@@ -325,6 +333,7 @@ impl DrainLog {
         Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
             .with("phase", machine.phase().name())
+            .with("envoy_state", self.envoy.name())
             .with("open_connections", open)
             .with("threshold_connections", drain.map(|drain| drain.options.min_open_connections))
             .with("elapsed_seconds", drain.map(|drain| now - drain.started))
