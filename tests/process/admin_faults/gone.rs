@@ -39,6 +39,8 @@ fn envoy_is_gone_in_any_phase_after_three_refusals_a_second_apart() {
             }
             if phase == WAITING_FOR_CONNECTIONS {
                 wait_open_connections(&sidecar, 1);
+                // The call behind the first poll, which may be refused as a poll is.
+                admin.wait_for(Route::Accepted, 1);
             } else {
                 admin.wait_for(Route::Ready, admin.count(Route::Ready) + 1);
             }
