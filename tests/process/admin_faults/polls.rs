@@ -256,23 +256,23 @@ fn no_fault_of_ready_ends_a_delay() {
         ("an end at once", row(Fault::Close, "", "")),
     ]);
     let rows = faults.into_iter().flat_map(|(name, row)| {
-        [("--check-delay=3s", CHECK_DELAY), ("--drain-delay=3s", DRAIN_DELAY)]
+        [("--check-delay=5s", CHECK_DELAY), ("--drain-delay=5s", DRAIN_DELAY)]
             .map(|delay| (format!("{name}, {}", delay.0), (delay, row.clone())))
     });
     each_over_both(rows.collect(), |name, admin, ((delay, phase), row)| {
         admin.fault(Route::Ready, row.fault.clone().expect("a fault"));
         let sidecar = Sidecar::builder().beside(&admin).arg(delay).start();
         let mut hook = sidecar.hook(&[]);
-        wait_status(&sidecar, |status| {
+        let status = wait_status(&sidecar, |status| {
             let failed = status.error_contains(row.error) && status.error_contains("GET /ready");
             status.phase() == phase && failed
         });
         hook.assert_running();
-        let error = last_error(&sidecar);
+        let error = status.last_error().expect("an error").to_owned();
         assert_eq!(times_logged(&sidecar, &error), 1, "{name}: {}", sidecar.report());
         let exit = hook.wait();
         assert_eq!(exit.code, Some(0), "{name}: {exit:?}");
-        assert_took(name, exit.took, 3.0..6.0);
+        assert_took(name, exit.took, 5.0..8.0);
         assert_eq!((admin.count(Route::Fail), poll_errors(&sidecar, "timeout")), (1, 0), "{name}");
     });
 }
