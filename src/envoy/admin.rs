@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::error::{AdminError, AdminErrorKind};
 use super::listeners::{self, GaugeNames};
-use super::stats::{self, ACCEPTED, AcceptedParser, Exclusions, Observation, StatsParser};
+use super::stats::{
+    self, ACCEPTED, AcceptedParser, Exclusions, Observation, ReadLines as _, StatsParser,
+};
 use super::transport::{Error, any_peer, request};
 use super::{CALLS, Call, CallResult, Health, Poll, Reply};
 use crate::cli::address::AdminAddress;

@@ -19,7 +19,7 @@
 //! uncertain.
 
 use super::HiddenListeners;
-use super::stats::{Exclusions, Gauge, INTERNAL, Lines, ListenerGauges};
+use super::stats::{Exclusions, Gauge, INTERNAL, Lines, ListenerGauges, ReadLines};
 
 /// The path of all listeners, as text: `NAME::ADDRESS` a line, several for one with several addresses.
 pub const LISTENERS: &str = "/listeners";
@@ -65,27 +65,6 @@ impl<'a> GaugeNames<'a> {
         !self.workers_started
     }
 
-    /// Takes the next piece of the response to [`GAUGES`]. False: a line is longer than any of
-    /// Envoy's.
-    #[must_use]
-    pub fn push(&mut self, piece: &[u8]) -> bool {
-        let mut lines = std::mem::take(&mut self.lines);
-        let is_stats = lines.push(piece, &mut |line| self.line(line));
-        self.lines = lines;
-        is_stats
-    }
-
-    fn line(&mut self, line: &[u8]) {
-        match Gauge::in_line(line) {
-            Some((Gauge::Listener(b"admin"), _)) => self.sees_listeners = true,
-            Some((Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin"), _)) => {}
-            Some((Gauge::Listener(name), _)) => self.gauges.add_cx(name, 0),
-            Some((Gauge::PreConnection(name), _)) => self.gauges.add_pre_cx(name, 0),
-            Some((Gauge::WorkersStarted, value)) => self.workers_started = value != Some(0),
-            _ => {}
-        }
-    }
-
     /// The listeners of the body of [`LISTENERS`] that have no gauge, once the whole response was
     /// pushed. None where no listener's gauges are visible, which each poll shows by its coverage.
     ///
@@ -93,8 +72,7 @@ impl<'a> GaugeNames<'a> {
     /// A clause that fits behind the request: the body is not a list of listeners, or Envoy has not
     /// started them.
     pub fn hidden_of(mut self, body: &[u8]) -> Result<HiddenListeners, &'static str> {
-        let lines = std::mem::take(&mut self.lines);
-        self.line(lines.last());
+        self.end();
         if !self.workers_started {
             return Err("Envoy is starting, and its listeners have no gauges yet");
         }
@@ -136,6 +114,23 @@ impl<'a> GaugeNames<'a> {
             return Ok(HiddenListeners::default());
         }
         Ok(HiddenListeners { names, certain: left == 0 })
+    }
+}
+
+impl ReadLines for GaugeNames<'_> {
+    fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        match Gauge::in_line(line) {
+            Some((Gauge::Listener(b"admin"), _)) => self.sees_listeners = true,
+            Some((Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin"), _)) => {}
+            Some((Gauge::Listener(name), _)) => self.gauges.add_cx(name, 0),
+            Some((Gauge::PreConnection(name), _)) => self.gauges.add_pre_cx(name, 0),
+            Some((Gauge::WorkersStarted, value)) => self.workers_started = value != Some(0),
+            _ => {}
+        }
     }
 }
 

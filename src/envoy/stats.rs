@@ -66,7 +66,7 @@ use std::fmt;
 
 pub use self::accepted::{ACCEPTED, AcceptedParser};
 pub use self::breakdown::{Breakdown, Kinds, Largest};
-pub use self::gauges::{Gauge, Lines};
+pub use self::gauges::{Gauge, Lines, ReadLines};
 use self::gauges::{named, number};
 pub use self::listener_gauges::{Listener, ListenerGauges};
 use super::ServerTotal;
@@ -195,23 +195,12 @@ impl<'a> StatsParser<'a> {
         }
     }
 
-    /// Takes the next piece of the response. False: a line is longer than any of Envoy's.
-    #[must_use]
-    pub fn push(&mut self, piece: &[u8]) -> bool {
-        self.breakdown.bytes += piece.len() as u64;
-        let mut lines = std::mem::take(&mut self.lines);
-        let is_stats = lines.push(piece, &mut |line| self.line(line));
-        self.lines = lines;
-        is_stats
-    }
-
     /// The sum, once the whole response was pushed.
     ///
     /// # Errors
     /// When the response is not one to [`REQUEST`], or shows neither family of gauges.
     pub fn finish(mut self) -> Result<Observation, StatsError> {
-        let lines = std::mem::take(&mut self.lines);
-        self.line(lines.last());
+        self.breakdown.bytes = self.end();
         if let Some(error) = self.error {
             return Err(error);
         }
@@ -274,6 +263,29 @@ impl<'a> StatsParser<'a> {
         })
     }
 
+    fn is_excluded(&self, prefix: &[u8]) -> bool {
+        EXCLUDED_PREFIXES.contains(&prefix) || self.exclusions.names(prefix)
+    }
+
+    fn reject(&mut self, line: &[u8]) {
+        let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
+        self.error.get_or_insert(StatsError::BadValue(shown));
+    }
+
+    /// What is there twice is added twice, so it must not be subtracted twice.
+    fn exclude(&mut self, prefix: &[u8], cx: u64) {
+        match self.excluded_http.iter_mut().find(|(known, _)| **known == *prefix) {
+            Some((_, least)) => *least = cx.min(*least),
+            None => self.excluded_http.push((prefix.into(), cx)),
+        }
+    }
+}
+
+impl ReadLines for StatsParser<'_> {
+    fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
     fn line(&mut self, line: &[u8]) {
         let Some((gauge, value)) = Gauge::in_line(line) else { return };
         let Some(value) = value else { return self.reject(line) };
@@ -305,23 +317,6 @@ impl<'a> StatsParser<'a> {
             Gauge::HttpUpgrades(_) => add(&mut self.breakdown.kinds.upgraded, value),
             Gauge::HttpRequests(_) => add(self.breakdown.requests.get_or_insert(0), value),
             Gauge::UdpSessions => add(&mut self.breakdown.udp_sessions, value),
-        }
-    }
-
-    fn is_excluded(&self, prefix: &[u8]) -> bool {
-        EXCLUDED_PREFIXES.contains(&prefix) || self.exclusions.names(prefix)
-    }
-
-    fn reject(&mut self, line: &[u8]) {
-        let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
-        self.error.get_or_insert(StatsError::BadValue(shown));
-    }
-
-    /// What is there twice is added twice, so it must not be subtracted twice.
-    fn exclude(&mut self, prefix: &[u8], cx: u64) {
-        match self.excluded_http.iter_mut().find(|(known, _)| **known == *prefix) {
-            Some((_, least)) => *least = cx.min(*least),
-            None => self.excluded_http.push((prefix.into(), cx)),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{env, fmt};
 
-use envoy_shutdown_manager::envoy::stats::{Exclusions, REQUEST, StatsParser};
+use envoy_shutdown_manager::envoy::stats::{Exclusions, REQUEST, ReadLines as _, StatsParser};
 use socket2::Socket;
 use tempfile::TempDir;
 

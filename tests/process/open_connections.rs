@@ -134,13 +134,26 @@ fn idle_connections_and_those_of_probes_are_hinted_at_once() {
 
 #[test]
 fn an_admin_interface_that_is_read_only_is_hinted_at() {
-    let admin = FakeAdmin::unix();
-    admin.fault(Route::Fail, Fault::Status(403));
-    let sidecar = Sidecar::beside(&admin);
+    let envoy = Envoy::builder().tcp("tcp").read_only_admin().start();
+    let sidecar = Sidecar::beside(&envoy);
+    sidecar.wait_log(ENVOY_RESPONDS);
     let mut hook = sidecar.hook(&[]);
     sidecar.wait_log(logged(ENVOY_CALL_FAILED).with("hint", HINT_READ_ONLY));
-    admin.clear(Route::Fail);
+    hook.assert_running();
+    assert_eq!(envoy.ready(), "LIVE");
+}
+
+#[test]
+fn an_envoy_whose_polls_take_long_is_hinted_at_once() {
+    // On a fast machine a poll of it takes some 10 ms, a fifth of the check interval of tests.
+    let envoy = Envoy::builder().clusters(4_000).tcp("tcp").start();
+    let sidecar = Sidecar::beside(&envoy);
+    let client = connect(&envoy);
+    let mut hook = sidecar.hook(&[]);
+    sidecar.wait_log(logged(HINT_SLOW_POLL).with("check_interval", "50ms"));
+    drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
+    assert_eq!(sidecar.times_logged(HINT_SLOW_POLL), 1);
 }
 
 #[test]

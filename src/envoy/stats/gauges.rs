@@ -8,13 +8,39 @@ const MAX_LINE: usize = 1 << 16;
 pub struct Lines {
     /// The beginning of a line whose end is in a later piece.
     partial: Vec<u8>,
+    /// The length of the body so far.
+    pub bytes: u64,
+}
+
+/// Reads a response line by line.
+pub trait ReadLines {
+    fn lines(&mut self) -> &mut Lines;
+
+    fn line(&mut self, line: &[u8]);
+
+    /// Takes the next piece of the response. False: a line is longer than any of Envoy's.
+    #[must_use]
+    fn push(&mut self, piece: &[u8]) -> bool {
+        let mut lines = std::mem::take(self.lines());
+        let is_stats = lines.push(piece, &mut |line| self.line(line));
+        *self.lines() = lines;
+        is_stats
+    }
+
+    /// The whole response was pushed: its last line needs no end. Returns its length.
+    fn end(&mut self) -> u64 {
+        let lines = std::mem::take(self.lines());
+        self.line(&lines.partial);
+        lines.bytes
+    }
 }
 
 impl Lines {
     /// Takes the next piece of the body. False: one of its lines is longer than any of Envoy's, and
     /// the rest need not be read.
     #[must_use]
-    pub fn push(&mut self, mut piece: &[u8], on_line: &mut dyn FnMut(&[u8])) -> bool {
+    fn push(&mut self, mut piece: &[u8], on_line: &mut dyn FnMut(&[u8])) -> bool {
+        self.bytes += piece.len() as u64;
         while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = piece.split_at(end);
             if self.partial.is_empty() {
@@ -28,11 +54,6 @@ impl Lines {
         }
         self.partial.extend_from_slice(piece);
         self.partial.len() <= MAX_LINE
-    }
-
-    /// The last line, which has no end.
-    pub fn last(&self) -> &[u8] {
-        &self.partial
     }
 }
 

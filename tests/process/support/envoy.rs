@@ -24,6 +24,8 @@ pub struct Builder {
     admin: Address,
     listeners: String,
     stats_config: String,
+    /// What the admin interface is restricted to, if it is.
+    allowed_paths: String,
     bootstrap: String,
     clusters: usize,
     flags: Vec<String>,
@@ -109,7 +111,7 @@ const CLUSTER: &str = r#"
     load_assignment: { cluster_name: $NAME, endpoints: [{ lb_endpoints: [{ endpoint: { address: $UPSTREAM } }] }] }"#;
 
 const CONFIG: &str = r#"
-admin: { address: $ADMIN }
+admin: { address: $ADMIN, $ALLOWED }
 stats_config: { $STATS }
 $BOOTSTRAP
 static_resources:
@@ -187,6 +189,14 @@ impl Builder {
     /// What goes into `stats_config`, such as `stats_matcher: { inclusion_list: … }`.
     pub fn stats_config(mut self, yaml: &str) -> Self {
         self.stats_config = yaml.to_owned();
+        self
+    }
+
+    /// The admin interface serves its pages, and nothing that changes Envoy.
+    pub fn read_only_admin(mut self) -> Self {
+        self.allowed_paths =
+            "allow_paths: [{ exact: /ready }, { exact: /listeners }, { prefix: /stats }]"
+                .to_owned();
         self
     }
 
@@ -280,6 +290,7 @@ impl Builder {
         let clusters = names.map(|name| CLUSTER.replace("$NAME", &name));
         let mut config = CONFIG
             .replace("$ADMIN", &yaml(&self.admin))
+            .replace("$ALLOWED", &self.allowed_paths)
             .replace("$STATS", &self.stats_config)
             .replace("$BOOTSTRAP", &self.bootstrap)
             .replace("$CLUSTERS", &clusters.collect::<String>())
@@ -339,6 +350,7 @@ impl Envoy {
             admin: Address::loopback(),
             listeners: String::new(),
             stats_config: String::new(),
+            allowed_paths: String::new(),
             bootstrap: String::new(),
             clusters: 0,
             flags: Vec::new(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::envoy::stats::ReadLines as _;
 use crate::envoy::stats::StatsParser;
 
 const NOTHING: Exclusions<'static> = Exclusions { names: &[], ignored_suffixes: &[] };

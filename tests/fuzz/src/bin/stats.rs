@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use envoy_shutdown_manager::envoy::listeners::GaugeNames;
 use envoy_shutdown_manager::envoy::stats::{
-    Exclusions, Observation, StatsCoverage, StatsError, StatsParser,
+    Exclusions, Observation, ReadLines as _, StatsCoverage, StatsError, StatsParser,
 };
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
