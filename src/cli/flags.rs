@@ -79,6 +79,15 @@ options! {
          --drain-listeners"
     DrainTimeout "drain-timeout" "DURATION" DRAINS
         "give up this long after the start of the drain"
+    QuietPeriod "quiet-period" "DURATION" DRAINS
+        "end either delay early once no new connection has reached Envoy for this long; no less than \
+         the balancer takes to stop sending; 0s: off"
+    WaitFor "wait-for" "WHAT" DRAINS
+        "connections, or requests: an HTTP connection without a request in flight does not hold the \
+         drain, and is cut when Kubernetes stops Envoy"
+    InjectedResource "injected-resource" "PATH" DRAINS
+        "the file that Envoy's overload manager reads (envoy.resource_monitors.injected_resource): \
+         written in a drain, so that Envoy closes idle connections"
     DrainListeners "drain-listeners" "" DRAINS
         "after failing health checks also drain Envoy's listeners, which reaches HTTP/3 and \
          other listeners that ignore health checks. Only while Envoy's own hook waits on /shutdown, \

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::address::AdminAddress;
 use super::duration;
 pub use super::flags::DrainOption;
+use crate::labels;
 
 /// Polling faster than this would only keep Envoy's main thread busy.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -40,6 +41,15 @@ impl Flavor {
     }
 }
 
+labels! {
+    /// What a drain waits for.
+    pub enum WaitFor {
+        Connections = "connections",
+        /// HTTP connections without a request in flight do not hold it.
+        Requests = "requests",
+    }
+}
+
 /// The options of one drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -58,6 +68,11 @@ pub struct Options {
     pub health_check_failure_delay: Duration,
     /// Time from the start of the drain to giving up.
     pub drain_timeout: Option<Duration>,
+    /// A delay ends early once no new connection has come for this long; zero: it does not.
+    pub quiet_period: Duration,
+    pub wait_for: WaitFor,
+    /// The file in which Envoy's overload manager reads how far the drain is.
+    pub injected_resource: Option<PathBuf>,
     /// Tell Envoy's listeners to drain, too.
     pub drain_listeners: bool,
     /// Drain only if Envoy's own hook waits, too.
@@ -88,6 +103,9 @@ impl Options {
             drain_delay: Duration::ZERO,
             health_check_failure_delay: Duration::ZERO,
             drain_timeout: None,
+            quiet_period: Duration::ZERO,
+            wait_for: WaitFor::Connections,
+            injected_resource: None,
             drain_listeners: false,
             require_envoy_hook: false,
             exclude: Vec::new(),
@@ -130,6 +148,15 @@ impl Options {
                 self.health_check_failure_delay = duration::parse(text)?;
             }
             DrainOption::DrainTimeout => self.drain_timeout = Some(duration::parse(text)?),
+            DrainOption::QuietPeriod => self.quiet_period = duration::parse(text)?,
+            DrainOption::WaitFor => {
+                let named = WaitFor::from_name(text);
+                self.wait_for = named.ok_or("neither connections nor requests")?;
+            }
+            DrainOption::ReadyFile | DrainOption::InjectedResource if text.is_empty() => {
+                return Err("not a path");
+            }
+            DrainOption::InjectedResource => self.injected_resource = Some(PathBuf::from(text)),
             DrainOption::DrainListeners => self.drain_listeners = is_on(text)?,
             DrainOption::RequireEnvoyHook => self.require_envoy_hook = is_on(text)?,
             DrainOption::Exclude if text.is_empty() => {
@@ -137,7 +164,6 @@ impl Options {
             }
             DrainOption::Exclude => self.exclude.push(text.to_owned()),
             DrainOption::AdminAddress => self.admin_address = AdminAddress::parse(text)?,
-            DrainOption::ReadyFile if text.is_empty() => return Err("not a path"),
             DrainOption::ReadyFile => self.ready_file = Some(PathBuf::from(text)),
         }
         Ok(())
@@ -147,6 +173,7 @@ impl Options {
     /// several for `exclude` alone.
     pub fn get(&self, option: DrainOption) -> Vec<String> {
         let switch = |on: bool| Some(if on { ON } else { OFF }.to_owned());
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let value = match option {
             DrainOption::CheckInterval => Some(duration::format(self.check_interval)),
             DrainOption::CheckDelay => Some(duration::format(self.check_delay)),
@@ -157,13 +184,14 @@ impl Options {
                 Some(duration::format(self.health_check_failure_delay))
             }
             DrainOption::DrainTimeout => self.drain_timeout.map(duration::format),
+            DrainOption::QuietPeriod => Some(duration::format(self.quiet_period)),
+            DrainOption::WaitFor => Some(self.wait_for.name().to_owned()),
+            DrainOption::InjectedResource => path(&self.injected_resource),
             DrainOption::DrainListeners => switch(self.drain_listeners),
             DrainOption::RequireEnvoyHook => switch(self.require_envoy_hook),
             DrainOption::Exclude => return self.exclude.clone(),
             DrainOption::AdminAddress => Some(self.admin_address.to_string()),
-            DrainOption::ReadyFile => {
-                self.ready_file.as_ref().map(|path| path.display().to_string())
-            }
+            DrainOption::ReadyFile => path(&self.ready_file),
         };
         value.into_iter().collect()
     }
@@ -317,6 +345,9 @@ mod tests {
             (DrainOption::HealthCheckFailureDelay, "6s"),
             (DrainOption::MinDrainDuration, "7s"),
             (DrainOption::DrainTimeout, "5s"),
+            (DrainOption::QuietPeriod, "8s"),
+            (DrainOption::WaitFor, "requests"),
+            (DrainOption::InjectedResource, "/dev/shm/drain&1"),
             (DrainOption::DrainListeners, "on"),
             (DrainOption::RequireEnvoyHook, "on"),
             (DrainOption::Exclude, "a=1&b c%"),

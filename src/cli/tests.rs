@@ -449,6 +449,7 @@ fn help_shows_the_defaults_that_hold() {
             without.iter().map(|(name, shown)| (*name, shown.as_str())).collect::<Vec<_>>(),
             [
                 (!gateway).then_some(("drain-timeout", "none")),
+                Some(("injected-resource", "none")),
                 Some(("drain-listeners", "")),
                 Some(("require-envoy-hook", "")),
                 Some(("exclude", "")),

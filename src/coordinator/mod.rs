@@ -2,6 +2,7 @@
 //! performs what the machine asks for; a [`DrainTrigger`] can start a drain, a [`DrainObserver`] can
 //! only observe, a [`WaiterTracker`] says who waits and learns when they are to be answered.
 
+mod injected_resource;
 mod observer;
 mod ready_file;
 mod termination_message;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use self::injected_resource::{InjectedResource, Writer};
 pub use self::ready_file::remove as remove_ready_file;
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{Options, Overrides};
@@ -120,6 +122,7 @@ struct State {
     /// A ready file of an earlier drain, for the worker to remove: no file is touched under the
     /// lock, since a volume that hangs would then fail the liveness probe.
     stale_ready_file: Option<PathBuf>,
+    injected: InjectedResource,
     /// Something has changed since the worker's latest step.
     step_due: bool,
     worker_running: bool,
@@ -172,6 +175,7 @@ impl Coordinator {
             ended_at: Timestamp::ZERO,
             control_socket_lost: false,
             stale_ready_file: None,
+            injected: InjectedResource::default(),
             step_due: false,
             worker_running: false,
             logging: false,
@@ -202,9 +206,10 @@ impl Coordinator {
     /// Does the work, until the coordinator was stopped and no drain is in progress.
     pub fn work(&self, admin: &mut dyn Admin) {
         let _running = RunningWorker::new(&self.0);
-        let mut event = Event::Tick;
+        let (mut event, writer) = (Event::Tick, Writer::default());
         loop {
-            let (records, task) = self.0.advance(&event);
+            let Progress { records, pressure, task } = self.0.advance(&event);
+            writer.write(pressure);
             let was_logging = !records.is_empty();
             records.into_iter().for_each(Record::emit);
             // The end is logged before a waiter learns it.
@@ -275,10 +280,17 @@ impl Coordinator {
     }
 }
 
+/// What comes of a step: what to log, what to write, and what the worker does next.
+struct Progress {
+    records: Vec<Record>,
+    pressure: Vec<injected_resource::Value>,
+    task: Task,
+}
+
 /// What the worker does next.
 enum Task {
     Wait(Option<Timestamp>),
-    Call { call: Call, drain: u64, options: Options, limit: Option<Duration> },
+    Call { call: Call, drain: u64, options: Box<Options>, limit: Option<Duration> },
     RemoveReadyFile(PathBuf),
     Finish(Option<PathBuf>),
     Stop,
@@ -315,8 +327,8 @@ impl Shared {
         model::notify(&self.changed, change);
     }
 
-    /// Takes one step of the machine: what to log, and what to do next.
-    fn advance(&self, event: &Event) -> (Vec<Record>, Task) {
+    /// Takes one step of the machine.
+    fn advance(&self, event: &Event) -> Progress {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.step_due = false;
@@ -324,9 +336,9 @@ impl Shared {
         if let Event::Reply { call, result, .. } = event {
             state.counters.replied(*call, result, now - state.called_at, now);
         }
-        let new_before = state.machine.drain().map(|drain| drain.accepted.new);
+        let new_before = state.machine.drain().map(|drain| drain.accepted.all);
         let Step { action, events } = state.machine.step(event, now);
-        let new = state.machine.drain().map(|drain| drain.accepted.new);
+        let new = state.machine.drain().map(|drain| drain.accepted.all);
         if let Some((before, new)) = new_before.zip(new).filter(|(before, new)| before < new) {
             state.counters.new_connections += new - before;
             state.counters.new_noticed = Some(now);
@@ -354,7 +366,8 @@ impl Shared {
         state.logging = !records.is_empty();
         // The machine asks for its action again in the next step.
         let stale = state.stale_ready_file.take().map(Task::RemoveReadyFile);
-        (records, stale.unwrap_or_else(|| state.task(action, now)))
+        let pressure = state.injected.due(&state.machine, &state.options, now);
+        Progress { records, pressure, task: stale.unwrap_or_else(|| state.task(action, now)) }
     }
 
     /// Writes how a drain has ended, while those who waited for that are answered.
@@ -430,7 +443,7 @@ impl State {
                 return Task::Call {
                     call,
                     drain: self.machine.number(),
-                    options: self.machine.options().unwrap_or(&self.options).clone(),
+                    options: Box::new(self.machine.options().unwrap_or(&self.options).clone()),
                     limit: self.machine.drain().and_then(|drain| drain.time_left(now)),
                 };
             }
@@ -441,7 +454,8 @@ impl State {
             Action::Sleep => None,
             Action::SleepUntil(time) => Some(time),
         };
-        Task::Wait([until, self.log.reminder(&self.machine)].into_iter().flatten().min())
+        let others = [self.log.reminder(&self.machine), self.injected.next(&self.machine)];
+        Task::Wait(others.into_iter().chain([until]).flatten().min())
     }
 }
 

@@ -26,6 +26,7 @@ impl DrainObserver {
             requested: state.requested.clone(),
             progress: machine.drain().map(Progress::of),
             threshold: options.min_open_connections,
+            wait_for: options.wait_for,
             last: machine.last().cloned().map(|ended| (ended, state.ended_at)),
             history: state.history.clone(),
             envoy_hooks: state.envoy_hooks,
@@ -33,6 +34,7 @@ impl DrainObserver {
             counters: state.counters.clone(),
             admin_address: options.admin_address.to_string(),
             worker_running: state.worker_running,
+            injected: state.injected.hundredths(),
         }
     }
 

@@ -22,11 +22,15 @@ pub struct Accepted {
     /// Polls to come without another count; `u32::MAX`: all of them, since Envoy does not show it, or did
     /// not respond.
     polls_between: u32,
+    /// The next count is the first of those below.
+    starts_over: bool,
     /// How many there were since the first count of the drain.
+    pub all: u64,
+    /// How many of them since health checks were failed, once they were.
     pub new: u64,
-    /// When the latest of them was noticed: it came since the count before.
+    /// When the latest of these was noticed: it came since the count before.
     pub noticed: Option<Timestamp>,
-    /// When they were first and last counted.
+    /// When these were first and last counted.
     pub first: Option<Timestamp>,
     pub counted: Option<Timestamp>,
 }
@@ -40,6 +44,12 @@ impl Accepted {
             u32::MAX => {}
             _ => self.polls_between -= 1,
         }
+    }
+
+    /// Health checks were failed: from now on those that come count that should come no more.
+    pub(super) fn out_of_service(&mut self, now: Timestamp) {
+        self.due = Some(now);
+        self.starts_over = true;
     }
 
     /// The next poll is followed by a count, whatever that costs.
@@ -56,12 +66,22 @@ impl Accepted {
         self.polls_between = if took > CHEAP { EXPENSIVE_EVERY - 1 } else { 0 };
         // An Envoy that has restarted counts anew.
         let new = self.total.replace(total).map_or(0, |before| total.saturating_sub(before));
-        self.new += new;
-        if new > 0 {
+        self.all += new;
+        if std::mem::take(&mut self.starts_over) {
+            (self.new, self.noticed, self.first) = (0, None, None);
+        } else if new > 0 {
+            self.new += new;
             self.noticed = Some(now);
         }
         self.first = self.first.or(Some(now));
         self.counted = Some(now);
+    }
+
+    /// New connections in 1000 s, over the time in which they were counted; none before that.
+    pub fn rate(&self) -> Option<u64> {
+        let over = (self.counted? - self.first?).as_millis();
+        let rate = (u128::from(self.new) * 1_000_000).checked_div(over)?;
+        Some(u64::try_from(rate).unwrap_or(u64::MAX))
     }
 }
 
@@ -90,6 +110,27 @@ mod tests {
             assert_eq!((accepted.new, accepted.noticed), expected, "at {at} s");
         }
         assert_eq!((accepted.first, accepted.counted), (Some(s(1)), Some(s(7))));
+        assert_eq!(accepted.rate(), Some(833));
+    }
+
+    #[test]
+    fn once_health_checks_are_failed_those_count_that_come_since() {
+        let mut accepted = Accepted::default();
+        for (total, at) in [(100, 1), (103, 2)] {
+            accepted.replied(Some(total), Duration::ZERO, s(at));
+        }
+        accepted.out_of_service(s(3));
+        assert_eq!(
+            accepted.due,
+            Some(s(3)),
+            "they are counted now, and not at the first poll alone"
+        );
+        accepted.replied(Some(110), Duration::ZERO, s(3));
+        assert_eq!((accepted.all, accepted.new, accepted.noticed), (10, 0, None));
+        assert_eq!(accepted.rate(), None);
+        accepted.replied(Some(111), Duration::ZERO, s(5));
+        assert_eq!((accepted.all, accepted.new, accepted.noticed), (11, 1, Some(s(5))));
+        assert_eq!(accepted.rate(), Some(500));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::outcome::OutcomeKind;
+use crate::cli::options::WaitFor;
 use crate::envoy::{CallResult, Health, Poll, Reply};
 
 /// The pauses between polls that must agree, in a row, where connections were subtracted. Of single
@@ -13,6 +14,10 @@ use crate::envoy::{CallResult, Health, Poll, Reply};
 /// beside a busy processor. Together they leave the last poll its time within 50 ms.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(2), Duration::from_millis(8), Duration::from_millis(25)];
+
+/// The pause before the last of those polls where requests are waited for: one that comes between two
+/// polls is seen by the second.
+const REQUEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the latest polls have shown.
 #[derive(Clone, Debug, Default)]
@@ -42,12 +47,24 @@ pub(super) enum Verdict {
 impl Confirmation {
     /// `hidden`: whether listeners are, so that Envoy's second count must agree as well. One that
     /// Envoy does not show never agrees.
-    pub fn judge(&mut self, poll: &Poll, threshold: u64, hidden: bool) -> Verdict {
-        if poll.open > threshold {
+    pub fn judge(
+        &mut self,
+        poll: &Poll,
+        wait_for: WaitFor,
+        threshold: u64,
+        hidden: bool,
+    ) -> Verdict {
+        if poll.holding(wait_for) > threshold {
             let contradicts = std::mem::take(self).agreeing > 0;
             return if contradicts { Verdict::Contradicted(PAUSES[2]) } else { Verdict::Above };
         }
-        if let Some(&pause) = PAUSES.get(self.agreeing).filter(|_| poll.subtracted) {
+        // Idle HTTP connections were subtracted.
+        let idle = wait_for == WaitFor::Requests && poll.http() > 0;
+        let pause = match PAUSES.get(self.agreeing) {
+            Some(pause) => Some(*pause).filter(|_| idle || poll.subtracted),
+            None => Some(REQUEST_PAUSE).filter(|_| idle && self.agreeing == PAUSES.len()),
+        };
+        if let Some(pause) = pause {
             self.agreeing += 1;
             return Verdict::PollAgain(pause);
         }
@@ -80,13 +97,14 @@ pub(super) enum StillHolds {
 /// `result`: of a poll that was made for this.
 pub(super) fn still_holds(
     kind: OutcomeKind,
+    wait_for: WaitFor,
     threshold: u64,
     confirmation: &mut Confirmation,
     result: &CallResult,
 ) -> StillHolds {
     match (kind, result) {
         (OutcomeKind::Drained, Ok(Reply::Stats(poll))) if poll.health == Health::Draining => {
-            match confirmation.judge(poll, threshold, false) {
+            match confirmation.judge(poll, wait_for, threshold, false) {
                 Verdict::AtThreshold => StillHolds::Yes,
                 Verdict::PollAgain(pause) => StillHolds::PollAgain(pause),
                 Verdict::Above | Verdict::Contradicted(_) | Verdict::AwaitTotal => StillHolds::No,
@@ -106,6 +124,8 @@ mod tests {
     use super::*;
     use crate::envoy::{Health, ServerTotal};
 
+    const CONNECTIONS: WaitFor = WaitFor::Connections;
+
     fn poll(open: u64, subtracted: bool) -> Poll {
         Poll { subtracted, ..Poll::of(open, Health::Draining) }
     }
@@ -117,14 +137,17 @@ mod tests {
     #[test]
     fn one_poll_is_enough_where_nothing_was_subtracted() {
         let mut confirmation = Confirmation::default();
-        assert_eq!(confirmation.judge(&poll(2, false), 1, false), Verdict::Above);
-        assert_eq!(confirmation.judge(&poll(1, false), 1, false), Verdict::AtThreshold);
+        assert_eq!(confirmation.judge(&poll(2, false), CONNECTIONS, 1, false), Verdict::Above);
+        assert_eq!(
+            confirmation.judge(&poll(1, false), CONNECTIONS, 1, false),
+            Verdict::AtThreshold
+        );
     }
 
     #[test]
     fn four_polls_in_a_row_must_agree_where_connections_were_subtracted() {
         let mut confirmation = Confirmation::default();
-        let mut judge = |poll: Poll| confirmation.judge(&poll, 0, false);
+        let mut judge = |poll: Poll| confirmation.judge(&poll, CONNECTIONS, 0, false);
         for pause in PAUSES {
             assert_eq!(judge(poll(0, true)), Verdict::PollAgain(pause));
         }
@@ -139,10 +162,37 @@ mod tests {
         assert_eq!(judge(poll(0, false)), Verdict::AtThreshold, "one without doubt is enough");
     }
 
+    /// With so many idle HTTP connections, and so much in use.
+    fn in_use(idle: u64, in_use: u64) -> Poll {
+        let mut poll = Poll { in_use, ..poll(idle + in_use, false) };
+        poll.breakdown.kinds.http = idle;
+        poll
+    }
+
+    #[test]
+    fn without_a_request_in_flight_a_poll_a_second_later_must_agree_too() {
+        let mut confirmation = Confirmation::default();
+        let mut judge = |poll: Poll| confirmation.judge(&poll, WaitFor::Requests, 0, false);
+        for _ in 0..2 {
+            for pause in PAUSES.into_iter().chain([REQUEST_PAUSE]) {
+                assert_eq!(judge(in_use(3, 0)), Verdict::PollAgain(pause));
+            }
+            assert_eq!(judge(in_use(3, 0)), Verdict::AtThreshold);
+        }
+        for pause in PAUSES.into_iter().chain([REQUEST_PAUSE]) {
+            assert_eq!(judge(in_use(3, 0)), Verdict::PollAgain(pause));
+        }
+        assert_eq!(judge(in_use(3, 1)), Verdict::Contradicted(PAUSES[2]));
+        assert_eq!(judge(in_use(3, 0)), Verdict::PollAgain(PAUSES[0]), "and the row starts over");
+        let mut judge = |poll: Poll| confirmation.judge(&poll, WaitFor::Requests, 0, false);
+        assert_eq!(judge(in_use(0, 1)), Verdict::Contradicted(PAUSES[2]));
+        assert_eq!(judge(in_use(0, 0)), Verdict::AtThreshold, "nothing was subtracted");
+    }
+
     #[test]
     fn where_listeners_are_hidden_a_second_count_that_is_younger_must_agree() {
         let mut confirmation = Confirmation::default();
-        let mut judge = |poll: Poll| confirmation.judge(&poll, 0, true);
+        let mut judge = |poll: Poll| confirmation.judge(&poll, CONNECTIONS, 0, true);
         assert_eq!(judge(poll(0, false)), Verdict::AwaitTotal, "Envoy does not show one");
         assert_eq!(judge(with_total(0, 10)), Verdict::AwaitTotal, "it may be older than the poll");
         assert_eq!(judge(with_total(0, 10)), Verdict::AwaitTotal);
@@ -161,7 +211,8 @@ mod tests {
     fn an_error_breaks_the_row_of_polls_that_confirm_an_end() {
         use crate::envoy::error::{AdminError, AdminErrorKind};
         let mut confirmation = Confirmation::default();
-        let mut holds = |result| still_holds(OutcomeKind::Drained, 0, &mut confirmation, &result);
+        let mut holds =
+            |result| still_holds(OutcomeKind::Drained, CONNECTIONS, 0, &mut confirmation, &result);
         let agrees = || Ok(Reply::Stats(poll(0, true)));
         for pause in PAUSES {
             assert_eq!(holds(agrees()), StillHolds::PollAgain(pause));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::outcome::{Ended, Outcome};
+use super::quiet::{Delay, QuietPeriod};
 use crate::envoy::error::AdminError;
 use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll};
 use crate::os::clock::Timestamp;
@@ -50,6 +51,20 @@ pub enum DrainEvent {
     OutOfService {
         first_poll_in: Duration,
     },
+    /// A delay has ended early, after `took`, with so much of it left; so many new connections came in it.
+    Quiet {
+        delay: Delay,
+        took: Duration,
+        left: Duration,
+        new: u64,
+    },
+    /// A delay has had its whole length: new connections, or requests, came in it.
+    NotQuiet {
+        delay: Delay,
+        quiet: QuietPeriod,
+    },
+    /// New connections cannot be seen, so that no delay ends early.
+    ArrivalsHidden,
     ListenersDraining,
     /// Which of Envoy's listeners have no gauges.
     ListenersCompared(HiddenListeners),

@@ -8,7 +8,7 @@ use super::outcome::{Ended, OutcomeKind, Phase};
 use super::progress::{Drain, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
-use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
 use crate::envoy::error::AdminError;
 use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
 use crate::os::clock::Timestamp;
@@ -158,8 +158,9 @@ impl Machine {
         self.suspended_check = check;
         (self.refresh, self.restore, self.restoring) = (false, false, false);
         // What the drain before did not count, this one may.
-        let counts_alike =
-            self.last_options.as_ref().is_some_and(|last| last.exclude == options.exclude);
+        let counts_alike = self.last_options.as_ref().is_some_and(|last| {
+            last.exclude == options.exclude && last.wait_for == options.wait_for
+        });
         let ended = self.last.as_ref().map(|ended| ended.outcome.kind);
         let ended = ended.filter(|_| may_hold && counts_alike);
         self.number += 1;
@@ -348,7 +349,8 @@ impl Machine {
     fn outcome_checked(&mut self, result: &CallResult, now: Timestamp, events: &mut Events) {
         let (State::Ended(retained), Some(last)) = (&mut self.state, &self.last) else { return };
         let kind = last.outcome.kind;
-        match still_holds(kind, last.threshold, &mut retained.confirmation, result) {
+        let wait_for = self.last_options.as_ref().map_or(WaitFor::Connections, |o| o.wait_for);
+        match still_holds(kind, wait_for, last.threshold, &mut retained.confirmation, result) {
             StillHolds::Yes => {
                 retained.answers = self.awaited;
                 retained.check_due = now + MAX_READY_INTERVAL;
@@ -444,6 +446,16 @@ impl Machine {
             State::Idle(Some(check)) if now < check.due => Action::SleepUntil(check.due),
             State::Idle(Some(check)) => Action::Call(check.call),
             State::Idle(None) => Action::Sleep,
+        }
+    }
+
+    /// What the file of `--injected-resource` is to hold, in hundredths. None: what it holds.
+    pub fn pressure(&self, now: Timestamp) -> Option<u8> {
+        match &self.state {
+            State::Draining(drain) => drain.pressure(now),
+            // Envoy still is out of service.
+            State::Ended(_) => None,
+            State::Idle(_) => Some(0),
         }
     }
 

@@ -41,6 +41,7 @@ mod event;
 mod machine;
 mod outcome;
 mod progress;
+mod quiet;
 mod replies;
 mod startup_check;
 
@@ -49,6 +50,7 @@ pub use self::event::{Action, DrainEvent, Event, Step};
 pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION, STOP_DELAY};
 pub use self::outcome::{Ended, Outcome, OutcomeKind, Phase};
 pub use self::progress::{Drain, HOOK_PAIRING_WINDOW, NextStep};
+pub use self::quiet::{Delay, QuietPeriod};
 pub use self::startup_check::RESTORE_DELAY;
 
 #[cfg(test)]

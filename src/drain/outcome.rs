@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::accepted::Accepted;
+use crate::cli::options::WaitFor;
 use crate::envoy::Poll;
 use crate::labels;
 
@@ -39,33 +40,59 @@ impl OutcomeKind {
 pub struct Outcome {
     pub kind: OutcomeKind,
     pub open: Option<u64>,
+    /// How many of them, or of requests in flight, held the drain: all, unless it waited for requests.
+    pub holding: Option<u64>,
 }
 
 impl Outcome {
-    pub const NO_ENVOY_HOOK: Self = Self { kind: OutcomeKind::NoEnvoyHook, open: None };
+    pub const NO_ENVOY_HOOK: Self = Self::of(OutcomeKind::NoEnvoyHook, None, WaitFor::Connections);
 
+    /// `poll`: the last valid one, if there was one.
+    pub const fn of(kind: OutcomeKind, poll: Option<&Poll>, wait_for: WaitFor) -> Self {
+        let (open, holding) = match poll {
+            Some(poll) => (Some(poll.open), Some(poll.holding(wait_for))),
+            None => (None, None),
+        };
+        Self { kind, open, holding }
+    }
+
+    #[cfg(test)]
     pub const fn drained(open: u64) -> Self {
-        Self { kind: OutcomeKind::Drained, open: Some(open) }
+        Self { kind: OutcomeKind::Drained, open: Some(open), holding: Some(open) }
     }
 
-    /// `open`: at the last valid poll, if there was one.
+    #[cfg(test)]
     pub const fn timed_out(open: Option<u64>) -> Self {
-        Self { kind: OutcomeKind::TimedOut, open }
+        Self { kind: OutcomeKind::TimedOut, open, holding: open }
     }
 
-    /// `open`: at the last valid poll, if there was one.
+    #[cfg(test)]
     pub const fn released(open: Option<u64>) -> Self {
-        Self { kind: OutcomeKind::Released, open }
+        Self { kind: OutcomeKind::Released, open, holding: open }
     }
 
-    /// `open`: at the last valid poll, if there was one.
+    #[cfg(test)]
     pub const fn envoy_gone(open: Option<u64>) -> Self {
-        Self { kind: OutcomeKind::EnvoyGone, open }
+        Self { kind: OutcomeKind::EnvoyGone, open, holding: open }
     }
 
     /// The outcome as a clause for an operator.
     pub fn explain(self) -> String {
+        let text = self.explain_open();
+        match self.holding.filter(|holding| Some(*holding) != self.open) {
+            Some(0) => format!("{text}; none of them has a request in flight, or is not HTTP"),
+            Some(holding) => {
+                format!("{text}; {holding} requests in flight and connections other than HTTP")
+            }
+            None => text,
+        }
+    }
+
+    fn explain_open(self) -> String {
         let text = match (self.kind, self.open) {
+            (OutcomeKind::Drained, Some(open @ 1..)) if self.holding == Some(0) => {
+                return format!("drained: {open} open");
+            }
             (OutcomeKind::Drained, Some(open @ 1..)) => {
                 return format!("drained: {open} open, within the threshold");
             }

@@ -6,6 +6,7 @@ use super::accepted::Accepted;
 use super::confirmation::Confirmation;
 use super::event::{Action, DrainEvent, Events};
 use super::outcome::{Outcome, OutcomeKind, Phase};
+use super::quiet::QuietPeriod;
 use crate::cli::options::Options;
 use crate::envoy::{Call, HiddenListeners, Poll};
 use crate::labels;
@@ -27,6 +28,12 @@ pub(super) const HURRIED_REFUSED_RETRY: Duration = Duration::from_millis(100);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const WATCH_REST: u32 = 9;
 const WATCH_MARGIN: Duration = Duration::from_secs(2);
+
+/// Envoy reads a new value within a second, unless its `refresh_interval` is longer.
+const PRESSURE_READ: Duration = Duration::from_secs(10);
+
+/// All of the timeout has passed, in hundredths.
+const MAX_PRESSURE: u8 = 100;
 
 /// Tries to find hidden listeners. A call that fails so often is not needed: most Envoys hide none.
 const MAX_LISTENER_CHECKS: u32 = 3;
@@ -51,6 +58,7 @@ pub struct Drain {
     pub(super) deadline: Option<Timestamp>,
     /// When Envoy's listeners are to be drained, at the earliest.
     pub(super) listeners_due: Option<Timestamp>,
+    pub(super) listeners_earliest: Timestamp,
     /// When the hooks can no longer be a pair, `None` once reported; and whether they are one.
     pub(super) pairing_known: Option<Timestamp>,
     pub(super) envoy_hook: bool,
@@ -77,6 +85,9 @@ pub struct Drain {
     pub polled_at: Timestamp,
     pub poll_took: Duration,
     pub accepted: Accepted,
+    /// What comes in the present delay, and whether that was found to be hidden.
+    pub(super) quiet: QuietPeriod,
+    pub(super) quiet_unknown: bool,
     /// Whether a client of the control socket wants connections counted in a delay, where they are not
     /// otherwise; and when they may be counted for that.
     pub(super) watched: bool,
@@ -159,6 +170,7 @@ impl Drain {
             failed_at: None,
             deadline: None,
             listeners_due: None,
+            listeners_earliest: now + options.drain_delay,
             pairing_known: Some(now + HOOK_PAIRING_WINDOW),
             envoy_hook,
             envoy_hook_seen: envoy_hook,
@@ -174,6 +186,8 @@ impl Drain {
             polled_at: now,
             poll_took: Duration::ZERO,
             accepted: Accepted::default(),
+            quiet: QuietPeriod::new(now),
+            quiet_unknown: false,
             watched: false,
             watching: false,
             watch_due: now,
@@ -191,7 +205,7 @@ impl Drain {
     pub(super) fn begin(&mut self, now: Timestamp) {
         if self.envoy_hook || !self.options.require_envoy_hook {
             self.check_due = now + self.ready_interval();
-            self.enter_drain_delay();
+            self.enter_drain_delay(now);
         } else {
             // At once: an Envoy that has ended is found out before the hook is given up.
             self.check_due = now;
@@ -210,7 +224,7 @@ impl Drain {
         let pairs = !self.envoy_hook && in_time;
         self.envoy_hook |= pairs;
         if is_awaited && self.envoy_hook {
-            self.enter_drain_delay();
+            self.enter_drain_delay(now);
         }
         pairs || (is_first && self.listeners_due.is_some())
     }
@@ -227,16 +241,26 @@ impl Drain {
         }
     }
 
-    /// How many connections were open at the last valid poll.
+    /// This end, with what was open at the last valid poll.
+    pub(super) fn outcome(&self, kind: OutcomeKind) -> Outcome {
+        Outcome::of(kind, self.last_poll.as_ref(), self.options.wait_for)
+    }
+
+    #[cfg(test)]
     pub fn open(&self) -> Option<u64> {
         self.last_poll.as_ref().map(|poll| poll.open)
+    }
+
+    /// What a poll shows that holds this drain.
+    pub fn holding(&self, poll: &Poll) -> u64 {
+        poll.holding(self.options.wait_for)
     }
 
     /// Ends the drain as its timeout would. Returns whether a step is due: not where it ends already.
     pub(super) fn release(&mut self) -> bool {
         let ends = matches!(self.stage, Stage::Ending(_));
         if !ends {
-            self.stage = Stage::Ending(Outcome::released(self.open()));
+            self.stage = Stage::Ending(self.outcome(OutcomeKind::Released));
         }
         !ends
     }
@@ -274,6 +298,36 @@ impl Drain {
         })
     }
 
+    /// What the file of `--injected-resource` is to hold, in hundredths: how much of the timeout has
+    /// passed, once Envoy is out of service. None: what it holds.
+    pub(super) fn pressure(&self, now: Timestamp) -> Option<u8> {
+        if matches!(self.stage, Stage::ConfirmingOutcome(_) | Stage::Ending(_)) {
+            return None;
+        }
+        if self.failed_at.is_none() {
+            return Some(0);
+        }
+        let Some(timeout) = self.options.drain_timeout else { return Some(MAX_PRESSURE) };
+        let passed = (now - self.started).as_nanos() * u128::from(MAX_PRESSURE);
+        let passed = passed
+            .checked_div(timeout.as_nanos())
+            .map_or(MAX_PRESSURE, |passed| u8::try_from(passed).unwrap_or(MAX_PRESSURE));
+        Some(passed.clamp(1, MAX_PRESSURE))
+    }
+
+    /// When that is more than so much, if it grows.
+    pub fn pressure_grows(&self, hundredths: u8) -> Option<Timestamp> {
+        let timeout = self.options.drain_timeout.filter(|_| self.failed_at.is_some())?;
+        let more = (hundredths < MAX_PRESSURE).then(|| u32::from(hundredths) + 1)?;
+        // A fraction of a nanosecond later than it could be.
+        Some(self.started + timeout / u32::from(MAX_PRESSURE) * more + Duration::from_nanos(100))
+    }
+
+    /// Whether Envoy should have read that by now.
+    pub fn pressure_was_due(&self, now: Timestamp) -> bool {
+        self.failed_at.is_some_and(|failed| failed + PRESSURE_READ <= now)
+    }
+
     /// When Envoy was taken out of service.
     pub fn out_of_service_since(&self) -> Option<Timestamp> {
         self.failed_at
@@ -293,12 +347,15 @@ impl Drain {
                 return Action::SleepUntil(self.pairing_known.map_or(at, |known| at.min(known)));
             }
             match due {
-                Due::EndOfStage => self.end_stage(awaited, now),
+                Due::EndOfStage => {
+                    events.extend(self.delay_ran_out());
+                    self.end_stage(awaited, now);
+                }
                 Due::Deadline if matches!(self.stage, Stage::DrainDelay { .. }) => {
                     self.end_stage(awaited, now);
                 }
                 Due::Deadline => {
-                    self.stage = Stage::Ending(Outcome::timed_out(self.open()));
+                    self.stage = Stage::Ending(self.outcome(OutcomeKind::TimedOut));
                 }
                 Due::Watch => {
                     self.watching = true;
@@ -331,12 +388,13 @@ impl Drain {
         };
         let is_settled =
             matches!(self.stage, Stage::CheckDelay { .. } | Stage::WaitingForConnections);
+        let compares_listeners = is_settled || self.counts_arrivals();
         // A call takes time that a drain whose time is over does not have.
         let is_over = self.deadline.is_some_and(|deadline| deadline <= now);
         let no_earlier = |at: Timestamp| at.max(self.not_before);
         let drain_listeners =
             self.listeners_due.filter(|_| awaited && may_drain_listeners && !is_over);
-        let check_listeners = self.listener_check.filter(|_| is_settled && !is_over);
+        let check_listeners = self.listener_check.filter(|_| compares_listeners && !is_over);
         let check_listeners = check_listeners.map(|check| no_earlier(check.at));
         let own_call = own_call.map(|call| (no_earlier(self.call_due).max(now), Due::Call(call)));
         let is_delayed = self.is_delayed();
@@ -388,12 +446,22 @@ impl Drain {
             // It came too late for the pair, in a call that took long. No other drain would start.
             Stage::AwaitingEnvoyHook { .. } if self.hurried && awaited => {
                 self.envoy_hook = true;
-                self.enter_drain_delay();
+                self.enter_drain_delay(now);
             }
             Stage::AwaitingEnvoyHook { .. } => self.stage = Stage::Ending(Outcome::NO_ENVOY_HOOK),
+            _ => self.end_delay(now),
+        }
+    }
+
+    pub(super) fn end_delay(&mut self, now: Timestamp) {
+        self.accepted.due = None;
+        match self.stage {
             Stage::DrainDelay { .. } => {
                 // One try to fail health checks is owed.
                 self.deadline = None;
+                // One that ends early ends for the listeners, too.
+                self.listeners_earliest = self.listeners_earliest.min(now);
+                self.listeners_due = self.listeners_due.map(|due| due.min(now));
                 self.enter_failing(now);
             }
             Stage::CheckDelay { .. } => {
@@ -401,15 +469,13 @@ impl Drain {
                 self.stage = Stage::WaitingForConnections;
                 self.call_due = now;
             }
-            Stage::ConfirmingOutcome(_)
-            | Stage::Failing { .. }
-            | Stage::WaitingForConnections
-            | Stage::Ending(_) => {}
+            _ => {}
         }
     }
 
-    pub(super) fn enter_drain_delay(&mut self) {
+    pub(super) fn enter_drain_delay(&mut self, now: Timestamp) {
         self.stage = Stage::DrainDelay { until: self.started + self.options.delay() };
+        self.begin_quiet_period(now);
         self.set_deadline();
     }
 
@@ -429,7 +495,7 @@ impl Drain {
     }
 
     pub(super) fn drain_listeners_at(&mut self, time: Timestamp) {
-        let earliest = self.started + self.options.drain_delay;
+        let earliest = self.listeners_earliest;
         self.listeners_due = self.options.drains_listeners().then(|| time.max(earliest));
     }
 

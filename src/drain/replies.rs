@@ -41,7 +41,7 @@ impl Drain {
         if let Stage::Ending(outcome) = &mut self.stage {
             // It was released while the call was under way.
             if let Ok(Reply::Stats(poll)) = result {
-                outcome.open = Some(poll.open);
+                *outcome = Outcome::of(outcome.kind, Some(poll), self.options.wait_for);
                 self.last_poll = Some(poll.clone());
                 self.polled_at = now;
             }
@@ -60,12 +60,7 @@ impl Drain {
             self.was_polled(now);
         }
         if call == Call::ReadAccepted {
-            let total = if let Ok(Reply::Accepted(total)) = result { *total } else { None };
-            let took = now - self.called_at;
-            self.accepted.replied(total, took, now);
-            // It keeps Envoy's main thread busy as a poll does.
-            self.call_due = self.call_due.max(now + took);
-            return;
+            return self.arrivals_counted(result, now, events);
         }
         // One for show leaves the drain its pace.
         if !matches!(call, Call::DrainListeners | Call::CheckListeners) && !self.watching {
@@ -88,6 +83,8 @@ impl Drain {
                 let until = until.max(self.started + self.options.min_drain_duration);
                 self.stage = Stage::CheckDelay { until };
                 self.failed_at = Some(now);
+                self.accepted.out_of_service(now);
+                self.begin_quiet_period(now);
                 // It may be another Envoy than before.
                 self.listener_check = ListenerCheck::due(now);
                 events.push(DrainEvent::OutOfService { first_poll_in: until - now });
@@ -103,6 +100,9 @@ impl Drain {
                 self.listener_check = None;
                 self.hidden = hidden.clone();
                 events.push(DrainEvent::ListenersCompared(hidden.clone()));
+                if self.hides_listeners() {
+                    self.arrivals_hidden(events);
+                }
             }
             Ok(Reply::ListenersDraining) => {
                 self.listeners_due = None;
@@ -118,6 +118,10 @@ impl Drain {
         if let Some(total) = poll.total.filter(|_| hidden) {
             poll.open = poll.open.max(total.connections);
         }
+        if hidden {
+            // Which of a hidden listener's are idle is not known, and they hide others in a difference.
+            poll.in_use = poll.open;
+        }
         // The gauge of an Envoy that is starting is as that of one whose health checks are failed.
         if poll.health != Health::Draining || !self.envoy_starting {
             self.check(poll.health, now, events);
@@ -125,7 +129,7 @@ impl Drain {
         let mut verdict = Verdict::Above;
         if self.stage == Stage::WaitingForConnections {
             let threshold = self.options.min_open_connections;
-            verdict = self.confirmation.judge(&poll, threshold, hidden);
+            verdict = self.confirmation.judge(&poll, self.options.wait_for, threshold, hidden);
             let interval = match verdict {
                 // Envoy refreshes it every few seconds, whatever the interval between polls.
                 Verdict::AwaitTotal => self.ready_interval(),
@@ -135,16 +139,16 @@ impl Drain {
             self.call_due = self.next_poll(interval, now);
         }
         if let Verdict::PollAgain(pause) = verdict {
+            let pause = if self.hurried { pause.min(self.interval()) } else { pause };
             self.call_due = now + pause;
             return;
         }
-        let open = poll.open;
         self.last_poll = Some(poll.clone());
         self.polled_at = now;
         self.accepted.polled(self.poll_took, now);
         events.push(DrainEvent::Polled(poll));
         if verdict == Verdict::AtThreshold && self.listener_check.is_none() {
-            self.stage = Stage::Ending(Outcome::drained(open));
+            self.stage = Stage::Ending(self.outcome(OutcomeKind::Drained));
         }
     }
 
@@ -161,13 +165,9 @@ impl Drain {
             self.polled_at = now;
         }
         let threshold = self.options.min_open_connections;
-        match still_holds(kind, threshold, &mut self.confirmation, result) {
-            StillHolds::Yes => {
-                self.stage = Stage::Ending(match result {
-                    Ok(Reply::Stats(poll)) => Outcome::drained(poll.open),
-                    _ => Outcome::envoy_gone(None),
-                });
-            }
+        let wait_for = self.options.wait_for;
+        match still_holds(kind, wait_for, threshold, &mut self.confirmation, result) {
+            StillHolds::Yes => self.stage = Stage::Ending(self.outcome(kind)),
             StillHolds::PollAgain(pause) => self.call_due = now + pause,
             StillHolds::No | StillHolds::Unknown => {
                 events.push(DrainEvent::OutcomeOutdated);
@@ -188,7 +188,8 @@ impl Drain {
         self.refusals = self.refusals.saturating_add(1);
         let retry = if self.hurried { HURRIED_REFUSED_RETRY } else { REFUSED_RETRY };
         self.not_before = now + retry;
-        self.accepted.due = None;
+        self.accepted.due = self.counts_arrivals().then_some(self.not_before);
+        self.quiet.restart();
         self.check_due = self.not_before;
         if call != Call::CheckReady {
             self.call_due = self.not_before;
@@ -199,13 +200,13 @@ impl Drain {
         if awaited && matches!(self.stage, Stage::AwaitingEnvoyHook { .. }) {
             // It came too late for the pair, but the exec hook is still here.
             self.envoy_hook = true;
-            self.enter_drain_delay();
+            self.enter_drain_delay(now);
         }
         if self.refusals < MAX_REFUSALS || matches!(self.stage, Stage::Ending(_)) {
             return;
         }
         if responded_before || !awaited {
-            self.stage = Stage::Ending(Outcome::envoy_gone(self.open()));
+            self.stage = Stage::Ending(self.outcome(OutcomeKind::EnvoyGone));
         } else if !std::mem::replace(&mut self.never_responded, true) {
             // Envoy's own hook runs only while Envoy's container does: the address is wrong.
             events.push(DrainEvent::NeverResponded);
@@ -222,6 +223,7 @@ impl Drain {
         });
         if self.listener_check.is_none() {
             events.push(DrainEvent::ListenersNotCompared(error.clone()));
+            self.arrivals_hidden(events);
         }
     }
 
@@ -245,6 +247,9 @@ impl Drain {
         if was_starting && !self.envoy_starting {
             // Its listeners have no gauges before they listen (measured).
             self.listener_check = ListenerCheck::due(now);
+        }
+        if was_starting || self.envoy_starting {
+            self.quiet.restart();
         }
         // An Envoy that is starting has restarted. Failed once more it comes up DRAINING
         // (measured), and until then /ready says that it is starting.

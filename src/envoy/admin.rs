@@ -152,7 +152,7 @@ impl AdminCall<'_> {
 
     fn read_stats(&self, mut parser: StatsParser<'_>) -> Result<Poll, AdminError> {
         self.send("GET", stats::REQUEST, &[200], &mut |piece| parser.push(piece))?;
-        let Observation { open, subtracted, live, coverage, total, breakdown } =
+        let Observation { open, in_use, subtracted, live, coverage, total, breakdown } =
             parser.finish().map_err(|reason| {
                 self.error(AdminErrorKind::Content, "GET", stats::REQUEST, &reason.to_string())
             })?;
@@ -163,7 +163,7 @@ impl AdminCall<'_> {
             None => self.check_ready()?,
         };
         let breakdown = Box::new(breakdown);
-        Ok(Poll { open, subtracted, coverage, health, total, breakdown })
+        Ok(Poll { open, in_use, subtracted, coverage, health, total, breakdown })
     }
 
     /// Listeners first: one that is added in between has a gauge then, and does not look hidden.

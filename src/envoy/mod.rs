@@ -8,6 +8,7 @@ pub mod transport;
 
 use self::error::AdminError;
 use self::stats::{Breakdown, StatsCoverage};
+use crate::cli::options::WaitFor;
 use crate::labels;
 
 /// What the drain calls.
@@ -26,7 +27,8 @@ pub enum Call {
     /// `GET /listeners`, compared with all listeners' gauges: finds those that have none. Of an Envoy
     /// that is starting it brings [`Reply::Ready`], since none of them listens yet.
     CheckListeners,
-    /// `GET /stats`, of counters: how many connections Envoy has accepted since its start. For show.
+    /// `GET /stats`, of counters: how many connections and requests have come since Envoy's start. A
+    /// quiet period needs it; else it is for show.
     ReadAccepted,
     /// `POST /healthcheck/ok`: restores Envoy to service.
     RestoreHealthChecks,
@@ -57,7 +59,7 @@ pub enum Reply {
     Stats(Poll),
     Listeners(HiddenListeners),
     /// None where Envoy's stats do not show it.
-    Accepted(Option<u64>),
+    Accepted(Option<Arrivals>),
     HealthChecksRestored,
 }
 
@@ -80,6 +82,8 @@ pub type CallResult = Result<Reply, AdminError>;
 pub struct Poll {
     /// Open downstream connections.
     pub open: u64,
+    /// What holds a drain that waits for requests.
+    pub in_use: u64,
     /// Whether connections were subtracted for it, which may be wrong in a single poll.
     pub subtracted: bool,
     /// Which connections can be seen at all.
@@ -88,6 +92,29 @@ pub struct Poll {
     /// The second count, where Envoy shows it.
     pub total: Option<ServerTotal>,
     pub breakdown: Box<Breakdown>,
+}
+
+/// What has come to Envoy's listeners since its start, as its counters have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrivals {
+    pub connections: u64,
+    /// HTTP requests; none where Envoy's stats do not show them.
+    pub requests: Option<u64>,
+}
+
+impl Poll {
+    /// What holds a drain that waits for these.
+    pub const fn holding(&self, wait_for: WaitFor) -> u64 {
+        match wait_for {
+            WaitFor::Connections => self.open,
+            WaitFor::Requests => self.in_use,
+        }
+    }
+
+    /// HTTP connections, upgraded ones included.
+    pub const fn http(&self) -> u64 {
+        self.breakdown.kinds.http.saturating_add(self.breakdown.kinds.upgraded)
+    }
 }
 
 /// All connections of all workers, hidden ones included, as Envoy counted them at its last flush of
@@ -116,6 +143,6 @@ impl Poll {
     pub fn of(open: u64, health: Health) -> Self {
         let coverage = StatsCoverage::Everything;
         let breakdown = Box::default();
-        Self { open, subtracted: false, coverage, health, total: None, breakdown }
+        Self { open, in_use: open, subtracted: false, coverage, health, total: None, breakdown }
     }
 }

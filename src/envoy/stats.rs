@@ -27,6 +27,17 @@
 //!   the gauges have them once more where the new process has had connections of its own, so that they
 //!   count twice until they end.
 //!
+//! A drain that waits for requests (`--wait-for=requests`) is held by less:
+//!
+//! ```text
+//! in use = open − Σ http.PREFIX.downstream_cx_active + Σ http.PREFIX.downstream_rq_active
+//! ```
+//!
+//! An upgraded connection (WebSocket, CONNECT) is a request in flight as well. A prefix whose requests
+//! are not shown counts with its connections, and one that still sends a response counts at least one
+//! (`downstream_cx_tx_bytes_buffered`): a request is in flight only until its response is encoded.
+//! TCP connections show in this difference alone, so that it may lie as any subtraction may.
+//!
 //! A subtraction may lie. Envoy renders `http.…` before `listener.…`, and an excluded connection that
 //! closes in the 3 to 11 µs between is subtracted though it was not added, so that it hides another
 //! one. With *n* such connections a second, one poll lies with a probability of *n* × 5 to 11 µs (seen:
@@ -60,6 +71,7 @@
 mod accepted;
 mod breakdown;
 mod gauges;
+mod http_gauges;
 mod listener_gauges;
 
 use std::fmt;
@@ -68,6 +80,7 @@ pub use self::accepted::{ACCEPTED, AcceptedParser};
 pub use self::breakdown::{Breakdown, Kinds, Largest};
 pub use self::gauges::{Gauge, Lines, ReadLines};
 use self::gauges::{named, number};
+use self::http_gauges::HttpGauges;
 pub use self::listener_gauges::{Listener, ListenerGauges};
 use super::ServerTotal;
 
@@ -75,7 +88,8 @@ use super::ServerTotal;
 /// it costs a twentieth of what the Prometheus form does.
 pub const REQUEST: &str = "/stats?type=Gauges&usedonly&filter=\
     %5E(server%5C.(live%7Cparent_connections%7Ctotal_connections%7Cuptime)%7C\
-    (http%7Clistener%7Cudp)%5C..*%5C.downstream_((pre_)?cx%7Ccx_upgrades%7Crq%7Csess)_active)$";
+    (http%7Clistener%7Cudp)%5C..*%5C.downstream_((pre_)?cx%7Ccx_upgrades%7Crq%7Csess)_active%7C\
+    http%5C..*%5C.downstream_cx_tx_bytes_buffered%7Coverload%5C..*injected_resource.pressure)$";
 
 /// A response longer than this is not one to [`REQUEST`]: 300 listeners on 64 workers are 1.1 MB.
 pub const MAX_BODY: usize = 16 << 20;
@@ -92,6 +106,8 @@ pub const INTERNAL: &[u8] = b"envoy_internal_";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     pub open: u64,
+    /// What holds a drain that waits for requests: those in flight, and connections that are not HTTP.
+    pub in_use: u64,
     /// Whether less is open than without what was subtracted.
     pub subtracted: bool,
     /// `server.live`: false once health checks are failed. `None` where the response lacks it.
@@ -152,6 +168,11 @@ impl Exclusions<'_> {
         self.names(name) || suffixes.any(|suffix| name.ends_with(suffix.as_bytes()))
     }
 
+    /// Whether the connections of an HTTP stat prefix are not counted.
+    pub fn excludes_prefix(&self, prefix: &[u8]) -> bool {
+        EXCLUDED_PREFIXES.contains(&prefix) || self.names(prefix)
+    }
+
     fn names(&self, name: &[u8]) -> bool {
         self.names.iter().any(|excluded| excluded.as_bytes() == name)
     }
@@ -163,7 +184,7 @@ pub struct StatsParser<'a> {
     lines: Lines,
     live: Option<bool>,
     listeners: ListenerGauges<'a>,
-    http: u64,
+    http: HttpGauges,
     breakdown: Breakdown,
     /// By prefix.
     excluded_http: Vec<(Box<[u8]>, u64)>,
@@ -183,7 +204,7 @@ impl<'a> StatsParser<'a> {
             lines: Lines::default(),
             live: None,
             listeners: ListenerGauges::new(exclusions),
-            http: 0,
+            http: HttpGauges::default(),
             breakdown: Breakdown::default(),
             excluded_http: Vec::new(),
             parent: 0,
@@ -213,7 +234,8 @@ impl<'a> StatsParser<'a> {
         // No excluded prefix has connections that are silent, so these are not in `excluded`.
         let (mut counted, mut excluded, mut internal) = (0_u64, 0_u64, 0_u64);
         let mut silent = 0_u64;
-        let Breakdown { kinds, listeners: largest, .. } = &mut self.breakdown;
+        let Breakdown { kinds, listeners: largest, prefixes, .. } = &mut self.breakdown;
+        let all_http = self.http.sum(prefixes);
         let (listeners, is_unclear) = self.listeners.finish();
         for listener in &listeners {
             let (mut own, mut of_excluded_threads) = (listener.connections(), 0);
@@ -243,16 +265,20 @@ impl<'a> StatsParser<'a> {
         // counts; they were not added, so they must not be subtracted either.
         let of_listeners = counted.saturating_sub(scraped.saturating_sub(excluded));
         let others = excluded.saturating_sub(scraped).saturating_add(internal);
-        let http = self.http.saturating_sub(others);
+        let http = all_http.connections.saturating_sub(others);
         let shown = of_listeners.max(http);
-        kinds.upgraded = kinds.upgraded.min(http);
+        kinds.upgraded = all_http.upgraded.min(http);
         kinds.http = http - kinds.upgraded;
         kinds.silent = silent.min(shown - http);
         kinds.tcp = shown - http - kinds.silent;
         kinds.parent = self.parent;
+        self.breakdown.requests = self.breakdown.requests.map(|_| all_http.requests);
+        self.breakdown.requests_hidden = all_http.requests_hidden;
+        let in_use = (shown - http).saturating_add(all_http.in_use);
         Ok(Observation {
             open: shown.saturating_add(self.parent),
-            subtracted: shown < counted.max(self.http),
+            in_use: in_use.saturating_add(self.parent),
+            subtracted: shown < counted.max(all_http.connections),
             live: self.live,
             coverage,
             total: self
@@ -261,10 +287,6 @@ impl<'a> StatsParser<'a> {
                 .map(|(connections, uptime)| ServerTotal { connections, uptime }),
             breakdown: self.breakdown,
         })
-    }
-
-    fn is_excluded(&self, prefix: &[u8]) -> bool {
-        EXCLUDED_PREFIXES.contains(&prefix) || self.exclusions.names(prefix)
     }
 
     fn reject(&mut self, line: &[u8]) {
@@ -303,26 +325,31 @@ impl ReadLines for StatsParser<'_> {
             | Gauge::PreConnection(b"admin" | b"admin.main_thread") => {}
             Gauge::Listener(name) => self.listeners.add_cx(name, value),
             Gauge::PreConnection(name) => self.listeners.add_pre_cx(name, value),
-            Gauge::Http(prefix) if self.is_excluded(prefix) => self.exclude(prefix, value),
-            Gauge::Http(prefix) => {
-                self.http = self.http.saturating_add(value);
-                self.breakdown.prefixes.add(prefix, value);
+            Gauge::Http(prefix) if self.exclusions.excludes_prefix(prefix) => {
+                self.exclude(prefix, value)
             }
+            Gauge::Http(prefix) => self.http.add_connections(prefix, value),
             // The poll itself is one.
             Gauge::HttpRequests(b"admin") => {
                 self.breakdown.requests.get_or_insert(0);
             }
-            Gauge::HttpUpgrades(prefix) | Gauge::HttpRequests(prefix)
-                if prefix == b"admin" || self.is_excluded(prefix) => {}
-            Gauge::HttpUpgrades(_) => add(&mut self.breakdown.kinds.upgraded, value),
-            Gauge::HttpRequests(_) => add(self.breakdown.requests.get_or_insert(0), value),
-            Gauge::UdpSessions => add(&mut self.breakdown.udp_sessions, value),
+            Gauge::HttpUpgrades(prefix)
+            | Gauge::HttpRequests(prefix)
+            | Gauge::HttpBuffered(prefix)
+                if prefix == b"admin" || self.exclusions.excludes_prefix(prefix) => {}
+            Gauge::HttpUpgrades(prefix) => self.http.add_upgraded(prefix, value),
+            Gauge::HttpRequests(prefix) => {
+                self.breakdown.requests.get_or_insert(0);
+                self.http.add_requests(prefix, value);
+            }
+            Gauge::HttpBuffered(prefix) => self.http.add_buffered(prefix, value),
+            Gauge::UdpSessions => {
+                let sessions = &mut self.breakdown.udp_sessions;
+                *sessions = sessions.saturating_add(value);
+            }
+            Gauge::Pressure => self.breakdown.pressure = Some(value),
         }
     }
-}
-
-fn add(sum: &mut u64, value: u64) {
-    *sum = sum.saturating_add(value);
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::counters::EnvoyState;
 use super::hints::Hints;
+use super::json::Value;
 use super::log::{RateLimit, Record};
 use super::messages;
 use super::status::whole;
-use crate::cli::options::{Options, Overrides};
-use crate::drain::{Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
+use crate::cli::options::{Options, Overrides, WaitFor};
+use crate::drain::{Accepted, Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::stats::StatsCoverage;
 use crate::envoy::{Call, Health, HiddenListeners, Poll};
@@ -22,10 +23,12 @@ const REMINDER: Duration = Duration::from_secs(60);
 pub struct DrainLog {
     /// The latest error of each call that has not succeeded since.
     errors: Vec<CallError>,
-    open: Option<u64>,
+    /// Open connections, and what holds the drain, at the latest poll.
+    counts: Option<(u64, u64)>,
     coverage: StatsCoverage,
     hidden: HiddenListeners,
     total_hidden: bool,
+    requests_hidden: bool,
     hints: Hints,
     /// Envoy's own state, which stands beside each phase.
     pub envoy: EnvoyState,
@@ -138,6 +141,27 @@ impl DrainLog {
             DrainEvent::OutOfService { first_poll_in } => {
                 info(messages::OUT_OF_SERVICE).with("first_poll_in", whole(*first_poll_in))
             }
+            DrainEvent::Quiet { delay, took, left, new } => info(messages::QUIET)
+                .with("delay", delay.name())
+                .with("took_seconds", *took)
+                .with("left_seconds", *left)
+                .with("new_connections", *new),
+            DrainEvent::NotQuiet { delay, quiet } => {
+                let interval = machine.drain().map_or(Duration::ZERO, Drain::quiet_interval);
+                let hint = messages::HINT_HEALTH_CHECKS;
+                info(messages::NOT_QUIET)
+                    .with("delay", delay.name())
+                    .with("took_seconds", now - quiet.began)
+                    .with("new_connections", quiet.new)
+                    .with("new_requests", Some(quiet.new_requests).filter(|new| *new > 0))
+                    .with(
+                        "latest_new_connection_ago",
+                        quiet.noticed.map(|noticed| whole(now - noticed)),
+                    )
+                    .with("restarts", Some(u64::from(quiet.restarts)).filter(|times| *times > 0))
+                    .with("hint", Some(hint).filter(|_| quiet.looks_like_checks(interval)))
+            }
+            DrainEvent::ArrivalsHidden => warn(messages::ARRIVALS_HIDDEN),
             DrainEvent::ListenersDraining => info(messages::LISTENERS_DRAINING),
             DrainEvent::ListenersCompared(hidden) => {
                 return records.extend(self.listeners_compared(hidden));
@@ -161,12 +185,16 @@ impl DrainLog {
                     let hints = self.hints.polled(poll, drain, now).into_iter();
                     records.extend(hints.map(of_drain));
                 }
-                if self.open.replace(poll.open) == Some(poll.open) {
+                records.extend(self.requests_hidden(poll, machine).map(of_drain));
+                let holding = drain.map_or(poll.open, |drain| drain.holding(poll));
+                let counts = Some((poll.open, holding));
+                if std::mem::replace(&mut self.counts, counts) == counts {
                     return;
                 }
                 let threshold = drain.map_or(0, |drain| drain.options.min_open_connections);
                 info(messages::OPEN_CONNECTIONS)
                     .with("open_connections", poll.open)
+                    .with("holding", Some(holding).filter(|_| waits_for_requests(machine)))
                     .with("threshold_connections", threshold)
                     .with("kinds", poll.breakdown.kinds.list())
                     .with("listeners", poll.breakdown.listeners.list())
@@ -275,6 +303,16 @@ impl DrainLog {
         Some(Record::warn(messages::TOTAL_HIDDEN).with("drain", machine.number()))
     }
 
+    /// Says once in a drain that connections hold it because their requests are not shown.
+    fn requests_hidden(&mut self, poll: &Poll, machine: &Machine) -> Option<Record> {
+        let prefix = poll.breakdown.requests_hidden.as_ref()?;
+        let holds = waits(machine) && waits_for_requests(machine);
+        if !holds || std::mem::replace(&mut self.requests_hidden, true) {
+            return None;
+        }
+        Some(Record::warn(messages::REQUESTS_HIDDEN).with("http_prefix", prefix.as_str()))
+    }
+
     /// Says once what cannot be seen.
     fn hidden_stats(&mut self, poll: &Poll) -> Option<Record> {
         let before = std::mem::replace(&mut self.coverage, poll.coverage);
@@ -292,7 +330,7 @@ impl DrainLog {
             OutcomeKind::NoEnvoyHook => messages::NO_ENVOY_HOOK,
         };
         let open = ended.outcome.open;
-        let hint = match (kind, open) {
+        let hint = match (kind, ended.outcome.holding) {
             (OutcomeKind::EnvoyGone, _) if !ended.envoy_hook => Some(messages::HINT_ENVOY_STOPPED),
             (OutcomeKind::EnvoyGone, Some(1..)) => Some(messages::HINT_CONNECTIONS_CUT),
             _ => None,
@@ -313,12 +351,17 @@ impl DrainLog {
             .with("drain", ended.number)
             .with("outcome", kind.name())
             .with("open_connections", open)
+            .with("holding", ended.outcome.holding.filter(|holding| Some(*holding) != open))
             .with("threshold_connections", ended.threshold)
             .with("took_seconds", ended.took)
             .with("kinds", breakdown.and_then(|all| all.kinds.list()))
             .with("listeners", breakdown.and_then(|all| all.listeners.list()))
             .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
             .with("new_connections", new)
+            .with(
+                "new_connections_per_second",
+                accepted.rate().filter(|_| warns).map(Value::Thousandths),
+            )
             .with("not_counted", not_counted)
             .with("listeners_without_gauges", hidden)
             .with("hint", hint)
@@ -335,6 +378,13 @@ impl DrainLog {
             .with("phase", machine.phase().name())
             .with("envoy_state", self.envoy.name())
             .with("open_connections", open)
+            .with(
+                "holding",
+                drain
+                    .zip(poll)
+                    .filter(|_| waits_for_requests(machine))
+                    .map(|(drain, poll)| drain.holding(poll)),
+            )
             .with("threshold_connections", drain.map(|drain| drain.options.min_open_connections))
             .with("elapsed_seconds", drain.map(|drain| now - drain.started))
             .with("gives_up_in", drain.and_then(Drain::gives_up_at).map(|at| whole(at - now)))
@@ -343,12 +393,20 @@ impl DrainLog {
             .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
             .with("new_connections", accepted.and_then(|a| a.first.and(Some(a.new))))
             .with(
+                "new_connections_per_second",
+                accepted.and_then(Accepted::rate).map(Value::Thousandths),
+            )
+            .with(
                 "latest_new_connection_ago",
                 accepted.and_then(|a| a.noticed).map(|at| whole(now - at)),
             )
             .with("error", error.map(|error| error.error.text.as_str()))
             .with("repeated", error.map(|error| error.repeated))
     }
+}
+
+fn waits_for_requests(machine: &Machine) -> bool {
+    machine.drain().is_some_and(|drain| drain.options.wait_for == WaitFor::Requests)
 }
 
 fn waits(machine: &Machine) -> bool {

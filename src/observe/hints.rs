@@ -26,6 +26,7 @@ pub struct Hints {
     idle_hinted: bool,
     probes_hinted: bool,
     slow_hinted: bool,
+    pressure_hinted: bool,
 }
 
 impl Hints {
@@ -42,9 +43,17 @@ impl Hints {
             );
         }
         let all = &poll.breakdown;
-        if poll.open <= drain.options.min_open_connections {
+        if drain.holding(poll) <= drain.options.min_open_connections {
             (self.steady_since, self.idle_since) = (None, None);
             return records;
+        }
+        let path = drain.options.injected_resource.as_ref();
+        let was_read = all.pressure.is_some_and(|percent| percent > 0);
+        if let Some(path) = path.filter(|_| !was_read && drain.pressure_was_due(now))
+            && !std::mem::replace(&mut self.pressure_hinted, true)
+        {
+            let path = path.display().to_string();
+            records.push(Record::warn(messages::HINT_PRESSURE_NOT_READ).with("path", path));
         }
         let is_same = std::mem::replace(&mut self.open, poll.open) == poll.open;
         self.steady_since = self.steady_since.filter(|_| is_same).or(Some(now));

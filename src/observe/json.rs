@@ -12,6 +12,8 @@ pub enum Value {
     Number(u64),
     /// In seconds, with three decimals.
     Time(Duration),
+    /// Of one, with three decimals too.
+    Thousandths(u64),
     /// JSON already.
     Json(String),
 }
@@ -24,6 +26,7 @@ impl Value {
             Self::Text(text) => quote(&mut out, text),
             Self::Number(number) => out = number.to_string(),
             Self::Time(time) => out = seconds(*time),
+            Self::Thousandths(number) => out = thousandths(*number),
             Self::Json(json) => out.clone_from(json),
         }
         out
@@ -83,7 +86,12 @@ pub fn array(values: impl Iterator<Item = String>) -> String {
 
 /// A time in seconds, with three decimals.
 pub fn seconds(time: Duration) -> String {
-    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
+    thousandths(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A number of thousandths, with three decimals.
+pub fn thousandths(number: u64) -> String {
+    format!("{}.{:03}", number / 1000, number % 1000)
 }
 
 /// Whether a character shows as nothing but changes how others show, which forges a line: controls, the

@@ -38,6 +38,13 @@ pub const ENVOY_HOOK_MISSING: &str = "Envoy's own hook did not come to /shutdown
     a drain by hand, only the sidecar is being restarted, or Envoy's container has no such hook. The drain \
     continues; with --require-envoy-hook Envoy would stay in service";
 pub const OUT_OF_SERVICE: &str = "Envoy is out of service: its health checks now fail";
+pub const QUIET: &str = "no new connection for the quiet period: the delay is over";
+pub const NOT_QUIET: &str =
+    "the delay had its whole length: it was never quiet for the whole quiet period";
+pub const HINT_HEALTH_CHECKS: &str = "they come as regularly as a balancer's health checks, which go on \
+    after it has stopped to send: then only a quiet period shorter than their interval ends a delay early";
+pub const ARRIVALS_HIDDEN: &str = "new connections cannot be seen in Envoy's stats, so the quiet period \
+    ends no delay: let stats_config show listener.*.downstream_cx_total of all listeners";
 pub const LISTENERS_DRAINING: &str =
     "Envoy's listeners are draining, which only a restart of Envoy undoes";
 pub const OPEN_CONNECTIONS: &str = "open connections";
@@ -51,7 +58,14 @@ pub const HINT_READ_ONLY: &str = "Envoy's admin interface does not let its healt
     allow POST /healthcheck/fail in admin.allow_paths, or in the proxy before it";
 pub const HINT_IDLE_CONNECTIONS: &str = "idle HTTP connections hold the drain: for 15s no poll has found \
     a request in flight. Each ends with its next response, or by the idle_timeout of Envoy's \
-    http_connection_manager";
+    http_connection_manager; --injected-resource lets them leave, --wait-for=requests does not wait for \
+    them";
+pub const PRESSURE_NOT_WRITTEN: &str = "cannot write the file of --injected-resource, so Envoy closes no \
+    idle connections in a drain, or goes on with it after one; retrying";
+pub const PRESSURE_WRITTEN: &str = "the file of --injected-resource can be written again";
+pub const HINT_PRESSURE_NOT_READ: &str = "Envoy's overload manager does not read the file of \
+    --injected-resource, so that idle connections do not leave: its bootstrap needs the resource monitor \
+    and the action reduce_timeouts";
 pub const HINT_PROBES: &str = "connections of a listener that looks like one for health checks or \
     metrics hold the drain; if it serves no client, exclude it";
 pub const HINT_SLOW_POLL: &str = "a poll takes Envoy more than a tenth of the check interval; a longer \
@@ -103,6 +117,9 @@ pub const LISTENERS_WITHOUT_GAUGES: &str = "listeners have no gauges in Envoy's 
 pub const LISTENERS_PERHAPS_WITHOUT_GAUGES: &str = "some of these listeners have no gauges in Envoy's \
     stats, or share a stat_prefix, so a drain also waits for server.total_connections, which Envoy counts \
     every few seconds. Check the stats_matcher of the listener and of stats_config";
+pub const REQUESTS_HIDDEN: &str = "Envoy's stats do not show the requests in flight of an HTTP stat \
+    prefix, so its connections hold the drain as with --wait-for=connections. There was no request since \
+    Envoy's start, or stats_config hides http.*.downstream_rq_active";
 pub const TOTAL_HIDDEN: &str = "server.total_connections and server.uptime are not in Envoy's stats, and \
     listeners without gauges are counted by nothing else: this drain does not end as drained. Let \
     stats_config show both";

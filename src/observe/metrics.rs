@@ -44,6 +44,14 @@ impl Snapshot {
         if let Some(count) = &count {
             out.sample("open_connections", count.open);
         }
+        out.family(
+            "holding",
+            "What holds the drain: open connections, or requests in flight and connections other \
+             than HTTP.",
+        );
+        if let Some(count) = &count {
+            out.sample("holding", count.holding);
+        }
         time(
             &mut out,
             "last_poll_timestamp_seconds",

@@ -4,8 +4,9 @@ use std::iter;
 use std::time::Duration;
 
 use super::counters::EnvoyState;
-use super::json::seen;
+use super::json::{seen, thousandths};
 use super::status::{Count, Snapshot, VERSION, whole};
+use crate::cli::options::WaitFor;
 use crate::drain::{NextStep, Phase};
 use crate::os::clock::Timestamp;
 use crate::route::PageStyle;
@@ -94,13 +95,19 @@ impl Snapshot {
             let text = match accepted.noticed {
                 None => "none were accepted".to_owned(),
                 Some(at) => format!(
-                    "{} accepted, the latest noticed {} ago: clients or a balancer still send",
+                    "{} accepted ({} a second), the latest noticed {} ago: clients or a balancer \
+                     still send",
                     accepted.new,
+                    thousandths(accepted.rate().unwrap_or(0)),
                     whole(self.ago(at))
                 ),
             };
             let since = accepted.first.map_or(Timestamp::ZERO, |first| first);
             page.row("new", &format!("{text}; counted since {}", self.time(since)), "");
+        }
+        if let Some(quiet) = self.quiet() {
+            let text = format!("for {}: the delay ends after the quiet period", whole(quiet));
+            page.row("quiet", &text, "");
         }
         if let Some(progress) = &self.progress {
             let mut next = String::new();
@@ -149,15 +156,19 @@ impl Snapshot {
     }
 
     fn connection_rows(&self, page: &mut Page, count: &Count<'_>) {
-        let Count { open, breakdown, at } = count;
+        let Count { open, holding, breakdown, at } = count;
         let most = self.history.max().max(*open);
-        let text = format!(
-            "{open}, threshold {} ({} ago, at most {most})",
-            self.threshold,
-            whole(self.ago(*at))
-        );
+        let threshold = match self.wait_for {
+            WaitFor::Connections => format!(", threshold {}", self.threshold),
+            WaitFor::Requests => String::new(),
+        };
+        let text = format!("{open}{threshold} ({} ago, at most {most})", whole(self.ago(*at)));
         let bar = page.bar(*open, most, text.len());
         page.row("open", &format!("{text}{bar}"), BOLD);
+        if self.wait_for == WaitFor::Requests {
+            let what = "requests in flight, and connections other than HTTP";
+            page.row("holding", &format!("{holding}, threshold {}: {what}", self.threshold), BOLD);
+        }
         let kinds = breakdown.kinds;
         for (kind, open, ends) in [
             ("HTTP", kinds.http, "each ends with its next response, or by Envoy's idle timeout"),

@@ -8,6 +8,7 @@ use super::history::History;
 use super::json::{Object, Value, array, seen};
 use super::messages;
 use crate::cli::duration;
+use crate::cli::options::WaitFor;
 use crate::drain::{Accepted, Drain, Ended, NextStep, Phase};
 use crate::envoy::Poll;
 use crate::envoy::stats::{Breakdown, Largest};
@@ -27,8 +28,9 @@ pub struct Snapshot {
     pub requested: String,
     /// The drain in progress.
     pub progress: Option<Progress>,
-    /// Connections that may be open at the end of a drain.
+    /// Connections that may be open at the end of a drain, or what else it waits for.
     pub threshold: u64,
+    pub wait_for: WaitFor,
     /// The latest drain that has ended, and when.
     pub last: Option<(Ended, Timestamp)>,
     /// What was open over the latest drain.
@@ -40,6 +42,8 @@ pub struct Snapshot {
     /// Envoy's admin interface.
     pub admin_address: String,
     pub worker_running: bool,
+    /// What was last written to the file of `--injected-resource`, in hundredths.
+    pub injected: Option<u8>,
 }
 
 /// What is shown of a drain in progress.
@@ -50,6 +54,8 @@ pub struct Progress {
     /// The latest valid poll, and when it was made.
     pub last_poll: Option<(Poll, Timestamp)>,
     pub accepted: Accepted,
+    /// In a delay with a quiet period: since when no new connection has come.
+    pub quiet_since: Option<Timestamp>,
     pub next: Option<(NextStep, Timestamp)>,
     pub gives_up_at: Option<Timestamp>,
 }
@@ -61,6 +67,7 @@ impl Progress {
             out_of_service_since: drain.out_of_service_since(),
             last_poll: drain.last_poll.clone().map(|poll| (poll, drain.polled_at)),
             accepted: drain.accepted.clone(),
+            quiet_since: drain.quiet_since(),
             next: drain.next_step(),
             gives_up_at: drain.gives_up_at(),
         }
@@ -70,6 +77,8 @@ impl Progress {
 /// What was open at a poll.
 pub(super) struct Count<'a> {
     pub open: u64,
+    /// What of it holds the drain, requests in flight perhaps.
+    pub holding: u64,
     pub breakdown: &'a Breakdown,
     pub at: Timestamp,
 }
@@ -87,7 +96,8 @@ impl Snapshot {
             }
             _ => return None,
         };
-        Some(Count { open: poll.open, breakdown: &poll.breakdown, at })
+        let holding = poll.holding(self.wait_for);
+        Some(Count { open: poll.open, holding, breakdown: &poll.breakdown, at })
     }
 
     /// The new connections of the drain in progress, or of the one that has just ended.
@@ -98,8 +108,9 @@ impl Snapshot {
         accepted.filter(|accepted| accepted.first.is_some())
     }
 
-    pub(super) fn open_connections(&self) -> Option<u64> {
-        self.count().map(|count| count.open)
+    /// In a delay with a quiet period: how long no new connection has come.
+    pub(super) fn quiet(&self) -> Option<Duration> {
+        self.progress.as_ref().and_then(|progress| progress.quiet_since).map(|at| self.ago(at))
     }
 
     /// How long ago that was.
@@ -172,6 +183,8 @@ impl Snapshot {
             .with("elapsed_seconds", self.elapsed())
             .with("open_connections", count.as_ref().map(|count| count.open))
             .with("open_connections_age_seconds", count.as_ref().map(|count| self.ago(count.at)))
+            .with("wait_for", self.wait_for.name())
+            .with("holding", count.as_ref().map(|count| count.holding))
             .with("threshold_connections", self.threshold)
             .with("connections_by_kind", kinds)
             .with("listeners", breakdown.map(|all| largest("listener", &all.listeners)))
@@ -185,8 +198,17 @@ impl Snapshot {
             .with("udp_sessions", breakdown.map(|all| all.udp_sessions))
             .with("new_connections", accepted.map(|accepted| accepted.new))
             .with(
+                "new_connections_per_second",
+                accepted.and_then(Accepted::rate).map(Value::Thousandths),
+            )
+            .with(
                 "new_connection_noticed_seconds_ago",
                 accepted.and_then(|accepted| accepted.noticed).map(|at| self.ago(at)),
+            )
+            .with("quiet_seconds", self.quiet())
+            .with(
+                "injected_pressure",
+                self.injected.map(|hundredths| Value::Thousandths(u64::from(hundredths) * 10)),
             )
             .with("next_step", next.map(|(step, _)| step.name()))
             .with("next_step_in_seconds", next.map(|(_, at)| at - self.now))
@@ -207,9 +229,13 @@ impl Snapshot {
 
     /// The drain in one line, for a hook that waits. It changes only when something does.
     pub fn line(&self) -> String {
-        let mut line = match self.open_connections() {
-            Some(open) => {
-                format!("{}, {open} open, threshold {}", self.phase.name(), self.threshold)
+        let mut line = match self.count() {
+            Some(Count { open, holding, .. }) => {
+                let holds = match self.wait_for {
+                    WaitFor::Connections => String::new(),
+                    WaitFor::Requests => format!(", {holding} requests in flight or not HTTP"),
+                };
+                format!("{}, {open} open{holds}, threshold {}", self.phase.name(), self.threshold)
             }
             None => format!("{}, open connections not counted yet", self.phase.name()),
         };

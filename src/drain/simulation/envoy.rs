@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Random;
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply, ServerTotal};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply, ServerTotal};
 use crate::os::clock::Timestamp;
 
 /// Envoy refreshes its second count this often.
@@ -41,6 +41,11 @@ pub struct Envoy {
     /// Whether the latest poll did not lie.
     pub honest: bool,
     pub total: ServerTotal,
+    /// New connections so far, as its counter shows them, and when the latest came; some that a listener
+    /// hides among them.
+    pub arrived: u64,
+    pub arrived_at: Option<Timestamp>,
+    hides_arrivals: bool,
     /// Something has responded here.
     pub responded: bool,
 }
@@ -62,6 +67,9 @@ impl Envoy {
             lies: 0,
             honest: true,
             total: ServerTotal { connections: 0, uptime: 0 },
+            arrived: random.below(3),
+            arrived_at: None,
+            hides_arrivals: random.one_in(8),
             responded: false,
         }
     }
@@ -83,14 +91,24 @@ impl Envoy {
                 self.failed = false;
                 self.starting_until = now + random.millis(4_000);
                 (self.open, self.hidden_open) = (0, 0);
+                // Not a count that it had before: the delay would end then, and the poll behind it finds
+                // Envoy LIVE.
+                (self.arrived, self.arrived_at) = (random.next() >> 8, None);
             }
             2 => self.failed = false,
             _ => self.mood = Mood::Well,
         }
         let least = if self.failed { 0 } else { self.open.saturating_sub(1) };
         self.open = least + random.below(3);
+        if self.open > least && random.one_in(2) {
+            self.arrived += 1;
+            self.arrived_at = Some(now);
+        }
         if self.hides {
             self.hidden_open = random.pick(&[0, 0, 1]);
+            if self.hidden_open > 0 {
+                self.arrived_at = Some(now);
+            }
         }
     }
 
@@ -138,7 +156,10 @@ impl Envoy {
                 Reply::Listeners(HiddenListeners { names, certain: true })
             }
             Call::ReadStats => Reply::Stats(self.poll(random, now)),
-            Call::ReadAccepted => Reply::Accepted((!random.one_in(4)).then_some(self.open)),
+            Call::ReadAccepted => {
+                let arrived = Arrivals { connections: self.arrived, requests: None };
+                Reply::Accepted(Some(arrived).filter(|_| !self.hides_arrivals))
+            }
         }
     }
 

@@ -24,7 +24,8 @@ impl World {
                 let came_late = drain.hurried && !drain.arrivals.is_empty();
                 assert!(!options.require_envoy_hook || self.envoys_hook_came() || came_late);
                 let delay = options.drain_timeout.unwrap_or(Duration::MAX).min(options.delay());
-                assert!(now >= drain.began + delay, "failed too early");
+                let quiet = drain.quiet_before_failing;
+                assert!(quiet || now >= drain.began + delay, "failed too early");
                 let interval = options.check_interval.min(MAX_READY_INTERVAL);
                 let interval = if drain.hurried { Duration::ZERO } else { interval };
                 let again = drain.failed_at.map_or(Timestamp::ZERO, |failed| failed + interval);
@@ -36,7 +37,11 @@ impl World {
                 assert!(self.is_awaited(), "what cannot be undone, while no client waits");
                 let early = !options.health_check_failure_delay.is_zero();
                 assert!(early || drain.failed_at.is_some(), "before health checks were failed");
-                assert!(now >= drain.began + options.drain_delay, "within the drain delay");
+                let quiet = drain.quiet_before_failing;
+                assert!(
+                    quiet || now >= drain.began + options.drain_delay,
+                    "within the drain delay"
+                );
                 assert!(!drain.reverted, "before health checks were failed again");
                 self.drain.listeners = true;
             }
@@ -56,7 +61,8 @@ impl World {
                 assert!(self.stopped.is_none(), "restored by a sidecar that stops");
             }
             Call::CheckListeners if in_drain => {
-                assert!(drain.failed_at.is_some(), "listeners checked before health checks failed");
+                let asked = drain.failed_at.is_some() || !options.quiet_period.is_zero();
+                assert!(asked, "listeners checked before health checks failed");
             }
             Call::ShowState => assert!(!in_drain, "a call for show in a drain"),
             Call::CheckReady | Call::ReadStats | Call::CheckListeners => {}
@@ -81,6 +87,7 @@ impl World {
                 drain.confirms = None;
                 drain.failed_at = Some(self.now);
                 drain.reverted = false;
+                drain.quiet_since_failing = false;
             }
             Ok(Reply::Ready(_)) if call == Call::CheckListeners => drain.starting = true,
             Ok(Reply::Ready(health)) => self.saw(*health),
@@ -123,9 +130,32 @@ impl World {
         drain.listeners &= !drain.reverted;
     }
 
+    /// What has happened in a step.
+    pub fn check_event(&mut self, event: &DrainEvent) {
+        let DrainEvent::Quiet { delay, took, left, .. } = event else { return };
+        let envoy = &self.envoys[self.drain.target];
+        let drain = &mut self.drain;
+        let period = drain.options.quiet_period;
+        assert!(!period.is_zero() && *took >= period && !left.is_zero(), "quiet without a period");
+        assert!(!drain.hurried, "a drain that hurries waits for no quiet");
+        let quiet_since = envoy.arrived_at.unwrap_or(Timestamp::ZERO);
+        assert!(self.now >= quiet_since + period, "quiet though a connection came");
+        match delay {
+            Delay::DrainDelay => drain.quiet_before_failing = true,
+            Delay::CheckDelay => {
+                let failed_at = drain.failed_at.expect("health checks were failed");
+                assert!(self.now >= failed_at + period, "quiet before health checks were failed");
+                drain.quiet_since_failing = true;
+            }
+        }
+    }
+
     fn assert_settled(&self) {
         let drain = &self.drain;
         let failed_at = drain.failed_at.expect("health checks were failed");
+        if drain.quiet_since_failing {
+            return;
+        }
         assert!(self.now >= failed_at + drain.options.check_delay, "polled unsettled");
         assert!(self.now >= drain.began + drain.options.min_drain_duration, "polled too early");
     }
@@ -169,7 +199,7 @@ impl World {
                 assert_eq!(poll.health, Health::Draining, "drained in service, by no honest poll");
                 assert!(open <= threshold, "drained above the threshold");
                 let honest = drain.honest_open.expect("drained on a count that lied, the only one");
-                assert!(honest <= threshold, "drained on a count that lied");
+                assert!(honest <= threshold, "drained on a count that lied, by no honest poll");
                 if self.knows_hidden {
                     assert!(envoy.shows_total, "drained while a hidden listener is not counted");
                     let total = envoy.total;

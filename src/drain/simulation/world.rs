@@ -7,7 +7,7 @@ use super::{Planted, Random};
 use crate::cli::options::{DrainOption, Options, Overrides};
 use crate::drain::progress::MAX_READY_INTERVAL;
 use crate::drain::*;
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 pub const ADDRESSES: [&str; 2] = ["/a/admin.sock", "/b/admin.sock"];
@@ -75,6 +75,9 @@ pub struct Seen {
     pub polled: bool,
     pub starting: bool,
     pub reverted: bool,
+    /// A delay has ended early.
+    pub quiet_before_failing: bool,
+    pub quiet_since_failing: bool,
     pub released: bool,
     pub refused: Vec<Timestamp>,
 }
@@ -137,6 +140,7 @@ impl World {
                 Some(seconds(90)),
             ]),
             min_open_connections: random.pick(&[0, 0, 1, 5]),
+            quiet_period: random.pick(&[Duration::ZERO, seconds(3), seconds(30)]),
             require_envoy_hook: random.one_in(4),
             ..Options::default()
         }
@@ -249,7 +253,11 @@ impl World {
             (self.row_began, self.calls_in_a_row) = (self.now, 0);
         }
         self.calls_in_a_row += 1;
-        assert!(self.calls_in_a_row < 20, "{} calls without a pause", self.calls_in_a_row);
+        assert!(
+            self.calls_in_a_row < 20,
+            "{} calls within an interval, without a pause",
+            self.calls_in_a_row
+        );
         let asked = self.now;
         let (in_drain, number) = (self.machine.drain().is_some(), self.machine.number());
         self.check_call(call, in_drain);
@@ -331,6 +339,7 @@ impl World {
                 self.drains,
                 "a drain that no hook and no signal started"
             );
+            step.events.iter().for_each(|event| self.check_event(event));
             self.check_step(step.action);
             match step.action {
                 action @ (Action::Sleep | Action::SleepUntil(_)) => self.sleep(action, end),
@@ -407,6 +416,9 @@ impl World {
             }
             (Planted::OldTotalBelieved, Ok(Reply::Stats(Poll { total: Some(total), .. }))) => {
                 total.uptime = self.now.since_boot().as_micros() as u64;
+            }
+            (Planted::ArrivalsIgnored, Ok(Reply::Accepted(Some(arrivals)))) => {
+                *arrivals = Arrivals::default();
             }
             (Planted::TotalIgnored, Ok(Reply::Stats(Poll { total: Some(total), .. }))) => {
                 total.connections = 0;

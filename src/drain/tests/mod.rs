@@ -2,6 +2,7 @@
 
 mod endings;
 mod pace;
+mod quiet;
 mod requests;
 mod signals;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 use super::*;
 use crate::cli::options::{Options, Overrides};
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll, Reply};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
@@ -46,6 +47,8 @@ struct Scenario {
     events: Vec<DrainEvent>,
     /// How long Envoy takes to respond; when it hangs, the call gives up after 2 s.
     takes: Duration,
+    /// When clients connect; none where Envoy does not show it.
+    arrivals: Option<Vec<Duration>>,
 }
 
 /// Defaults, but small: 1 s between polls, a check delay of 10 s.
@@ -74,6 +77,7 @@ fn idle(envoy: Envoy, options: Options) -> Scenario {
         calls: Vec::new(),
         events: Vec::new(),
         takes: Duration::ZERO,
+        arrivals: None,
     }
 }
 
@@ -122,7 +126,10 @@ impl Scenario {
             Call::CheckReady | Call::ShowState => Reply::Ready(health),
             Call::ReadStats => Reply::Stats(Poll::of(open, health)),
             Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
-            Call::ReadAccepted => Reply::Accepted(None),
+            Call::ReadAccepted => Reply::Accepted(self.arrivals.as_ref().map(|arrivals| {
+                let connections = arrivals.iter().filter(|at| **at <= self.now).count() as u64;
+                Arrivals { connections, requests: Some(0) }
+            })),
         })
     }
 

@@ -1,32 +1,38 @@
-//! How many connections Envoy's listeners have accepted since its start. It is shown, and ends no drain:
-//! it says whether a balancer still sends new ones.
+//! How many connections Envoy's listeners have accepted since its start, and how many HTTP requests
+//! have come: whether a balancer still sends new ones.
 
 use super::listener_gauges::thread_parent;
 use super::{Exclusions, INTERNAL, Lines, ReadLines, named, number};
+use crate::envoy::Arrivals;
 
 /// The path and query of the request. Its own one, since it costs as much as a poll: Envoy matches the
 /// names of all of its counters (measured with 10,000 clusters: 1.2 polls).
-pub const ACCEPTED: &str =
-    "/stats?type=Counters&usedonly&filter=%5Elistener%5C..*%5C.downstream_cx_total$";
+pub const ACCEPTED: &str = "/stats?type=Counters&usedonly&filter=\
+    %5E(listener%5C..*%5C.downstream_cx%7Chttp%5C..*%5C.downstream_rq)_total$";
 
 /// Adds up a response that comes in pieces.
 pub struct AcceptedParser<'a> {
     exclusions: Exclusions<'a>,
     lines: Lines,
     accepted: u64,
-    /// Whether the admin interface's own connections are in it, so that the others' are too.
+    requests: u64,
+    /// Whether the admin interface's own are in it, so that the others' are too.
     sees_listeners: bool,
+    sees_http: bool,
 }
 
 impl<'a> AcceptedParser<'a> {
     pub fn new(exclusions: Exclusions<'a>) -> Self {
-        Self { exclusions, lines: Lines::default(), accepted: 0, sees_listeners: false }
+        let lines = Lines::default();
+        let (sees_listeners, sees_http) = (false, false);
+        Self { exclusions, lines, accepted: 0, requests: 0, sees_listeners, sees_http }
     }
 
-    /// The sum, once the whole response was pushed; none where `stats_config` hides it.
-    pub fn finish(mut self) -> Option<u64> {
+    /// The sums, once the whole response was pushed; none where `stats_config` hides the connections.
+    pub fn finish(mut self) -> Option<Arrivals> {
         self.end();
-        self.sees_listeners.then_some(self.accepted)
+        let requests = self.sees_http.then_some(self.requests);
+        self.sees_listeners.then_some(Arrivals { connections: self.accepted, requests })
     }
 }
 
@@ -37,6 +43,17 @@ impl ReadLines for AcceptedParser<'_> {
 
     fn line(&mut self, line: &[u8]) {
         let Some((name, Some(value))) = number(line) else { return };
+        if let Some(prefix) =
+            name.strip_prefix(b"http.").and_then(|name| named(name, b".downstream_rq_total"))
+        {
+            // Each poll is one.
+            if prefix == b"admin" {
+                self.sees_http = true;
+            } else if !self.exclusions.excludes_prefix(prefix) {
+                self.requests = self.requests.saturating_add(value);
+            }
+            return;
+        }
         let Some(listener) =
             name.strip_prefix(b"listener.").and_then(|name| named(name, b".downstream_cx_total"))
         else {
@@ -57,7 +74,7 @@ impl ReadLines for AcceptedParser<'_> {
 mod tests {
     use super::*;
 
-    fn accepted(lines: &str) -> Option<u64> {
+    fn accepted(lines: &str) -> Option<Arrivals> {
         let names = ["stats".to_owned()];
         let exclusions = Exclusions { names: &names, ignored_suffixes: &["_19003"] };
         let mut parser = AcceptedParser::new(exclusions);
@@ -79,14 +96,21 @@ mod tests {
             listener.envoy_internal_x.downstream_cx_total: 5\n\
             listener.stats.downstream_cx_total: 6\n\
             http.x.downstream_cx_total: 9\n\
+            http.x.downstream_rq_total: 40\n\
+            http.y.downstream_rq_total: 2\n\
+            http.admin.downstream_rq_total: 500\n\
+            http.stats.downstream_rq_total: 70\n\
+            http.health.downstream_rq_total: 80\n\
             listener.odd.downstream_cx_total: many\n\
             listener.last.downstream_cx_total: 1";
-        assert_eq!(accepted(lines), Some(28));
+        assert_eq!(accepted(lines), Some(Arrivals { connections: 28, requests: Some(42) }));
     }
 
     #[test]
     fn listeners_that_are_not_shown_are_unknown_and_not_zero() {
         assert_eq!(accepted(""), None);
-        assert_eq!(accepted("listener.admin.downstream_cx_total: 1\n"), Some(0));
+        let connections_alone = Arrivals { connections: 0, requests: None };
+        assert_eq!(accepted("listener.admin.downstream_cx_total: 1\n"), Some(connections_alone));
+        assert_eq!(accepted("http.admin.downstream_rq_total: 1\n"), None);
     }
 }

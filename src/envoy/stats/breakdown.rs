@@ -17,6 +17,10 @@ pub struct Breakdown {
     pub kinds: Kinds,
     /// Requests in flight on HTTP connections; none where Envoy's stats do not show them.
     pub requests: Option<u64>,
+    /// A counted HTTP stat prefix with connections whose requests are not shown.
+    pub requests_hidden: Option<String>,
+    /// What Envoy's overload manager has read of `--injected-resource`, in percent; none where it has not.
+    pub pressure: Option<u64>,
     /// UDP sessions, which are not waited for.
     pub udp_sessions: u64,
     /// The length of the response.

@@ -73,7 +73,11 @@ pub enum Gauge<'a> {
     /// Those of them that were upgraded, and the requests in flight.
     HttpUpgrades(&'a [u8]),
     HttpRequests(&'a [u8]),
+    /// Bytes of responses that Envoy has yet to send.
+    HttpBuffered(&'a [u8]),
     UdpSessions,
+    /// How far the resource of `--injected-resource` is used up, in percent, as Envoy has read it.
+    Pressure,
 }
 
 impl<'a> Gauge<'a> {
@@ -88,10 +92,17 @@ impl<'a> Gauge<'a> {
             return named(rest, b".downstream_cx_active")
                 .map(Self::Http)
                 .or_else(|| named(rest, b".downstream_cx_upgrades_active").map(Self::HttpUpgrades))
-                .or_else(|| named(rest, b".downstream_rq_active").map(Self::HttpRequests));
+                .or_else(|| named(rest, b".downstream_rq_active").map(Self::HttpRequests))
+                .or_else(|| {
+                    named(rest, b".downstream_cx_tx_bytes_buffered").map(Self::HttpBuffered)
+                });
         }
         if name.starts_with(b"udp.") {
             return name.ends_with(b".downstream_sess_active").then_some(Self::UdpSessions);
+        }
+        if let Some(rest) = name.strip_prefix(b"overload.") {
+            // What is before it is the monitor's name in the bootstrap, which may be another.
+            return rest.ends_with(b"injected_resource.pressure").then_some(Self::Pressure);
         }
         Some(match name {
             b"server.live" => Self::ServerLive,

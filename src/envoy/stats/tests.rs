@@ -223,7 +223,7 @@ fn a_name_that_only_resembles_a_workers_copy_counts_as_a_listener() {
 
 #[test]
 fn one_request_reads_all_that_is_counted() {
-    let filter = r"^(server\.(live|parent_connections|total_connections|uptime)|(http|listener|udp)\..*\.downstream_((pre_)?cx|cx_upgrades|rq|sess)_active)$";
+    let filter = r"^(server\.(live|parent_connections|total_connections|uptime)|(http|listener|udp)\..*\.downstream_((pre_)?cx|cx_upgrades|rq|sess)_active|http\..*\.downstream_cx_tx_bytes_buffered|overload\..*injected_resource.pressure)$";
     let escaped = filter.replace('^', "%5E").replace('\\', "%5C").replace('|', "%7C");
     assert_eq!(REQUEST, format!("/stats?type=Gauges&usedonly&filter={escaped}"));
 }
@@ -516,7 +516,7 @@ fn connections_are_shown_by_kind_listener_and_prefix() {
     let body = format!("{SENTINELS}{lines}");
     let observation = count_with(body.as_bytes(), &[]).unwrap();
     assert_eq!(observation.open, 5 + 3 + 6 + 1 - 1 + 2);
-    let Breakdown { listeners, prefixes, kinds, requests, udp_sessions, bytes } =
+    let Breakdown { listeners, prefixes, kinds, requests, udp_sessions, bytes, .. } =
         observation.breakdown;
     assert_eq!(kinds.list().unwrap(), "3 http, 2 upgraded, 6 tcp, 3 silent, 2 parent");
     let open = kinds.named().into_iter().map(|(_, open)| open).sum::<u64>();

@@ -36,8 +36,8 @@ fn the_page_shows_what_a_drain_waits_for_and_what_comes_next() {
         "            requests in flight: 1\n",
         "listeners        2  0.0.0.0_8443\n                 1  0.0.0.0_8080\n",
         "HTTP             2  ingress_\"http\"\n",
-        "new         4 accepted, the latest noticed 20s ago: clients or a balancer still send; \
-         counted since 22:12:20\n",
+        "new         4 accepted (0.069 a second), the latest noticed 20s ago: clients or a balancer \
+         still send; counted since 22:12:20\n",
         "next        poll in 2s; gives up in 47s, at 22:14:07\n",
         "history     requested 22:12:07 with check-delay=10s; out of service 22:12:10; \
          polls so far 7, failed 29\n",

@@ -23,6 +23,7 @@ pub fn idle() -> Snapshot {
         requested: String::new(),
         progress: None,
         threshold: 0,
+        wait_for: WaitFor::Connections,
         last: None,
         history: History::default(),
         envoy_hooks: 0,
@@ -30,6 +31,7 @@ pub fn idle() -> Snapshot {
         counters: Counters::default(),
         admin_address: "/admin/admin.sock".to_owned(),
         worker_running: true,
+        injected: None,
     }
 }
 
@@ -49,11 +51,13 @@ pub fn progress() -> Progress {
     let mut accepted = Accepted::default();
     accepted.new = 4;
     (accepted.noticed, accepted.first) = (Some(ago(20_000)), Some(ago(60_000)));
+    accepted.counted = Some(ago(2_500));
     Progress {
         started: ago(72_345),
         out_of_service_since: Some(ago(70_000)),
         last_poll: Some((poll(), ago(2_500))),
         accepted,
+        quiet_since: None,
         next: Some((NextStep::Poll, NOW + Duration::from_millis(2_500))),
         gives_up_at: Some(NOW + Duration::from_millis(47_655)),
     }
@@ -237,9 +241,9 @@ fn open_connections_are_those_of_the_end_once_it_has_come() {
     ] {
         let snapshot =
             Snapshot { phase: Phase::Ended, last: Some((ended(outcome), NOW)), ..idle() };
-        assert_eq!(snapshot.open_connections(), open, "{outcome:?}");
+        assert_eq!(snapshot.count().map(|count| count.open), open, "{outcome:?}");
         let later = Snapshot { phase: Phase::Idle, ..snapshot };
-        assert_eq!(later.open_connections(), None, "not known any more");
+        assert_eq!(later.count().map(|count| count.open), None, "not known any more");
     }
 }
 
