@@ -3,6 +3,7 @@
 //! | page | for |
 //! |---|---|
 //! | [`kubernetes`] | the installation: every manifest |
+//! | [`settings`] | the options of a pod, by what is before it and by its traffic |
 //! | [`operations`] | a pod at night: the log, the options, endpoints, restarts |
 //! | [`monitoring`] | what watches the pods: metrics, alerts, a [dashboard] |
 //! | [`security`] | what the network and the pod can reach, and the limits |
@@ -17,6 +18,13 @@
 pub mod kubernetes {
     #![doc = include_str!("rustdoc-links.txt")]
     #![doc = include_str!("kubernetes.md")]
+}
+
+/// The options that a pod needs, and how to wait no longer than necessary.
+///
+pub mod settings {
+    #![doc = include_str!("rustdoc-links.txt")]
+    #![doc = include_str!("settings.md")]
 }
 
 /// The log, the options, what is counted, restarts, endpoints.

@@ -71,6 +71,7 @@ class Life:
         plain = {
             "polls_total": self.polls,
             "open_connections": now.get("open"),
+            "holding": now.get("open"),
             "threshold_connections": now["threshold"],
             "drain_start_timestamp_seconds": now.get("start"),
             "drain_deadline_timestamp_seconds": now.get("deadline"),
