@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::confirmation::{Confirmation, StillHolds, still_holds};
 use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
-use super::progress::{Drain, MAX_READY_INTERVAL, Stage};
+use super::progress::{Drain, HURRIED_INTERVAL, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
@@ -355,7 +355,10 @@ impl Machine {
                 retained.answers = self.awaited;
                 retained.check_due = now + MAX_READY_INTERVAL;
             }
-            StillHolds::PollAgain(pause) => retained.check_due = now + pause,
+            StillHolds::PollAgain(pause) => {
+                let longest = self.stopping.map_or(pause, |_| HURRIED_INTERVAL);
+                retained.check_due = now + pause.min(longest);
+            }
             StillHolds::Unknown if self.stopping.is_none() => {
                 retained.check_due = now + MAX_READY_INTERVAL;
             }

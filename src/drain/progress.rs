@@ -20,7 +20,7 @@ pub(super) const MAX_READY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A signal in a drain mostly means that the grace period is over, and the kubelet kills 2 s later.
 /// Until then Envoy is polled this often, and Envoy's end is known after three refusals.
-const HURRIED_INTERVAL: Duration = Duration::from_millis(200);
+pub(super) const HURRIED_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) const HURRIED_REFUSED_RETRY: Duration = Duration::from_millis(100);
 
 /// While a delay is watched, connections are counted this often, but Envoy rests so many times as long
@@ -236,6 +236,9 @@ impl Drain {
         self.not_before = self.not_before.min(now + HURRIED_REFUSED_RETRY);
         match self.stage {
             Stage::WaitingForConnections => self.call_due = now,
+            Stage::ConfirmingOutcome(_) => {
+                self.call_due = self.call_due.min(now + HURRIED_INTERVAL)
+            }
             Stage::Failing { .. } => self.call_due = self.call_due.min(self.fail_again_at(now)),
             _ => {}
         }
@@ -503,6 +506,11 @@ impl Drain {
     pub(super) fn next_poll(&self, interval: Duration, now: Timestamp) -> Timestamp {
         let took = now - self.called_at;
         (self.called_at + interval).max(now + took)
+    }
+
+    /// A pause before another poll, which is short after a signal.
+    pub(super) fn pause(&self, pause: Duration) -> Duration {
+        if self.hurried { pause.min(HURRIED_INTERVAL) } else { pause }
     }
 
     pub(super) fn interval(&self) -> Duration {

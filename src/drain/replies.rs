@@ -139,8 +139,7 @@ impl Drain {
             self.call_due = self.next_poll(interval, now);
         }
         if let Verdict::PollAgain(pause) = verdict {
-            let pause = if self.hurried { pause.min(self.interval()) } else { pause };
-            self.call_due = now + pause;
+            self.call_due = now + self.pause(pause);
             return;
         }
         self.last_poll = Some(poll.clone());
@@ -168,7 +167,7 @@ impl Drain {
         let wait_for = self.options.wait_for;
         match still_holds(kind, wait_for, threshold, &mut self.confirmation, result) {
             StillHolds::Yes => self.stage = Stage::Ending(self.outcome(kind)),
-            StillHolds::PollAgain(pause) => self.call_due = now + pause,
+            StillHolds::PollAgain(pause) => self.call_due = now + self.pause(pause),
             StillHolds::No | StillHolds::Unknown => {
                 events.push(DrainEvent::OutcomeOutdated);
                 self.confirmation = Confirmation::default();

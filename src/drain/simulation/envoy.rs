@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Random;
+use crate::cli::options::WaitFor;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply, ServerTotal};
 use crate::os::clock::Timestamp;
@@ -28,8 +29,10 @@ pub struct Envoy {
     /// Health checks are failed.
     pub failed: bool,
     pub starting_until: Timestamp,
-    /// Connections that its gauges show, and those of a listener that has none.
+    /// Connections that its gauges show: those in use, and idle HTTP connections; and those of a listener
+    /// that has none.
     pub open: u64,
+    pub idle: u64,
     pub hidden_open: u64,
     pub hides: bool,
     pub shows_total: bool,
@@ -38,8 +41,9 @@ pub struct Envoy {
     /// Scrapes come and go, so that a poll may lie, but never four in a row.
     scraped: bool,
     lies: u32,
-    /// Whether the latest poll did not lie.
-    pub honest: bool,
+    /// Whether the latest poll did not lie of what is open, and of what is in use.
+    honest_open: bool,
+    honest_in_use: bool,
     pub total: ServerTotal,
     /// New connections so far, as its counter shows them, and when the latest came; some that a listener
     /// hides among them.
@@ -59,13 +63,15 @@ impl Envoy {
             failed: random.one_in(3),
             starting_until: Timestamp::ZERO,
             open: random.below(4),
+            idle: random.pick(&[0, 0, 2]),
             hidden_open: 0,
             hides,
             shows_total: !random.one_in(6),
             forbids_listing: random.one_in(8),
             scraped: random.one_in(3),
             lies: 0,
-            honest: true,
+            honest_open: true,
+            honest_in_use: true,
             total: ServerTotal { connections: 0, uptime: 0 },
             arrived: random.below(3),
             arrived_at: None,
@@ -78,7 +84,8 @@ impl Envoy {
     pub fn flush(&mut self, now: Timestamp) {
         let uptime = now.since_boot().as_secs() / FLUSH.as_secs() * FLUSH.as_secs();
         if uptime > self.total.uptime {
-            self.total = ServerTotal { connections: self.open + self.hidden_open, uptime };
+            self.total =
+                ServerTotal { connections: self.open + self.idle + self.hidden_open, uptime };
         }
     }
 
@@ -90,7 +97,7 @@ impl Envoy {
             1 => {
                 self.failed = false;
                 self.starting_until = now + random.millis(4_000);
-                (self.open, self.hidden_open) = (0, 0);
+                (self.open, self.idle, self.hidden_open) = (0, 0, 0);
                 // Not a count that it had before: the delay would end then, and the poll behind it finds
                 // Envoy LIVE.
                 (self.arrived, self.arrived_at) = (random.next() >> 8, None);
@@ -100,6 +107,7 @@ impl Envoy {
         }
         let least = if self.failed { 0 } else { self.open.saturating_sub(1) };
         self.open = least + random.below(3);
+        self.idle = random.pick(&[self.idle, self.idle, 0, 1]);
         if self.open > least && random.one_in(2) {
             self.arrived += 1;
             self.arrived_at = Some(now);
@@ -116,7 +124,15 @@ impl Envoy {
     pub fn settle(&mut self, now: Timestamp) {
         self.flush(now);
         self.mood = Mood::Well;
-        (self.open, self.hidden_open) = (0, 0);
+        (self.open, self.idle, self.hidden_open) = (0, 0, 0);
+    }
+
+    /// What really held a drain that waits for these at the latest poll, unless that lied.
+    pub fn honest(&self, wait_for: WaitFor) -> Option<u64> {
+        match wait_for {
+            WaitFor::Connections => Some(self.open + self.idle).filter(|_| self.honest_open),
+            WaitFor::Requests => Some(self.open).filter(|_| self.honest_in_use),
+        }
     }
 
     pub fn call(&mut self, call: Call, random: &mut Random, now: Timestamp) -> CallResult {
@@ -170,10 +186,17 @@ impl Envoy {
     fn poll(&mut self, random: &mut Random, now: Timestamp) -> Poll {
         self.flush(now);
         let subtracted = self.scraped && !random.one_in(3);
-        self.honest = !(subtracted && self.lies < 3 && random.one_in(3));
-        self.lies = if self.honest { 0 } else { self.lies + 1 };
-        let open = if self.honest { self.open } else { 0 };
+        let may_lie = self.lies < 3;
+        self.honest_open = !(subtracted && may_lie && random.one_in(3));
+        // Other connections show in the difference to those of HTTP alone.
+        let http_closes = self.idle > 0 && may_lie && random.one_in(3);
+        self.honest_in_use = self.honest_open && !http_closes;
+        self.lies = if self.honest_in_use { 0 } else { self.lies + 1 };
+        let open = self.idle + if self.honest_open { self.open } else { 0 };
+        let in_use = if self.honest_in_use { self.open } else { 0 };
         let total = Some(self.total).filter(|_| self.shows_total);
-        Poll { subtracted, total, ..Poll::of(open, self.health()) }
+        let mut poll = Poll { in_use, subtracted, total, ..Poll::of(open, self.health()) };
+        poll.breakdown.kinds.http = self.idle;
+        poll
     }
 }

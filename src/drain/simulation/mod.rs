@@ -48,6 +48,7 @@ enum Planted {
     TwoRefusalsAreGone,
     ListenersDrainedUnawaited,
     OnePollIsEnough,
+    OnePollWithoutRequests,
     HiddenListenersIgnored,
     OldTotalBelieved,
     TotalIgnored,
@@ -104,6 +105,7 @@ fn planted_bugs_are_found() {
         (Planted::HiddenListenersIgnored, "drained while a hidden"),
         (Planted::OldTotalBelieved, "drained on an old total"),
         (Planted::TotalIgnored, "drained while a hidden connection was open"),
+        (Planted::OnePollWithoutRequests, "drained on a count that lied"),
         (Planted::ArrivalsIgnored, "quiet though a connection came"),
         (Planted::GoneWhereNothingWas, "gone where nothing has ever responded"),
         (Planted::OtherEnvoysHookTaken, "the hook of another Envoy"),
@@ -111,16 +113,18 @@ fn planted_bugs_are_found() {
         (Planted::LateHookNotChecked, "honest poll"),
         (Planted::EarlyWaiterDoesNotCount, "left in service though its own hook waits"),
         (Planted::SignalAtRestIgnored, "a signal at rest"),
-        (Planted::SignalInDrainIgnored, "a signal"),
+        (Planted::SignalInDrainIgnored, "no haste after a signal"),
         (Planted::IntervalIgnored, "within an interval"),
         (Planted::RevertIgnored, "a revert was seen and nothing done"),
     ] {
-        let find = |seed| std::panic::catch_unwind(|| schedule(seed, Some(planted))).err();
-        let found = (0..10_000).find_map(find).unwrap_or_else(|| panic!("{planted:?}: not found"));
-        let found = match found.downcast::<String>() {
-            Ok(text) => *text,
-            Err(other) => (*other.downcast::<&str>().expect("a message")).to_owned(),
+        // By its own rule: another may find it first, as a consequence.
+        let is_found = |seed: &u64| {
+            let found = std::panic::catch_unwind(|| schedule(*seed, Some(planted))).err();
+            found.is_some_and(|found| match found.downcast::<String>() {
+                Ok(text) => text.contains(words),
+                Err(other) => other.downcast_ref::<&str>().is_some_and(|text| text.contains(words)),
+            })
         };
-        assert!(found.contains(words), "{planted:?} was found otherwise: {found}");
+        assert!((0..10_000).any(|seed| is_found(&seed)), "{planted:?}: not found by its rule");
     }
 }

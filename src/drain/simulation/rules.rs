@@ -93,9 +93,8 @@ impl World {
             Ok(Reply::Ready(health)) => self.saw(*health),
             Ok(Reply::Stats(poll)) => {
                 drain.last_poll = Some(poll.clone());
-                if envoy.honest {
-                    drain.honest_open = Some(envoy.open);
-                }
+                let honest = envoy.honest(drain.options.wait_for);
+                drain.honest = honest.or(drain.honest);
                 if poll.health == Health::Live {
                     self.saw(Health::Live);
                 }
@@ -111,9 +110,8 @@ impl World {
         match result {
             Ok(Reply::Stats(poll)) => {
                 self.drain.last_poll = Some(poll.clone());
-                if envoy.honest {
-                    self.drain.honest_open = Some(envoy.open);
-                }
+                let honest = envoy.honest(self.drain.options.wait_for);
+                self.drain.honest = honest.or(self.drain.honest);
                 self.drain.refused.clear();
             }
             Err(error) if error.is_refusal() => self.drain.refused.push(self.now),
@@ -193,12 +191,12 @@ impl World {
         let threshold = drain.options.min_open_connections;
         match outcome.kind {
             OutcomeKind::Drained => {
-                let open = outcome.open.expect("a number of open connections");
+                let open = outcome.holding.expect("a number of open connections");
                 assert!(drain.polled, "drained by something else than an honest poll");
                 let poll = drain.last_poll.as_ref().expect("drained without an honest poll");
                 assert_eq!(poll.health, Health::Draining, "drained in service, by no honest poll");
                 assert!(open <= threshold, "drained above the threshold");
-                let honest = drain.honest_open.expect("drained on a count that lied, the only one");
+                let honest = drain.honest.expect("drained on a count that lied, the only one");
                 assert!(honest <= threshold, "drained on a count that lied, by no honest poll");
                 if self.knows_hidden {
                     assert!(envoy.shows_total, "drained while a hidden listener is not counted");
@@ -263,7 +261,7 @@ impl World {
         let holds = match ended.outcome.kind {
             OutcomeKind::Drained => {
                 drain.last_poll.as_ref().is_some_and(|poll| poll.health == Health::Draining)
-                    && drain.honest_open.is_some_and(|open| open <= ended.threshold)
+                    && drain.honest.is_some_and(|open| open <= ended.threshold)
             }
             OutcomeKind::EnvoyGone => !drain.refused.is_empty(),
             OutcomeKind::TimedOut | OutcomeKind::Released | OutcomeKind::NoEnvoyHook => false,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::envoy::{Envoy, Mood};
 use super::{Planted, Random};
-use crate::cli::options::{DrainOption, Options, Overrides};
+use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
 use crate::drain::progress::MAX_READY_INTERVAL;
 use crate::drain::*;
+use crate::envoy::stats::Kinds;
 use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};
 use crate::os::clock::Timestamp;
 
@@ -69,8 +70,8 @@ pub struct Seen {
     /// It was tried to drain this Envoy's listeners.
     pub listeners: bool,
     pub last_poll: Option<Poll>,
-    /// Connections that really were open at the latest poll that did not lie.
-    pub honest_open: Option<u64>,
+    /// What really held the drain at the latest poll that did not lie.
+    pub honest: Option<u64>,
     /// The latest reply was a valid poll.
     pub polled: bool,
     pub starting: bool,
@@ -140,6 +141,7 @@ impl World {
                 Some(seconds(90)),
             ]),
             min_open_connections: random.pick(&[0, 0, 1, 5]),
+            wait_for: random.pick(&WaitFor::ALL),
             quiet_period: random.pick(&[Duration::ZERO, seconds(3), seconds(30)]),
             require_envoy_hook: random.one_in(4),
             ..Options::default()
@@ -411,6 +413,9 @@ impl World {
                 result = Ok(Reply::Stats(draining(0)));
             }
             (Planted::OnePollIsEnough, Ok(Reply::Stats(poll))) => poll.subtracted = false,
+            (Planted::OnePollWithoutRequests, Ok(Reply::Stats(poll))) => {
+                poll.breakdown.kinds = Kinds::default();
+            }
             (Planted::HiddenListenersIgnored, Ok(Reply::Listeners(hidden))) => {
                 *hidden = HiddenListeners::default();
             }
