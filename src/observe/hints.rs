@@ -86,9 +86,9 @@ impl Hints {
 mod tests {
     use super::*;
     use crate::cli::options::{Options, Overrides};
-    use crate::drain::Machine;
-    use crate::envoy::Health;
+    use crate::drain::{Event, Machine};
     use crate::envoy::stats::Kinds;
+    use crate::envoy::{Call, Health, Reply};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_boot(Duration::from_secs(seconds))
@@ -109,6 +109,36 @@ mod tests {
         poll.breakdown.requests = requests;
         poll.breakdown.prefixes.add(prefix.as_bytes(), open);
         poll
+    }
+
+    #[test]
+    fn a_pressure_that_envoy_does_not_read_is_hinted_at_once_and_not_before_it_can_have() {
+        for (path, pressure, expected) in [
+            (Some("/admin/drain"), None, vec![20]),
+            (Some("/admin/drain"), Some(0), vec![20]),
+            (Some("/admin/drain"), Some(1), vec![]),
+            (None, None, vec![]),
+        ] {
+            let own = Options { injected_resource: path.map(Into::into), ..Options::default() };
+            let mut machine = Machine::new(own.clone(), &Overrides::default(), true, at(0));
+            machine.start(own, at(0));
+            machine.step(&Event::Tick, at(10));
+            let failed = Event::Reply {
+                drain: 1,
+                call: Call::FailHealthChecks,
+                result: Ok(Reply::HealthChecksFailed),
+            };
+            machine.step(&failed, at(10));
+            let drain = machine.drain().expect("a drain");
+            let mut poll = poll(1, Some(1), "web");
+            poll.breakdown.pressure = pressure;
+            let mut hints = Hints::default();
+            let found = (15..40).filter(|second| {
+                let records = hints.polled(&poll, drain, at(*second));
+                records.iter().any(|record| record.message == messages::HINT_PRESSURE_NOT_READ)
+            });
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{path:?}, {pressure:?}");
+        }
     }
 
     /// The messages of polls a second apart.

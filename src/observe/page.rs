@@ -109,6 +109,14 @@ impl Snapshot {
             let text = format!("for {}: the delay ends after the quiet period", whole(quiet));
             page.row("quiet", &text, "");
         }
+        if let Some(hundredths) = self.injected {
+            let written = thousandths(u64::from(hundredths) * 10);
+            let read = self.count().and_then(|count| count.breakdown.pressure);
+            let read = read.map_or("not read by Envoy so far".to_owned(), |percent| {
+                format!("Envoy has read {}", thousandths(percent.saturating_mul(10)))
+            });
+            page.row("pressure", &format!("{written}; {read}"), "");
+        }
         if let Some(progress) = &self.progress {
             let mut next = String::new();
             if let Some((step, at)) = progress.next {

@@ -2,7 +2,7 @@ use super::*;
 use crate::cli::options::{DrainOption, Options};
 use crate::drain::{Action, Event, Outcome, Step};
 use crate::envoy::error::AdminErrorKind;
-use crate::envoy::{CallResult, Reply};
+use crate::envoy::{Arrivals, CallResult, Reply};
 use crate::observe::counters::Counters;
 use crate::observe::log::{Level, Value};
 
@@ -30,6 +30,10 @@ fn machine(restore: bool) -> Machine {
 }
 
 impl Logged {
+    fn record(&self, message: &str) -> &Record {
+        self.records.iter().find(|record| record.message == message).expect(message)
+    }
+
     fn new() -> Self {
         Self::with(machine(true))
     }
@@ -724,4 +728,100 @@ fn a_reminder_has_the_latest_error() {
     let record = logged.only();
     assert_eq!(record.message, messages::STILL_WAITING);
     assert_eq!(field(&record, "error"), Some(&"it is slow".into()), "not what it waits for");
+}
+
+/// A drain whose check delay a quiet period may end, and an Envoy that shows what has come to it.
+fn quiet(arrivals: impl Fn(u64) -> Reply) -> Logged {
+    let mut logged = Logged::draining(&[
+        (DrainOption::CheckInterval, "1s"),
+        (DrainOption::CheckDelay, "20s"),
+        (DrainOption::QuietPeriod, "5s"),
+    ]);
+    let mut now = 0;
+    let mut event = None;
+    logged.reply(Reply::HealthChecksFailed);
+    while logged.machine.phase() != Phase::WaitingForConnections {
+        let next = event.take().unwrap_or(Event::Tick);
+        let Step { action, events } = logged.machine.step(&next, at(s(now)));
+        logged.records.extend(logged.log.record(&events, &logged.machine, at(s(now))));
+        match action {
+            Action::Call(call) => {
+                let reply = match call {
+                    Call::ReadAccepted => arrivals(now),
+                    Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
+                    Call::ReadStats => polled(0, StatsCoverage::Everything, Health::Draining),
+                    _ => Reply::Ready(Health::Draining),
+                };
+                event = Some(Event::Reply { drain: 1, call, result: Ok(reply) });
+            }
+            _ => now += 1,
+        }
+    }
+    logged
+}
+
+fn accepted(connections: u64) -> Reply {
+    Reply::Accepted(Some(Arrivals { connections, requests: Some(0) }))
+}
+
+#[test]
+fn a_delay_that_ends_early_is_logged_with_what_is_left_of_it() {
+    let logged = quiet(|now| accepted(now.min(3)));
+    let record = logged.record(messages::QUIET);
+    assert_eq!(record.level, Level::Info);
+    for (name, value) in [
+        ("delay", Value::Text("check_delay".to_owned())),
+        ("new_connections", Value::Number(3)),
+        ("took_seconds", Value::Time(s(8))),
+        ("left_seconds", Value::Time(s(12))),
+    ] {
+        assert!(record.fields.contains(&(name, value)), "{name} in {record:?}");
+    }
+}
+
+#[test]
+fn a_delay_that_was_never_quiet_is_logged_with_what_came_and_whether_it_looks_like_checks() {
+    let logged = quiet(|now| accepted(now / 2));
+    let record = logged.record(messages::NOT_QUIET);
+    for (name, value) in [
+        ("new_connections", Value::Number(9)),
+        ("took_seconds", Value::Time(s(20))),
+        ("hint", Value::Text(messages::HINT_HEALTH_CHECKS.to_owned())),
+    ] {
+        assert!(record.fields.contains(&(name, value)), "{name} in {record:?}");
+    }
+    let logged = quiet(|now| accepted(now * now));
+    let record = logged.record(messages::NOT_QUIET);
+    assert!(!record.fields.iter().any(|(name, _)| *name == "hint"), "{record:?}");
+}
+
+#[test]
+fn where_nothing_of_it_can_be_seen_that_is_a_warning_once() {
+    let logged = quiet(|_| Reply::Accepted(None));
+    assert_eq!(logged.record(messages::ARRIVALS_HIDDEN).level, Level::Warn);
+    let times = logged.records.iter().filter(|r| r.message == messages::ARRIVALS_HIDDEN).count();
+    assert_eq!(times, 1);
+}
+
+#[test]
+fn connections_that_hold_because_their_requests_are_hidden_are_a_warning_once() {
+    for (wait_for, expected) in [("requests", 1), ("connections", 0)] {
+        let mut logged =
+            Logged::draining(&[(DrainOption::CheckDelay, "0"), (DrainOption::WaitFor, wait_for)]);
+        logged.out_of_service();
+        for _ in 0..3 {
+            let Reply::Stats(mut poll) = polled(2, StatsCoverage::Everything, Health::Draining)
+            else {
+                unreachable!("a poll")
+            };
+            poll.breakdown.requests_hidden = Some("web".to_owned());
+            logged.reply(Reply::Stats(poll));
+            logged.now += s(5);
+            logged.step(&Event::Tick);
+        }
+        let found: Vec<_> =
+            logged.records.iter().filter(|r| r.message == messages::REQUESTS_HIDDEN).collect();
+        assert_eq!(found.len(), expected, "{wait_for}");
+        assert!(found.iter().all(|r| r.fields.contains(&("http_prefix", "web".into()))));
+    }
 }

@@ -52,6 +52,27 @@ fn the_page_shows_what_a_drain_waits_for_and_what_comes_next() {
 }
 
 #[test]
+fn what_a_drain_does_not_wait_for_is_told_from_what_it_waits_for() {
+    let mut snapshot = Snapshot { wait_for: WaitFor::Requests, injected: Some(42), ..draining() };
+    let progress = snapshot.progress.as_mut().unwrap();
+    let (poll, _) = progress.last_poll.as_mut().unwrap();
+    poll.in_use = 2;
+    progress.quiet_since = Some(ago(7_500));
+    let page = rows(&snapshot);
+    for row in [
+        "open        3 (2s ago, at most 6)  ####################....................\n",
+        "holding     2, threshold 1: requests in flight, and connections other than HTTP\n",
+        "quiet       for 7s: the delay ends after the quiet period\n",
+        "pressure    0.420; not read by Envoy so far\n",
+    ] {
+        assert!(page.contains(row), "{row} in {page}");
+    }
+    let (poll, _) = snapshot.progress.as_mut().unwrap().last_poll.as_mut().unwrap();
+    poll.breakdown.pressure = Some(41);
+    assert!(rows(&snapshot).contains("pressure    0.420; Envoy has read 0.410\n"));
+}
+
+#[test]
 fn an_envoy_that_is_out_of_service_with_no_drain_is_said_to_be() {
     let mut snapshot = idle();
     snapshot.counters.envoy = EnvoyState::Draining;

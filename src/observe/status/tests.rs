@@ -140,7 +140,11 @@ fn json_has_null_for_what_is_not_known() {
         "listeners",
         "other_listeners",
         "http_prefixes",
+        "holding",
+        "quiet_seconds",
+        "injected_pressure",
         "new_connections",
+        "new_connections_per_second",
         "new_connection_noticed_seconds_ago",
         "next_step",
         "next_step_in_seconds",
@@ -160,6 +164,7 @@ fn json_has_null_for_what_is_not_known() {
         ("phase_seconds", 5.0.into()),
         ("drain", 0.into()),
         ("threshold_connections", 0.into()),
+        ("wait_for", "connections".into()),
         ("envoy_state", "never_seen".into()),
         ("envoy_hooks", 0.into()),
         ("admin_address", "/admin/admin.sock".into()),
@@ -220,6 +225,27 @@ fn json_shows_the_drain_with_the_age_of_each_figure() {
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&json[key], value, "{key}");
     }
+}
+
+#[test]
+fn json_shows_what_shortens_a_drain() {
+    let mut snapshot = Snapshot { wait_for: WaitFor::Requests, injected: Some(7), ..draining() };
+    let progress = snapshot.progress.as_mut().unwrap();
+    progress.last_poll.as_mut().unwrap().0.in_use = 2;
+    progress.quiet_since = Some(ago(1_250));
+    let json = parsed(&snapshot);
+    for (key, value) in [
+        ("open_connections", 3.0),
+        ("holding", 2.0),
+        ("quiet_seconds", 1.25),
+        ("injected_pressure", 0.07),
+        ("new_connections_per_second", 0.069),
+    ] {
+        assert_eq!(json[key].as_f64(), Some(value), "{key} in {json}");
+    }
+    assert_eq!(json["wait_for"], "requests");
+    let line = "waiting_for_connections, 3 open, 2 requests in flight or not HTTP, threshold 1";
+    assert!(snapshot.line().starts_with(line), "{}", snapshot.line());
 }
 
 #[test]
