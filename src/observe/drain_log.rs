@@ -216,7 +216,7 @@ impl DrainLog {
                 let listeners = listeners_not_drained.then_some(listeners);
                 warn(messages::ENVOY_HOOK_MISSING).with("listeners", listeners)
             }
-            DrainEvent::Ended(ended) => self.ended(ended),
+            DrainEvent::Ended(ended) => self.ended(ended, now),
             DrainEvent::ReadyForNextDrain => info(messages::READY_FOR_NEXT_DRAIN),
             DrainEvent::StartupCheckPassed(poll) => {
                 records.push(
@@ -320,7 +320,7 @@ impl DrainLog {
         hidden.filter(|_| before != poll.coverage).map(Record::warn)
     }
 
-    fn ended(&self, ended: &Ended) -> Record {
+    fn ended(&self, ended: &Ended, now: Timestamp) -> Record {
         let kind = ended.outcome.kind;
         let message = match kind {
             OutcomeKind::Drained => messages::DRAINED,
@@ -345,9 +345,7 @@ impl DrainLog {
         // What the connections were that are cut now.
         let polled = ended.last_poll.as_ref().filter(|_| kind != OutcomeKind::NoEnvoyHook);
         let breakdown = polled.map(|(poll, _)| &poll.breakdown);
-        let accepted = &ended.accepted;
-        let new = accepted.first.and(Some(accepted.new)).filter(|_| warns);
-        record
+        let record = record
             .with("drain", ended.number)
             .with("outcome", kind.name())
             .with("open_connections", open)
@@ -356,12 +354,8 @@ impl DrainLog {
             .with("took_seconds", ended.took)
             .with("kinds", breakdown.and_then(|all| all.kinds.list()))
             .with("listeners", breakdown.and_then(|all| all.listeners.list()))
-            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
-            .with("new_connections", new)
-            .with(
-                "new_connections_per_second",
-                accepted.rate().filter(|_| warns).map(Value::Thousandths),
-            )
+            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()));
+        with_new_connections(record, Some(&ended.accepted), now)
             .with("not_counted", not_counted)
             .with("listeners_without_gauges", hidden)
             .with("hint", hint)
@@ -373,7 +367,7 @@ impl DrainLog {
         let (open, breakdown) = (poll.map(|poll| poll.open), poll.map(|poll| &poll.breakdown));
         let accepted = drain.map(|drain| &drain.accepted);
         let error = self.errors.last();
-        Record::info(messages::STILL_WAITING)
+        let record = Record::info(messages::STILL_WAITING)
             .with("drain", machine.number())
             .with("phase", machine.phase().name())
             .with("envoy_state", self.envoy.name())
@@ -390,19 +384,22 @@ impl DrainLog {
             .with("gives_up_in", drain.and_then(Drain::gives_up_at).map(|at| whole(at - now)))
             .with("kinds", breakdown.and_then(|all| all.kinds.list()))
             .with("listeners", breakdown.and_then(|all| all.listeners.list()))
-            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()))
-            .with("new_connections", accepted.and_then(|a| a.first.and(Some(a.new))))
-            .with(
-                "new_connections_per_second",
-                accepted.and_then(Accepted::rate).map(Value::Thousandths),
-            )
-            .with(
-                "latest_new_connection_ago",
-                accepted.and_then(|a| a.noticed).map(|at| whole(now - at)),
-            )
+            .with("http_prefixes", breakdown.and_then(|all| all.prefixes.list()));
+        with_new_connections(record, accepted, now)
             .with("error", error.map(|error| error.error.text.as_str()))
             .with("repeated", error.map(|error| error.repeated))
     }
+}
+
+/// What came though Envoy was out of service, as far as that was counted.
+fn with_new_connections(record: Record, accepted: Option<&Accepted>, now: Timestamp) -> Record {
+    let Some(accepted) = accepted.filter(|accepted| accepted.first.is_some()) else {
+        return record;
+    };
+    record
+        .with("new_connections", accepted.new)
+        .with("new_connections_per_second", accepted.rate().map(Value::Thousandths))
+        .with("latest_new_connection_ago", accepted.noticed.map(|at| whole(now - at)))
 }
 
 fn waits_for_requests(machine: &Machine) -> bool {
