@@ -7,20 +7,6 @@ use serde_json::json;
 
 use crate::support::prelude::*;
 
-/// A connection that is upgraded to a stream.
-#[track_caller]
-fn upgraded(port: u16) -> Connection {
-    let client = Connection::open(port);
-    client.send("CONNECT upstream:1 HTTP/1.1\r\nhost: upstream:1\r\n\r\n");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.extend(client.receive(1));
-    }
-    assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&head));
-    assert!(client.echoes());
-    client
-}
-
 #[test]
 fn a_drain_names_what_it_waits_for_and_what_was_open_at_its_end() {
     let envoy = Envoy::builder().http("web").tcp("tcp").tls_inspector("tls").start();
@@ -28,7 +14,7 @@ fn a_drain_names_what_it_waits_for_and_what_was_open_at_its_end() {
     sidecar.wait_log(ENVOY_RESPONDS);
     let web = envoy.port("web");
     let _http = [KeptAlive::open(web), KeptAlive::open(web)];
-    let _upgraded = upgraded(web);
+    let _upgraded = connect_tunnel(web);
     let _tcp = connect(&envoy);
     let _silent = Connection::open(envoy.port("tls"));
     envoy.wait_stat("listener.tls.downstream_pre_cx_active", 1);

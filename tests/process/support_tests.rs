@@ -128,6 +128,57 @@ fn a_request_is_held_in_flight_and_an_idle_client_is_not_kept() {
 }
 
 #[test]
+fn a_held_request_gets_its_response_on_either_version_of_http() {
+    let envoy = Envoy::builder().http("http").start();
+    let (http1, mut http2) = (KeptAlive::open(envoy.port("http")), Http2::open(envoy.port("http")));
+    http1.start("/hold");
+    http2.start("/hold");
+    envoy.wait_stat("http.http.downstream_rq_active", 2);
+    envoy.respond(2, "done");
+    assert_eq!(http1.response(), (200, "done"));
+    http2.response();
+    envoy.wait_stat("http.http.downstream_rq_active", 0);
+}
+
+#[test]
+fn an_upgraded_connection_is_a_request_in_flight_too() {
+    let envoy = Envoy::builder().http("http").start();
+    for open in [web_socket, connect_tunnel] {
+        let client = open(envoy.port("http"));
+        for gauge in ["cx_active", "cx_upgrades_active", "rq_active"] {
+            envoy.wait_stat(&format!("http.http.downstream_{gauge}"), 1);
+        }
+        drop(client);
+        envoy.wait_stat("http.http.downstream_cx_active", 0);
+    }
+}
+
+#[test]
+fn a_listener_with_http_and_tcp_chains_shows_both() {
+    let envoy = Envoy::builder().http_and_tcp("mixed").start();
+    let mixed = envoy.port("mixed");
+    let _http = (KeptAlive::open(mixed), Http2::open(mixed));
+    let tcp = Connection::open(mixed);
+    tcp.send(b"\0\r\n");
+    assert_eq!(tcp.receive(3), b"\0\r\n");
+    envoy.wait_stat("http.mixed.downstream_cx_active", 2);
+    envoy.wait_stat("listener.mixed.downstream_cx_active", 3);
+}
+
+#[test]
+fn a_response_without_a_reader_stays_in_envoys_buffer() {
+    let envoy = Envoy::builder().http("http").small_send_buffer().start();
+    let client = KeptAlive::open(envoy.port("http"));
+    client.start("/hold");
+    envoy.respond(1, &"x".repeat(900_000));
+    envoy.wait_stat("http.http.downstream_rq_active", 0);
+    let buffered = || envoy.stat("http.http.downstream_cx_tx_bytes_buffered");
+    wait_value("bytes in the buffer", buffered, |now| now.is_some_and(|bytes| bytes > 100_000));
+    assert_eq!(client.response().body.len(), 900_000);
+    wait_value("none in the buffer", buffered, |now| *now == Some(0));
+}
+
+#[test]
 fn envoy_hides_stats_that_its_stats_config_does_not_include() {
     let list = "stats_matcher: { inclusion_list: { patterns: [{ prefix: http. }] } }";
     let envoy = Envoy::builder().http("http").stats_config(list).start();

@@ -5,17 +5,19 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{iter, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use socket2::Socket;
 use tempfile::TempDir;
 
 use super::client::Client;
-use super::http::Response;
+use super::http::{Response, find};
 use super::net::{Address, Server};
-use super::{PATIENCE, envoy_binary, temp_dir, wait_for, wait_value};
+use super::{PATIENCE, envoy_binary, lock, temp_dir, wait_for, wait_value};
 
 /// Configures an Envoy.
 #[derive(Debug)]
@@ -50,7 +52,11 @@ pub struct Envoy {
     setup: Builder,
     child: Child,
     upstream: Server,
+    held: Arc<Held>,
 }
+
+/// Connections of the upstream server on which a request waits for its response.
+type Held = Mutex<Vec<Socket>>;
 
 // JSON, which is YAML too. Without `stat_prefix`, all listeners would share the gauges of
 // `listener.127.0.0.1_0`.
@@ -66,6 +72,11 @@ const LISTENER: &str = r#"
 const INSPECTOR: &str = r#"{
   name: envoy.filters.listener.tls_inspector,
   typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector }
+}"#;
+
+const HTTP_INSPECTOR: &str = r#"{
+  name: envoy.filters.listener.http_inspector,
+  typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector }
 }"#;
 
 // By default Envoy waits 5 s and then 1 s more before it closes a connection that it has announced
@@ -85,7 +96,7 @@ const HTTP: &str = r#"{
       { match: { path: /hold }, route: { cluster: upstream, timeout: 0s } },
       { match: { prefix: / }, direct_response: { status: 200, body: { inline_string: served } } }
     ] }] },
-    upgrade_configs: [{ upgrade_type: CONNECT }],
+    upgrade_configs: [{ upgrade_type: CONNECT }, { upgrade_type: websocket }],
     http_filters: [{
       name: envoy.filters.http.router,
       typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
@@ -101,6 +112,9 @@ const TCP: &str = r#"{
     cluster: upstream
   }
 }"#;
+
+const SWITCHING_PROTOCOLS: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
 /// The file with the base id that the first process of a hot restart has chosen.
 const BASE_ID: &str = "base-id";
@@ -145,7 +159,8 @@ impl Builder {
     }
 
     /// A listener of HTTP/1.1 and HTTP/2. `/hold` is a request that stays in flight until its
-    /// client leaves; any other path is answered at once.
+    /// client leaves or [`Envoy::respond`], and is accepted at once where it asks for a WebSocket, which
+    /// echoes; any other path is answered at once.
     pub fn http(self, name: &str) -> Self {
         self.listener(name, HTTP, "", "DEFAULT", Duration::from_secs(3600))
     }
@@ -174,6 +189,29 @@ impl Builder {
     /// The same behind a TLS inspector: a client that sends nothing stays in `pre_cx`.
     pub fn tls_inspector(self, name: &str) -> Self {
         self.listener(name, HTTP, INSPECTOR, "DEFAULT", Duration::from_secs(3600))
+    }
+
+    /// A listener that has HTTP and other bytes on one port: each has a filter chain of its own.
+    pub fn http_and_tcp(mut self, name: &str) -> Self {
+        let others = self.listeners.len();
+        self = self.listener(name, HTTP, HTTP_INSPECTOR, "DEFAULT", Duration::from_secs(3600));
+        let listener = self.listeners.split_off(others);
+        let matched = "filter_chains: [{ filter_chain_match: { application_protocols: \
+                       [http/1.1, h2c] }, filters:";
+        let listener = listener.replacen("filter_chains: [{ filters:", matched, 1);
+        let chain = format!("}}, {{ filters: [{}] }}]", TCP.replace("$NAME", name));
+        let end = listener.strip_suffix("}]").expect("the filter chains are the last");
+        self.listeners += end;
+        self.listeners += &chain;
+        self
+    }
+
+    /// The listener added last has so small a send buffer in the kernel that what a client does not
+    /// read stays in Envoy's own.
+    pub fn small_send_buffer(mut self) -> Self {
+        self.listeners += "\n    socket_options: [{ description: SO_SNDBUF, level: 1, name: 7, \
+                           int_value: 8192, state: STATE_PREBIND }]";
+        self
     }
 
     /// The listener to scrape, whose HTTP connections must not count.
@@ -255,18 +293,28 @@ impl Builder {
 
     /// Starts it and waits until it is live.
     pub fn start(self) -> Envoy {
-        // Holds what it takes for an HTTP request and echoes everything else.
-        let upstream = Server::start(&Address::loopback(), |mut socket| {
+        // Holds what it takes for an HTTP request, accepts a WebSocket and echoes everything else.
+        let held = Arc::<Held>::default();
+        let waiting = Arc::clone(&held);
+        let upstream = Server::start(&Address::loopback(), move |mut socket| {
             let mut buffer = [0; 4096];
             while let Ok(n @ 1..) = socket.read(&mut buffer) {
-                if !buffer[..n].starts_with(b"GET ") && socket.write_all(&buffer[..n]).is_err() {
+                let received = &buffer[..n];
+                let sent = if !received.starts_with(b"GET ") {
+                    socket.write_all(received)
+                } else if find(received, b"upgrade: websocket").is_some() {
+                    socket.write_all(SWITCHING_PROTOCOLS.as_bytes())
+                } else {
+                    socket.try_clone().map(|socket| lock(&waiting).push(socket))
+                };
+                if sent.is_err() {
                     break;
                 }
             }
         });
         let upstream = upstream.expect("a port for the upstream server");
         let child = self.spawn(upstream.address());
-        let mut envoy = Envoy { setup: self, child, upstream };
+        let mut envoy = Envoy { setup: self, child, upstream, held };
         envoy.wait_until_live();
         envoy
     }
@@ -423,6 +471,20 @@ impl Envoy {
     #[track_caller]
     pub fn wait_stat(&self, name: &str, value: u64) {
         wait_value(name, || self.stat(name), |now| *now == Some(value));
+    }
+
+    /// Responds to so many requests to `/hold`, once they are there, with this body.
+    #[track_caller]
+    pub fn respond(&self, requests: usize, body: &str) {
+        let held = wait_for("requests to be held", || {
+            let mut held = lock(&self.held);
+            let first = held.len().checked_sub(requests)?;
+            Some(held.split_off(first))
+        });
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        for mut socket in held {
+            socket.write_all(format!("{head}{body}").as_bytes()).expect("respond");
+        }
     }
 
     /// The port of a listener.

@@ -40,6 +40,35 @@ impl KeptAlive {
     }
 }
 
+/// A connection that is upgraded to a stream, by this request.
+#[track_caller]
+fn upgraded(port: u16, request: &str, status: &str) -> Connection {
+    let client = Connection::open(port);
+    client.send(request);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.extend(client.receive(1));
+    }
+    let head = String::from_utf8_lossy(&head);
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+    assert!(client.echoes());
+    client
+}
+
+/// A tunnel that CONNECT has made.
+#[track_caller]
+pub fn connect_tunnel(port: u16) -> Connection {
+    upgraded(port, "CONNECT upstream:1 HTTP/1.1\r\nhost: upstream:1\r\n\r\n", "200")
+}
+
+/// A WebSocket (RFC 6455), of which nothing but its opening handshake matters to Envoy.
+#[track_caller]
+pub fn web_socket(port: u16) -> Connection {
+    let request = "GET /hold HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                   sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    upgraded(port, request, "101")
+}
+
 /// An HTTP/2 connection with prior knowledge, no more of it than a gauge needs.
 #[derive(Debug)]
 pub struct Http2 {
@@ -74,11 +103,26 @@ impl Http2 {
     /// whether a GOAWAY came with it.
     #[track_caller]
     pub fn request(&mut self) -> bool {
+        self.start("/");
+        self.response()
+    }
+
+    /// Sends a request, and does not wait for its response.
+    #[track_caller]
+    pub fn start(&mut self, path: &str) {
         let stream = self.next_stream;
         self.next_stream += 2;
-        // HPACK: `:method GET`, `:scheme http` and `:path /` by number, `:authority` spelt out.
-        let block = b"\x82\x86\x84\x01\x09localhost";
-        self.send_frame(HEADERS, END_STREAM_AND_HEADERS, stream, block);
+        // HPACK: `:method GET` and `:scheme http` by number, `:authority` and `:path` spelt out.
+        let mut block = b"\x82\x86\x01\x09localhost\x04".to_vec();
+        block.push(u8::try_from(path.len()).expect("a short path"));
+        block.extend(path.bytes());
+        self.send_frame(HEADERS, END_STREAM_AND_HEADERS, stream, &block);
+    }
+
+    /// Reads as far as the head of the next response, which must be a 200. Returns whether a GOAWAY
+    /// came with it.
+    #[track_caller]
+    pub fn response(&self) -> bool {
         let mut leaving = false;
         loop {
             match self.receive_frame() {

@@ -7,7 +7,7 @@ pub use super::cases::*;
 pub use super::client::{Client, Connection};
 pub use super::elf::Elf;
 pub use super::envoy::{Builder, Envoy};
-pub use super::envoy_clients::{Http2, KeptAlive};
+pub use super::envoy_clients::{Http2, KeptAlive, connect_tunnel, web_socket};
 pub use super::fake_admin::{FakeAdmin, Fault, OPEN, Route, State};
 pub use super::http::Response;
 pub use super::log::{Expected, logged};

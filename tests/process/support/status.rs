@@ -44,6 +44,12 @@ impl Status {
         self.number("open_connections")
     }
 
+    /// What is compared with the threshold.
+    #[track_caller]
+    pub fn holding(&self) -> Option<u64> {
+        self.number("holding")
+    }
+
     #[track_caller]
     pub fn threshold_connections(&self) -> u64 {
         self.number("threshold_connections").expect("a number")
