@@ -29,4 +29,5 @@ mod supply_chain;
 mod support;
 mod support_tests;
 mod termination_message;
+mod wait_for_requests;
 mod watch;
