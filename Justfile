@@ -111,6 +111,10 @@ soak seconds="600": _target
 race seconds="600": _target
     RACE={{ seconds }} .build/auditable test --release --locked --target {{ target }} --test alone race:: -- --ignored --nocapture
 
+# Evictions with `--wait-for=requests`: how long they take, and what is lost in so many of them at each rate
+requests drains="30": _target
+    DRAINS={{ drains }} .build/auditable test --release --locked --target {{ target }} --test alone requests:: -- --ignored --nocapture
+
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")
     tests/reproducible

@@ -7,6 +7,7 @@ mod attacks;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]
 mod container;
 mod race;
+mod requests;
 #[path = "../process/support/mod.rs"]
 mod support;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]
