@@ -64,8 +64,8 @@ pub const PRESSURE_NOT_WRITTEN: &str = "cannot write the file of --injected-reso
     idle connections in a drain, or goes on with it after one; retrying";
 pub const PRESSURE_WRITTEN: &str = "the file of --injected-resource can be written again";
 pub const HINT_PRESSURE_NOT_READ: &str = "Envoy's overload manager does not read the file of \
-    --injected-resource, so that idle connections do not leave: its bootstrap needs the resource monitor \
-    and the action reduce_timeouts";
+    --injected-resource, so that idle connections do not leave, or its stats_config hides that: its \
+    bootstrap needs the resource monitor and the action reduce_timeouts";
 pub const HINT_PROBES: &str = "connections of a listener that looks like one for health checks or \
     metrics hold the drain; if it serves no client, exclude it";
 pub const HINT_SLOW_POLL: &str = "a poll takes Envoy more than a tenth of the check interval; a longer \

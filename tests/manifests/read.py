@@ -123,6 +123,10 @@ def with_config(pod, config):
     assert bootstrap["admin"]["address"] == {"pipe": {"path": ADMIN_SOCKET}}, "another admin address"
     shared = [mount for mount in envoy["volumeMounts"] if mount in manager["volumeMounts"]]
     assert [mount["mountPath"] for mount in shared] == [str(pathlib.PurePath(ADMIN_SOCKET).parent)]
+    (monitor,) = bootstrap["overload_manager"]["resource_monitors"]
+    injected = f"--injected-resource={monitor['typed_config']['filename']}"
+    assert injected in manager["args"], "the sidecar writes another file"
+    assert injected.startswith(f"--injected-resource={shared[0]['mountPath']}/"), "in another volume"
     ready = envoy["readinessProbe"]["httpGet"]
     listeners = bootstrap["static_resources"]["listeners"]
     port = lambda listener: listener["address"]["socket_address"]["port_value"]
@@ -176,7 +180,12 @@ class Pages:
             describe(ordinary(manifest), self.image, "ordinary")
         elif kind == "DaemonSet":
             assert all(same(self.contour)), "it patches another DaemonSet"
-            describe(patched(self.contour, manifest), self.image, "contour")
+            pod = patched(self.contour, manifest)
+            describe(pod, self.image, "contour")
+            envoy = named(pod["spec"]["template"]["spec"]["containers"], "envoy")
+            if "args" in envoy:
+                assert envoy["args"][-2] == "--config-yaml", "Envoy's arguments"
+                self.overload(envoy["args"][-1], pod)
         elif kind == "Kustomization":
             assert manifest["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
             (entry,) = manifest["patches"]
@@ -195,9 +204,15 @@ class Pages:
                 "provider": {"type": "Kubernetes", "kubernetes": {"shutdownManager": {"image": self.image}}},
             }, "it is not Envoy Gateway's"
         elif kind == "EnvoyProxy":
-            assert manifest["apiVersion"] == GATEWAY and manifest["spec"].keys() == {"shutdown"}
-            pod = gateway_pod(copy.deepcopy(self.gateway), manifest["spec"]["shutdown"])
+            spec = manifest["spec"]
+            assert manifest["apiVersion"] == GATEWAY and spec.keys() <= {"shutdown", "bootstrap", "provider"}, "fields"
+            pod = gateway_pod(copy.deepcopy(self.gateway), spec["shutdown"])
             pod["spec"]["template"]["spec"]["containers"][0]["image"] = self.image
+            if "bootstrap" in spec:
+                assert spec["bootstrap"]["type"] == "Merge", "the default is Replace"
+                patch = spec["provider"]["kubernetes"]["envoyDeployment"]["patch"]
+                pod = patched(pod, patch["value"])
+                self.overload(spec["bootstrap"]["value"], pod)
             describe(pod, self.image, "gateway")
         elif kind == "PodMonitor":
             self.monitor(manifest)
@@ -207,6 +222,20 @@ class Pages:
         else:
             validate(manifest)
         self.seen[kind] = manifest
+
+    def overload(self, text, pod):
+        """Checks that an overload manager is that of the whole pod's Envoy, and reads what the pod's sidecar writes."""
+        (fragment,) = load(text)
+        assert fragment.keys() == {"overload_manager"}, "fields"
+        (bootstrap,) = load(self.seen["ConfigMap"]["data"]["envoy.yaml"])
+        # That one is validated by a real Envoy.
+        expected, found = copy.deepcopy(bootstrap["overload_manager"]), fragment["overload_manager"]
+        paths = [overload["resource_monitors"][0]["typed_config"].pop("filename") for overload in (expected, found)]
+        for overload in (expected, found):
+            assert overload.pop("refresh_interval", "0.25s") == "0.25s", "refresh_interval"
+        assert expected == found, f"it is not {expected}"
+        manager = named(pod["spec"]["template"]["spec"]["containers"], "shutdown-manager")
+        assert f"--injected-resource={paths[1]}" in manager["args"], "the sidecar writes another file"
 
     def monitor(self, manifest):
         """Checks that a PodMonitor finds the sidecar of Contour's pods, with the ports that were declared before it."""
@@ -247,6 +276,9 @@ def main(version, folder, *paths):
                 # Fragments have no kind: of Envoy's configuration, of a container, or rules.
                 if isinstance(manifest, dict) and manifest.keys() == {"ports"}:
                     pages.ports = manifest["ports"]
+                if isinstance(manifest, dict) and manifest.keys() == {"overload_manager"}:
+                    (bootstrap,) = load(pages.seen["ConfigMap"]["data"]["envoy.yaml"])
+                    assert bootstrap["overload_manager"] == manifest["overload_manager"], f"{where}: not the pod's"
                 if isinstance(manifest, dict) and "kind" in manifest:
                     try:
                         pages.read(manifest)

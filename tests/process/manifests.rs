@@ -4,6 +4,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use envoy_shutdown_manager::cli::{self, Command as Cli};
 use crate::support::{envoy_binary, temp_dir};
 
 /// The one with the whole pod first, which the others patch.
-const PAGES: [&str; 3] = ["src/manual/kubernetes.md", "src/manual/monitoring.md", "README.md"];
+const PAGES: [&str; 4] =
+    ["src/manual/kubernetes.md", "src/manual/settings.md", "src/manual/monitoring.md", "README.md"];
 
 /// A program that `tests/manifests/install` has installed, where every build finds it. In CI it must be there; else a
 /// test that needs it is skipped.
@@ -49,6 +51,11 @@ fn the_manuals_manifests_are_valid_and_fit_this_program() {
     pods.iter().for_each(Pod::check);
 
     let bootstrap = folder.path().join("envoy.yaml");
+    // Envoy watches the folder of a file that it reads, so that must be there.
+    let text = fs::read_to_string(&bootstrap).expect("the configuration");
+    assert!(text.contains(" /admin/drain"), "another file: {text}");
+    let here = format!(" {}/", folder.path().display());
+    fs::write(&bootstrap, text.replace(" /admin/", &here)).expect("write it");
     let validated = Command::new(envoy_binary::envoy())
         .args(["--mode", "validate", "--log-level", "error", "-c"])
         .arg(&bootstrap)
