@@ -115,6 +115,10 @@ race seconds="600": _target
 requests drains="30": _target
     DRAINS={{ drains }} .build/auditable test --release --locked --target {{ target }} --test alone requests:: -- --ignored --nocapture
 
+# Drains behind a balancer that goes on sending for up to 12 s, with delays that are fixed and that a quiet period ends
+balancer: _target
+    .build/auditable test --release --locked --target {{ target }} --test alone balancer:: -- --ignored --nocapture
+
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")
     tests/reproducible

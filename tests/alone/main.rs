@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a step that fails is a test that fails")]
 
 mod attacks;
+mod balancer;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]
 mod container;
 mod race;

@@ -106,7 +106,8 @@ fn forward(client: &Socket, admin: &Socket, requests: &Timeline<String>) {
     });
 }
 
-fn pump(mut from: &Socket, mut to: &Socket, mut observe: impl FnMut(&[u8])) {
+/// Forwards one way until either side ends, and then ends both.
+pub fn pump(mut from: &Socket, mut to: &Socket, mut observe: impl FnMut(&[u8])) {
     let mut buffer = [0; 8192];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         observe(&buffer[..n]);

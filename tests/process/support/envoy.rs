@@ -97,12 +97,22 @@ const HTTP: &str = r#"{
       { match: { prefix: / }, direct_response: { status: 200, body: { inline_string: served } } }
     ] }] },
     upgrade_configs: [{ upgrade_type: CONNECT }, { upgrade_type: websocket }],
-    http_filters: [{
+    http_filters: [$CHECKS{
       name: envoy.filters.http.router,
       typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
     }]
   }
 }"#;
+
+/// Responds to health checks, with 503 once they are failed.
+const CHECKS: &str = r#"{
+      name: envoy.filters.http.health_check,
+      typed_config: {
+        "@type": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck,
+        pass_through_mode: false,
+        headers: [{ name: ":path", string_match: { exact: /healthz } }]
+      }
+    }, "#;
 
 const TCP: &str = r#"{
   name: envoy.filters.network.tcp_proxy,
@@ -219,6 +229,12 @@ impl Builder {
         self.http("stats")
     }
 
+    /// The listener for a balancer's health checks, at `/healthz`, whose connections must not count.
+    pub fn health_listener(self) -> Self {
+        let filter = HTTP.replace("$CHECKS", CHECKS);
+        self.listener("health", &filter, "", "DEFAULT", Duration::from_secs(3600))
+    }
+
     /// A TCP proxy before a server that echoes.
     pub fn tcp(self, name: &str) -> Self {
         self.listener(name, TCP, "", "DEFAULT", Duration::ZERO)
@@ -284,6 +300,7 @@ impl Builder {
     ) -> Self {
         self.listeners += &LISTENER
             .replace("$FILTER", filter)
+            .replace("$CHECKS", "")
             .replace("$INSPECTOR", inspector)
             .replace("$NAME", name)
             .replace("$DRAIN", drain)
@@ -511,6 +528,12 @@ impl Envoy {
     /// How it ended, if it has.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait for Envoy")
+    }
+
+    /// Ends it as the kubelet does: clients that are connected are cut.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::SIGTERM);
+        self.child.wait().expect("wait for Envoy");
     }
 
     /// Freezes it.

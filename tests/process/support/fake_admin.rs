@@ -38,7 +38,7 @@ pub enum Route {
     Stats,
     /// `/stats` with unused gauges too, which is compared with the listing.
     AllGauges,
-    /// `/stats`, of counters: new connections, which this Envoy does not show.
+    /// `/stats`, of counters: new connections, which this Envoy does not show unless they are set.
     Accepted,
     /// `/healthcheck/fail`
     Fail,
@@ -319,7 +319,10 @@ impl Script {
             (Route::Fail | Route::Ok | Route::Listeners, _) => {
                 (405, "Method GET not allowed, POST required.")
             }
-            (Route::Accepted, _) => (200, ""),
+            (Route::Accepted, _) => {
+                let counters = self.stats.iter().filter(|(name, _)| name.ends_with("_total"));
+                return (200, counters.map(|(name, n)| format!("{name}: {n}\n")).collect());
+            }
             (Route::Other, _) => (404, "invalid path.\n"),
         };
         (status, body.to_owned())

@@ -11,6 +11,7 @@
 )]
 
 pub mod admin_proxy;
+pub mod balancer;
 pub mod cases;
 pub mod client;
 pub mod elf;
