@@ -15,6 +15,8 @@ const SPARSE: Duration = Duration::from_secs(5);
 /// How often the health checker connects that does nothing else.
 const CHECKS: Duration = Duration::from_secs(1);
 
+const INTERVAL: &str = "--check-interval=1s";
+
 /// No drain here takes longer.
 const LONG: Duration = Duration::from_secs(90);
 
@@ -177,7 +179,8 @@ fn no_request_fails_where_the_quiet_period_is_the_balancers_lag() {
     for (lag, every) in each_lag_and_traffic() {
         for checks in [Checks::None, Checks::Counted, Checks::NotCounted] {
             let delay = 3 * lag + Duration::from_secs(6);
-            let options = [seconds("check-delay", delay), seconds("quiet-period", lag)];
+            let options =
+                [seconds("check-delay", delay), seconds("quiet-period", lag), INTERVAL.to_owned()];
             let mut case = Case::new(lag, every, &options).late();
             case.checks = checks;
             let name = format!("lag and period {lag:5?} {:6} checks {checks:?}", name(every));
@@ -191,10 +194,9 @@ fn no_request_fails_where_the_quiet_period_is_the_balancers_lag() {
         let is_quiet = case.checks != Checks::Counted || case.lag < CHECKS;
         if is_quiet {
             sidecar.wait_log(logged(QUIET).with("delay", CHECK_DELAY));
-            // The last connection came before the end of the lag.
-            let max = 2 * case.lag + Duration::from_secs(1);
-            assert!(cost.took >= case.lag, "{name}: {cost:?}");
-            assert_took(name, cost.took, 0.0..max.as_secs_f32());
+            // The last connection came before the end of the lag, and is noticed at the next look.
+            let max = 2 * case.lag + Duration::from_secs(2);
+            assert!((case.lag..max).contains(&cost.took), "{name}: {cost:?}");
         } else {
             sidecar.wait_log(logged(NOT_QUIET).containing("hint", "health checks"));
             sidecar.assert_not_logged(QUIET);
@@ -209,7 +211,8 @@ fn no_request_fails_where_the_drain_delay_is_quiet_for_as_long_as_the_balancer_n
  {
     let _turn = take_turn();
     let cases = each_lag_and_traffic().map(|(lag, every)| {
-        let options = ["--drain-delay=60s".to_owned(), seconds("quiet-period", lag)];
+        let options =
+            ["--drain-delay=60s".to_owned(), seconds("quiet-period", lag), INTERVAL.to_owned()];
         let mut case = Case::new(lag, every, &options).late();
         case.stops = Stops::AfterDeletion;
         (format!("lag and period {lag:5?} {:6} from the deletion", name(every)), case)
@@ -227,7 +230,7 @@ fn no_request_fails_where_the_drain_delay_is_quiet_for_as_long_as_the_balancer_n
 #[ignore = "half a minute; `just balancer` runs it"]
 fn a_request_of_sparse_traffic_fails_where_the_quiet_period_is_shorter_than_the_lag() {
     let _turn = take_turn();
-    let options = ["--check-delay=60s", "--quiet-period=2s"].map(str::to_owned);
+    let options = ["--check-delay=60s", "--quiet-period=2s", INTERVAL].map(str::to_owned);
     // The next two requests come after 5 s and 10 s, both in the lag.
     let (cost, sidecar) = drain(&Case::new(LAGS[2], SPARSE, &options));
     println!("lag {:?}, period 2s, sparse  {cost}", LAGS[2]);
@@ -237,9 +240,9 @@ fn a_request_of_sparse_traffic_fails_where_the_quiet_period_is_shorter_than_the_
 
 #[test]
 #[ignore = "half a minute; `just balancer` runs it"]
-fn sparse_traffic_and_one_second_more_is_all_that_both_delays_wait_for() {
+fn both_delays_end_early_in_sparse_traffic_and_no_request_fails() {
     let _turn = take_turn();
-    let options = ["--drain-delay=60s", "--check-delay=60s", "--quiet-period=3s"];
+    let options = ["--drain-delay=60s", "--check-delay=60s", "--quiet-period=3s", INTERVAL];
     let (cost, sidecar) = drain(&Case::new(LAGS[1], SPARSE, &options.map(str::to_owned)).late());
     println!("lag and period {:?}, sparse, both delays  {cost}", LAGS[1]);
     assert_eq!(cost.failed, 0, "{cost:?}");
@@ -255,7 +258,7 @@ fn an_idle_envoy_is_drained_one_second_after_the_quiet_period_at_the_latest() {
     let cases = LAGS.map(|period| (format!("idle, period {period:?}"), period));
     for_each_case_with_envoy(cases.into(), |name, period| {
         let envoy = envoy(Checks::None);
-        let options = ["--check-delay=60s", "--check-interval=1s"];
+        let options = ["--check-delay=60s", INTERVAL];
         let sidecar = Sidecar::builder().beside(&envoy).args(options).start();
         let mut hook = sidecar.hook(&[&seconds("quiet-period", period)]);
         let took = wait_long(&mut hook, &sidecar).took;

@@ -23,6 +23,7 @@ mod monitoring;
 mod open_connections;
 mod prestop_hooks;
 mod public_port;
+mod quiet_period;
 mod remedies;
 mod signals;
 mod supply_chain;

@@ -116,7 +116,7 @@ impl Backend {
 
 impl Balancer {
     /// Before Envoys with the listener [`WEB`] and one for health checks. One whose health checks fail
-    /// is out of rotation `lag` later at the latest, and sooner by a tenth of that, or 0.1 s, at most.
+    /// is out of rotation `lag` later at the latest, and sooner by a twentieth of that at most.
     #[track_caller]
     pub fn start(envoys: &[&Envoy], lag: Duration, stops: Stops) -> Self {
         let backend = |envoy: &&Envoy| Backend {
@@ -129,7 +129,7 @@ impl Balancer {
             connections: AtomicUsize::default(),
         };
         let backends: Arc<[Backend]> = envoys.iter().map(backend).collect();
-        let every = (lag / 10).min(Duration::from_millis(100));
+        let every = (lag / 20).min(Duration::from_secs(1));
         let checks = (0..backends.len()).map(|n| {
             let backends = Arc::clone(&backends);
             Repeated::start(every, move || {
