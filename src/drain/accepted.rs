@@ -79,10 +79,14 @@ impl Accepted {
 
     /// New connections in 1000 s, over the time in which they were counted; none before that.
     pub fn rate(&self) -> Option<u64> {
-        let over = (self.counted? - self.first?).as_millis();
-        let rate = (u128::from(self.new) * 1_000_000).checked_div(over)?;
-        Some(u64::try_from(rate).unwrap_or(u64::MAX))
+        rate(self.new, self.counted? - self.first?)
     }
+}
+
+/// So many over this time, as their number in 1000 s.
+pub(super) fn rate(count: u64, over: Duration) -> Option<u64> {
+    let rate = (u128::from(count) * 1_000_000).checked_div(over.as_millis())?;
+    Some(u64::try_from(rate).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

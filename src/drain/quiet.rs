@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::accepted::rate;
 use super::event::{DrainEvent, Events};
 use super::progress::{Drain, Stage};
 use crate::cli::options::WaitFor;
@@ -10,8 +11,8 @@ use crate::envoy::{Arrivals, CallResult, Reply};
 use crate::labels;
 use crate::os::clock::Timestamp;
 
-/// Arrivals whose pace is compared: fewer say nothing.
-const MIN_ARRIVALS: u64 = 4;
+/// Gaps between arrivals that are compared: fewer say nothing.
+const RECENT: usize = 4;
 
 /// Health checks do not come more often than this, all checkers together; clients may.
 const MIN_CHECK_GAP: Duration = Duration::from_millis(500);
@@ -39,15 +40,16 @@ pub struct QuietPeriod {
     pub new: u64,
     pub new_requests: u64,
     pub noticed: Option<Timestamp>,
-    /// The least and the most time for each new connection, between two counts that noticed some.
-    gaps: Option<(Duration, Duration)>,
+    /// The time for each new connection, between two counts that noticed some: the latest of these. A
+    /// balancer's health checks go on after all else has stopped.
+    gaps: [Option<Duration>; RECENT],
     /// How often the period began again because a count was not to be had, or Envoy was starting.
     pub restarts: u32,
 }
 
 impl QuietPeriod {
     pub fn new(began: Timestamp) -> Self {
-        let (seen, since, noticed, gaps) = (None, None, None, None);
+        let (seen, since, noticed, gaps) = (None, None, None, [None; RECENT]);
         Self { began, seen, since, new: 0, new_requests: 0, noticed, gaps, restarts: 0 }
     }
 
@@ -75,18 +77,26 @@ impl QuietPeriod {
         self.new += new;
         if let Some(last) = self.noticed.replace(now) {
             let gap = (now - last) / u32::try_from(new).unwrap_or(u32::MAX);
-            let (least, most) = self.gaps.unwrap_or((gap, gap));
-            self.gaps = Some((least.min(gap), most.max(gap)));
+            self.gaps.rotate_left(1);
+            self.gaps[RECENT - 1] = Some(gap);
         }
     }
 
     /// Whether new connections come as regularly as a balancer's health checks, as far as counts that
     /// are `interval` apart can tell.
     pub fn looks_like_checks(&self, interval: Duration) -> bool {
-        self.new >= MIN_ARRIVALS
-            && self.gaps.is_some_and(|(least, most)| {
-                least >= MIN_CHECK_GAP && most - least <= interval + interval / 4
-            })
+        let (least, most) = (self.gaps.iter().min(), self.gaps.iter().max());
+        let both = least.copied().flatten().zip(most.copied().flatten());
+        both.is_some_and(|(least, most)| {
+            // Each is noticed up to one interval late, so that two gaps differ by up to two.
+            let tolerance = (2 * interval + interval / 4).min(most / 2);
+            least >= MIN_CHECK_GAP && most - least <= tolerance
+        })
+    }
+
+    /// New connections in 1000 s.
+    pub fn rate(&self, now: Timestamp) -> Option<u64> {
+        rate(self.new, now - self.began)
     }
 
     /// How long no new connection had come when that was last asked for.
@@ -145,7 +155,11 @@ impl Drain {
         let interval = self.quiet_interval();
         match arrivals {
             Some(Arrivals { connections, requests }) => {
-                let requests = requests.filter(|_| self.options.wait_for == WaitFor::Requests);
+                let counts_requests = self.options.wait_for == WaitFor::Requests;
+                if counts_requests && requests.is_none() {
+                    return self.arrivals_hidden(events);
+                }
+                let requests = requests.filter(|_| counts_requests);
                 self.quiet.counted(Arrivals { connections, requests }, now);
             }
             None if result.is_ok() => return self.arrivals_hidden(events),
@@ -160,7 +174,7 @@ impl Drain {
             return self.end_delay(now);
         }
         // At the end of the period, if nothing comes before.
-        let end = self.quiet.since.map(|since| since + period).filter(|end| *end > now);
+        let end = self.quiet.since.filter(|_| !is_quiet).map(|since| since + period);
         let next = self.called_at + interval;
         self.accepted.due = Some(end.map_or(next, |end| next.min(end)).max(now + took));
     }

@@ -153,6 +153,7 @@ impl DrainLog {
                     .with("delay", delay.name())
                     .with("took_seconds", now - quiet.began)
                     .with("new_connections", quiet.new)
+                    .with("new_connections_per_second", quiet.rate(now).map(Value::Thousandths))
                     .with("new_requests", Some(quiet.new_requests).filter(|new| *new > 0))
                     .with(
                         "latest_new_connection_ago",

@@ -44,7 +44,8 @@ pub const NOT_QUIET: &str =
 pub const HINT_HEALTH_CHECKS: &str = "they come as regularly as a balancer's health checks, which go on \
     after it has stopped to send: then only a quiet period shorter than their interval ends a delay early";
 pub const ARRIVALS_HIDDEN: &str = "new connections cannot be seen in Envoy's stats, so the quiet period \
-    ends no delay: let stats_config show listener.*.downstream_cx_total of all listeners";
+    ends no delay: let stats_config show listener.*.downstream_cx_total of all listeners, and with \
+    --wait-for=requests http.*.downstream_rq_total";
 pub const LISTENERS_DRAINING: &str =
     "Envoy's listeners are draining, which only a restart of Envoy undoes";
 pub const OPEN_CONNECTIONS: &str = "open connections";

@@ -8,7 +8,7 @@ use crate::envoy::Arrivals;
 /// The path and query of the request. Its own one, since it costs as much as a poll: Envoy matches the
 /// names of all of its counters (measured with 10,000 clusters: 1.2 polls).
 pub const ACCEPTED: &str = "/stats?type=Counters&usedonly&filter=\
-    %5E(listener%5C..*%5C.downstream_cx%7Chttp%5C..*%5C.downstream_rq)_total$";
+    %5E(listener%5C..*%5C.downstream_cx%7Chttp%5C..*%5C.downstream_(cx%7Crq))_total$";
 
 /// Adds up a response that comes in pieces.
 pub struct AcceptedParser<'a> {
@@ -16,6 +16,9 @@ pub struct AcceptedParser<'a> {
     lines: Lines,
     accepted: u64,
     requests: u64,
+    /// Connections of HTTP prefixes that are not counted, and of listeners that are not.
+    excluded_http: u64,
+    excluded_listeners: u64,
     /// Whether the admin interface's own are in it, so that the others' are too.
     sees_listeners: bool,
     sees_http: bool,
@@ -25,14 +28,27 @@ impl<'a> AcceptedParser<'a> {
     pub fn new(exclusions: Exclusions<'a>) -> Self {
         let lines = Lines::default();
         let (sees_listeners, sees_http) = (false, false);
-        Self { exclusions, lines, accepted: 0, requests: 0, sees_listeners, sees_http }
+        let (excluded_http, excluded_listeners) = (0, 0);
+        Self {
+            exclusions,
+            lines,
+            accepted: 0,
+            requests: 0,
+            excluded_http,
+            excluded_listeners,
+            sees_listeners,
+            sees_http,
+        }
     }
 
     /// The sums, once the whole response was pushed; none where `stats_config` hides the connections.
     pub fn finish(mut self) -> Option<Arrivals> {
         self.end();
         let requests = self.sees_http.then_some(self.requests);
-        self.sees_listeners.then_some(Arrivals { connections: self.accepted, requests })
+        // Those of an excluded listener were not added.
+        let excluded = self.excluded_http.saturating_sub(self.excluded_listeners);
+        let connections = self.accepted.saturating_sub(excluded);
+        self.sees_listeners.then_some(Arrivals { connections, requests })
     }
 }
 
@@ -54,6 +70,14 @@ impl ReadLines for AcceptedParser<'_> {
             }
             return;
         }
+        let prefix =
+            name.strip_prefix(b"http.").and_then(|name| named(name, b".downstream_cx_total"));
+        if let Some(prefix) = prefix {
+            if prefix != b"admin" && self.exclusions.excludes_prefix(prefix) {
+                self.excluded_http = self.excluded_http.saturating_add(value);
+            }
+            return;
+        }
         let Some(listener) =
             name.strip_prefix(b"listener.").and_then(|name| named(name, b".downstream_cx_total"))
         else {
@@ -61,11 +85,12 @@ impl ReadLines for AcceptedParser<'_> {
         };
         if listener == b"admin" {
             self.sees_listeners = true;
-        } else if thread_parent(listener).is_none()
-            && !listener.starts_with(INTERNAL)
-            && !self.exclusions.excludes(listener)
-        {
-            self.accepted = self.accepted.saturating_add(value);
+            return;
+        }
+        if thread_parent(listener).is_none() && !listener.starts_with(INTERNAL) {
+            let excluded = self.exclusions.excludes(listener);
+            let sum = if excluded { &mut self.excluded_listeners } else { &mut self.accepted };
+            *sum = sum.saturating_add(value);
         }
     }
 }
@@ -104,6 +129,25 @@ mod tests {
             listener.odd.downstream_cx_total: many\n\
             listener.last.downstream_cx_total: 1";
         assert_eq!(accepted(lines), Some(Arrivals { connections: 28, requests: Some(42) }));
+    }
+
+    #[test]
+    fn connections_of_excluded_prefixes_are_taken_off_unless_their_listeners_were_not_added() {
+        let scraped = "listener.0.0.0.0_8002.downstream_cx_total: 50\n\
+            listener.0.0.0.0_8080.downstream_cx_total: 7\n\
+            listener.admin.downstream_cx_total: 9\n\
+            http.admin.downstream_cx_total: 9\n\
+            http.health.downstream_cx_total: 50\n\
+            http.web.downstream_cx_total: 7\n";
+        assert_eq!(accepted(scraped).map(|found| found.connections), Some(7));
+        let excluded = format!(
+            "{scraped}listener.0.0.0.0_19003.downstream_cx_total: 30\n\
+            http.stats.downstream_cx_total: 30\n"
+        );
+        assert_eq!(accepted(&excluded).map(|found| found.connections), Some(7));
+        // Its prefix has another name: what is doubtful counts.
+        let other = format!("{scraped}listener.stats.downstream_cx_total: 20\n");
+        assert_eq!(accepted(&other).map(|found| found.connections), Some(27));
     }
 
     #[test]

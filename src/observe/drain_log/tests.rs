@@ -785,6 +785,7 @@ fn a_delay_that_was_never_quiet_is_logged_with_what_came_and_whether_it_looks_li
     let record = logged.record(messages::NOT_QUIET);
     for (name, value) in [
         ("new_connections", Value::Number(9)),
+        ("new_connections_per_second", Value::Thousandths(450)),
         ("took_seconds", Value::Time(s(20))),
         ("hint", Value::Text(messages::HINT_HEALTH_CHECKS.to_owned())),
     ] {
