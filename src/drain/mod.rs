@@ -40,6 +40,7 @@ mod confirmation;
 mod event;
 mod machine;
 mod outcome;
+mod pressure;
 mod progress;
 mod quiet;
 mod replies;

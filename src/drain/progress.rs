@@ -29,12 +29,6 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const WATCH_REST: u32 = 9;
 const WATCH_MARGIN: Duration = Duration::from_secs(2);
 
-/// Envoy reads a new value within a second, unless its `refresh_interval` is longer.
-const PRESSURE_READ: Duration = Duration::from_secs(10);
-
-/// All of the timeout has passed, in hundredths.
-const MAX_PRESSURE: u8 = 100;
-
 /// Tries to find hidden listeners. A call that fails so often is not needed: most Envoys hide none.
 const MAX_LISTENER_CHECKS: u32 = 3;
 
@@ -299,36 +293,6 @@ impl Drain {
             Stage::WaitingForConnections => (NextStep::Poll, self.call_due),
             Stage::ConfirmingOutcome(_) | Stage::Ending(_) => return None,
         })
-    }
-
-    /// What the file of `--injected-resource` is to hold, in hundredths: how much of the timeout has
-    /// passed, once Envoy is out of service. None: what it holds.
-    pub(super) fn pressure(&self, now: Timestamp) -> Option<u8> {
-        if matches!(self.stage, Stage::ConfirmingOutcome(_) | Stage::Ending(_)) {
-            return None;
-        }
-        if self.failed_at.is_none() {
-            return Some(0);
-        }
-        let Some(timeout) = self.options.drain_timeout else { return Some(MAX_PRESSURE) };
-        let passed = (now - self.started).as_nanos() * u128::from(MAX_PRESSURE);
-        let passed = passed
-            .checked_div(timeout.as_nanos())
-            .map_or(MAX_PRESSURE, |passed| u8::try_from(passed).unwrap_or(MAX_PRESSURE));
-        Some(passed.clamp(1, MAX_PRESSURE))
-    }
-
-    /// When that is more than so much, if it grows.
-    pub fn pressure_grows(&self, hundredths: u8) -> Option<Timestamp> {
-        let timeout = self.options.drain_timeout.filter(|_| self.failed_at.is_some())?;
-        let more = (hundredths < MAX_PRESSURE).then(|| u32::from(hundredths) + 1)?;
-        // A fraction of a nanosecond later than it could be.
-        Some(self.started + timeout / u32::from(MAX_PRESSURE) * more + Duration::from_nanos(100))
-    }
-
-    /// Whether Envoy should have read that by now.
-    pub fn pressure_was_due(&self, now: Timestamp) -> bool {
-        self.failed_at.is_some_and(|failed| failed + PRESSURE_READ <= now)
     }
 
     /// When Envoy was taken out of service.
