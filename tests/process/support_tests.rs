@@ -1,5 +1,6 @@
 //! Tests of the support code: a real Envoy, the scripted one, the proxy and the waiting.
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
@@ -176,6 +177,26 @@ fn a_response_without_a_reader_stays_in_envoys_buffer() {
     wait_value("bytes in the buffer", buffered, |now| now.is_some_and(|bytes| bytes > 100_000));
     assert_eq!(client.response().body.len(), 900_000);
     wait_value("none in the buffer", buffered, |now| *now == Some(0));
+}
+
+#[test]
+fn idle_clients_are_closed_under_pressure_and_no_others() {
+    let dir = temp_dir("pressure");
+    let (file, other) = (dir.path().join("pressure"), dir.path().join("new"));
+    let envoy = Envoy::builder().injected_resource(&file).http("http").tcp("tcp").start();
+    let http = envoy.port("http");
+    let (http1, http2) = (KeptAlive::open(http), Http2::open(http));
+    let (in_flight, tcp) = (KeptAlive::open(http), connect(&envoy));
+    in_flight.start("/hold");
+    // Envoy takes no notice of a file that is written in place.
+    fs::write(&other, "0.01").expect("write");
+    fs::rename(&other, &file).expect("rename");
+    assert_eq!([http2.last_stream(), http2.last_stream()], [ANY_STREAM, 1]);
+    assert!(http2.ends_within(PATIENCE) && http1.ends_within(PATIENCE));
+    assert!(in_flight.is_waiting() && tcp.echoes());
+    envoy.respond(1, "done");
+    assert_eq!(in_flight.response(), (200, "done"));
+    assert!(in_flight.ends_within(PATIENCE));
 }
 
 #[test]

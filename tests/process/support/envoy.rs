@@ -29,6 +29,7 @@ pub struct Builder {
     /// What the admin interface is restricted to, if it is.
     allowed_paths: String,
     bootstrap: String,
+    overload_manager: String,
     clusters: usize,
     flags: Vec<String>,
     hot_restart: Option<HotRestart>,
@@ -79,16 +80,17 @@ const HTTP_INSPECTOR: &str = r#"{
   typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector }
 }"#;
 
-// By default Envoy waits 5 s and then 1 s more before it closes a connection that it has announced
-// to close, or that has been idle.
+/// By default Envoy waits 5 s and then 1 s more before it closes a connection that it has announced
+/// to close, or that has been idle.
+const SOON: &str = "drain_timeout: 0.1s, delayed_close_timeout: 0.1s,";
+
 const HTTP: &str = r#"{
   name: envoy.filters.network.http_connection_manager,
   typed_config: {
     "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
     stat_prefix: $NAME,
     codec_type: AUTO,
-    drain_timeout: 0.1s,
-    delayed_close_timeout: 0.1s,
+    $CLOSING
     common_http_protocol_options: { idle_timeout: $IDLE },
     route_config: { virtual_hosts: [{ name: all, domains: ["*"], routes: [
       { match: { connect_matcher: {} }, route: { cluster: upstream,
@@ -123,6 +125,26 @@ const TCP: &str = r#"{
   }
 }"#;
 
+/// How long an idle connection may be idle under pressure.
+pub const MIN_IDLE: Duration = Duration::from_millis(200);
+
+// By default Envoy reads the file each second.
+const OVERLOAD_MANAGER: &str = r#"
+overload_manager:
+  refresh_interval: $REFRESH
+  resource_monitors:
+  - name: envoy.resource_monitors.injected_resource
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.resource_monitors.injected_resource.v3.InjectedResourceConfig
+      filename: $FILE
+  actions:
+  - name: envoy.overload_actions.reduce_timeouts
+    triggers:
+    - { name: envoy.resource_monitors.injected_resource, threshold: { value: $PRESSURE } }
+    typed_config:
+      "@type": type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig
+      timer_scale_factors: [$TIMERS]"#;
+
 const SWITCHING_PROTOCOLS: &str =
     "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
@@ -138,6 +160,7 @@ const CONFIG: &str = r#"
 admin: { address: $ADMIN, $ALLOWED }
 stats_config: { $STATS }
 $BOOTSTRAP
+$OVERLOAD
 static_resources:
   clusters: $CLUSTERS
   listeners: [] # replaced when there are any
@@ -189,6 +212,13 @@ impl Builder {
     /// The same; it closes connections that have been idle for this long.
     pub fn http_idle(self, name: &str, idle: Duration) -> Self {
         self.listener(name, HTTP, "", "DEFAULT", idle)
+    }
+
+    /// The same with these settings of its HTTP connection manager, each with a comma behind it; none are
+    /// Envoy's defaults, also for when a connection closes.
+    pub fn http_with(self, name: &str, settings: &str) -> Self {
+        let filter = HTTP.replace("$CLOSING", settings);
+        self.listener(name, &filter, "", "DEFAULT", Duration::from_secs(3600))
     }
 
     /// The same; it ignores failed health checks, as Envoy Gateway has it for QUIC.
@@ -260,6 +290,40 @@ impl Builder {
         self
     }
 
+    /// While the pressure in this file is at least 0.01, idle HTTP connections may be idle for
+    /// [`MIN_IDLE`] and no longer. The file's directory must be there.
+    pub fn injected_resource(self, file: &Path) -> Self {
+        let idle = ("HTTP_DOWNSTREAM_CONNECTION_IDLE", MIN_IDLE);
+        self.reduced_timeouts(file, 0.01, Duration::from_millis(100), &[idle])
+    }
+
+    /// The same from this pressure on, which is read at this interval, and of these timers.
+    pub fn reduced_timeouts(
+        mut self,
+        file: &Path,
+        pressure: f64,
+        refresh: Duration,
+        timers: &[(&str, Duration)],
+    ) -> Self {
+        let timers = timers.iter().map(|(timer, min)| {
+            format!("{{ timer: {timer}, min_timeout: {}s }}", min.as_secs_f64())
+        });
+        self.overload_manager = OVERLOAD_MANAGER
+            .replace("$REFRESH", &format!("{}s", refresh.as_secs_f64()))
+            .replace("$FILE", &format!("{file:?}"))
+            .replace("$PRESSURE", &pressure.to_string())
+            .replace("$TIMERS", &timers.collect::<Vec<_>>().join(", "));
+        self
+    }
+
+    /// So far every HTTP listener has a longest duration of its connections, whose timer the overload
+    /// manager can reduce; without one there is no such timer.
+    pub fn max_connection_duration(mut self, max: Duration) -> Self {
+        let option = format!("max_connection_duration: {}s, idle_timeout:", max.as_secs_f64());
+        self.listeners = self.listeners.replace("idle_timeout:", &option);
+        self
+    }
+
     /// The listener added last has no gauges in the stats (`stats_matcher`, from Envoy 1.40 on).
     pub fn hidden(mut self) -> Self {
         self.listeners += "\n    stats_matcher: { reject_all: true }";
@@ -301,6 +365,7 @@ impl Builder {
         self.listeners += &LISTENER
             .replace("$FILTER", filter)
             .replace("$CHECKS", "")
+            .replace("$CLOSING", SOON)
             .replace("$INSPECTOR", inspector)
             .replace("$NAME", name)
             .replace("$DRAIN", drain)
@@ -358,6 +423,7 @@ impl Builder {
             .replace("$ALLOWED", &self.allowed_paths)
             .replace("$STATS", &self.stats_config)
             .replace("$BOOTSTRAP", &self.bootstrap)
+            .replace("$OVERLOAD", &self.overload_manager)
             .replace("$CLUSTERS", &clusters.collect::<String>())
             .replace("$UPSTREAM", &yaml(upstream));
         if !self.listeners.is_empty() {
@@ -417,6 +483,7 @@ impl Envoy {
             stats_config: String::new(),
             allowed_paths: String::new(),
             bootstrap: String::new(),
+            overload_manager: String::new(),
             clusters: 0,
             flags: Vec::new(),
             hot_restart: None,
@@ -490,14 +557,26 @@ impl Envoy {
         wait_value(name, || self.stat(name), |now| *now == Some(value));
     }
 
-    /// Responds to so many requests to `/hold`, once they are there, with this body.
+    /// Waits until so many requests to `/hold` are there, whose clients send the response themselves, as
+    /// their body: it comes back.
     #[track_caller]
-    pub fn respond(&self, requests: usize, body: &str) {
-        let held = wait_for("requests to be held", || {
+    pub fn wait_held(&self, requests: usize) {
+        drop(self.take_held(requests));
+    }
+
+    #[track_caller]
+    fn take_held(&self, requests: usize) -> Vec<Socket> {
+        wait_for("requests to be held", || {
             let mut held = lock(&self.held);
             let first = held.len().checked_sub(requests)?;
             Some(held.split_off(first))
-        });
+        })
+    }
+
+    /// Responds to so many requests to `/hold`, once they are there, with this body.
+    #[track_caller]
+    pub fn respond(&self, requests: usize, body: &str) {
+        let held = self.take_held(requests);
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
         for mut socket in held {
             socket.write_all(format!("{head}{body}").as_bytes()).expect("respond");

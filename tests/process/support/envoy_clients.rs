@@ -83,6 +83,9 @@ impl Deref for Http2 {
     }
 }
 
+/// A GOAWAY with this one only announces another.
+pub const ANY_STREAM: u32 = i32::MAX as u32;
+
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
@@ -131,6 +134,18 @@ impl Http2 {
                     return leaving;
                 }
                 (kind, _) => leaving |= kind == GOAWAY,
+            }
+        }
+    }
+
+    /// Reads as far as the next GOAWAY. Returns the last stream that Envoy may process, which
+    /// [`ANY_STREAM`] does not say yet (RFC 9113, section 6.8).
+    #[track_caller]
+    pub fn last_stream(&self) -> u32 {
+        loop {
+            if let (GOAWAY, payload) = self.receive_frame() {
+                let last = payload.first_chunk().expect("a stream");
+                return u32::from_be_bytes(*last);
             }
         }
     }
