@@ -17,6 +17,7 @@ mod endings;
 mod envoy_gateway;
 mod envoy_restarts;
 mod example;
+mod idle_connections;
 mod log_and_status;
 mod manifests;
 mod monitoring;
