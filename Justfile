@@ -119,6 +119,10 @@ requests drains="30": _target
 balancer: _target
     .build/auditable test --release --locked --target {{ target }} --test alone balancer:: -- --ignored --nocapture
 
+# Idle connections that Envoy closes in a drain, and so many requests in the moment of their close
+idle requests="10000": _target
+    REQUESTS={{ requests }} .build/auditable test --release --locked --target {{ target }} --test alone idle:: -- --ignored --nocapture
+
 # Build both binaries twice, in different places, and compare their bytes
 reproducible: _target (_target "aarch64-unknown-linux-musl")
     tests/reproducible

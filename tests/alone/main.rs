@@ -7,6 +7,7 @@ mod attacks;
 mod balancer;
 #[cfg(all(target_env = "musl", not(debug_assertions)))]
 mod container;
+mod idle;
 mod race;
 mod requests;
 #[path = "../process/support/mod.rs"]
