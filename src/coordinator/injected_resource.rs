@@ -20,10 +20,11 @@ use crate::os::supervisor::spawn;
 /// Envoy's overload manager reads its resources this often by default.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A write that has failed is tried again this often, so long: the volume may come back, and an Envoy that
-/// is in service again must not go on closing connections.
-const RETRY: Duration = Duration::from_secs(5);
-const TRIES: u32 = 60;
+/// A write that has failed is tried again this often at first, and then more slowly: the volume may come
+/// back, and an Envoy that is in service again must not go on closing connections.
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 5_000 });
+const FAST_RETRIES: u32 = 60;
+const SLOW_RETRY: Duration = Duration::from_secs(60);
 
 /// A file, and what it is to hold, in hundredths.
 pub type Value = (PathBuf, u8);
@@ -85,19 +86,44 @@ struct Queue {
     values: Vec<Value>,
     /// Whether a thread writes them.
     is_written: bool,
-    /// Whether the latest write has failed, which is logged once.
+    /// Whether the latest write has failed, and whether that was logged: once, and again in a new drain.
     has_failed: bool,
+    is_logged: bool,
+    latest: u8,
+}
+
+impl Queue {
+    /// Another value of the same file that still waits is not written.
+    fn add(&mut self, values: Vec<Value>) {
+        self.values.retain(|(waiting, _)| values.iter().all(|(path, _)| path != waiting));
+        for (_, hundredths) in &values {
+            self.is_logged &= self.latest > 0 || *hundredths == 0;
+            self.latest = *hundredths;
+        }
+        self.values.extend(values);
+    }
+
+    /// A write has failed. Returns whether that is to be logged.
+    fn failed(&mut self) -> bool {
+        self.has_failed = true;
+        !std::mem::replace(&mut self.is_logged, true)
+    }
+
+    /// A write has succeeded. Returns whether that is to be logged.
+    fn succeeded(&mut self) -> bool {
+        self.is_logged = false;
+        std::mem::take(&mut self.has_failed)
+    }
 }
 
 impl Writer {
-    /// Has the values written. Another value of the same file that still waits is not written.
+    /// Has the values written.
     pub fn write(&self, values: Vec<Value>) {
         if values.is_empty() {
             return;
         }
         let mut queue = self.lock();
-        queue.values.retain(|(waiting, _)| values.iter().all(|(path, _)| path != waiting));
-        queue.values.extend(values);
+        queue.add(values);
         self.0.1.notify_all();
         if std::mem::replace(&mut queue.is_written, true) {
             return;
@@ -127,12 +153,13 @@ impl Writer {
         next
     }
 
-    /// Tries until it succeeds, or there is another value to be written, but not for ever.
+    /// Tries until it succeeds, or there is another value to be written.
     fn replace(&self, path: &Path, hundredths: u8) {
-        for _ in 0..TRIES {
+        for tried in 0_u32.. {
             match replace(path, hundredths) {
                 Ok(()) => {
-                    if std::mem::take(&mut self.lock().has_failed) {
+                    let was_failing = self.lock().succeeded();
+                    if was_failing {
                         let path = path.display().to_string();
                         Record::info(messages::PRESSURE_WRITTEN).with("path", path).emit();
                     }
@@ -140,8 +167,9 @@ impl Writer {
                 }
                 Err(error) => self.failed(path, &error),
             }
+            let pause = if tried < FAST_RETRIES { RETRY } else { SLOW_RETRY };
             let is_latest = |queue: &mut Queue| queue.values.is_empty();
-            let waited = self.0.1.wait_timeout_while(self.lock(), RETRY, is_latest);
+            let waited = self.0.1.wait_timeout_while(self.lock(), pause, is_latest);
             if !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
                 return;
             }
@@ -149,7 +177,8 @@ impl Writer {
     }
 
     fn failed(&self, path: &Path, error: &io::Error) {
-        if !std::mem::replace(&mut self.lock().has_failed, true) {
+        let is_news = self.lock().failed();
+        if is_news {
             Record::warn(messages::PRESSURE_NOT_WRITTEN)
                 .with("path", path.display().to_string())
                 .with("error", error.to_string())
@@ -295,6 +324,37 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "1.00\n");
+    }
+
+    #[test]
+    fn a_write_that_fails_is_tried_again_until_the_folder_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("late/drain");
+        let writer = Writer::default();
+        writer.write(vec![(path.clone(), 0)]);
+        while !writer.lock().has_failed {
+            std::thread::yield_now();
+        }
+        fs::create_dir(folder.path().join("late")).unwrap();
+        while writer.lock().is_written {
+            std::thread::yield_now();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "0.00\n");
+    }
+
+    #[test]
+    fn a_failure_is_logged_once_and_again_in_the_next_drain_and_after_a_success() {
+        let mut queue = Queue::default();
+        let mut fails = |hundredths| {
+            queue.add(vec![value("/r", hundredths)]);
+            assert_eq!(queue.values, [value("/r", hundredths)], "what waits is replaced");
+            queue.failed()
+        };
+        let logged = [0, 1, 2, 3, 0, 1].map(&mut fails);
+        assert_eq!(logged, [true, true, false, false, false, true]);
+        assert!(queue.succeeded(), "that it can be written again is logged");
+        assert!(!queue.succeeded());
+        assert!(queue.failed());
     }
 
     #[test]
