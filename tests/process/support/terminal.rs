@@ -58,10 +58,12 @@ impl AtTerminal {
     #[track_caller]
     fn spawn(mut command: Command, size: (u16, u16)) -> Self {
         let (controller, end) = open_terminal(size);
+        // Before the program changes it.
+        let mode = mode(&end);
         let share = || end.try_clone().expect("share the terminal");
         command.stdin(share()).stdout(share()).stderr(share());
         let mut at_terminal = Self {
-            mode: String::new(),
+            mode,
             hung_up: Arc::default(),
             child: command.spawn().expect("start the program"),
             controller: Some(File::from(controller)),
@@ -71,7 +73,6 @@ impl AtTerminal {
         };
         // Its copies of the other end are the program's, now.
         drop(command);
-        at_terminal.mode = mode(&end);
         at_terminal.end = Some(end);
         let reader = at_terminal.controller.as_ref().expect("it was just opened").try_clone();
         let (mut reader, screen) = (reader.expect("share it"), Arc::clone(&at_terminal.screen));
