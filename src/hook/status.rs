@@ -12,7 +12,7 @@ use rustix::stdio::stdout;
 use rustix::termios::isatty;
 
 use self::client::Client;
-use self::frame::frame;
+use self::frame::Frame;
 use super::{ExitStatus, PROGRESS_INTERVAL, control_paths, print_stderr};
 use crate::cli::Args;
 use crate::os::clock;
@@ -36,11 +36,11 @@ pub fn status(args: &Args) -> ExitStatus {
         attempts: 0,
         since: String::new(),
         reason: String::new(),
+        frame: Frame::default(),
     };
     let end = view.run();
     if view.client.terminal.take().is_some() {
-        show(&view.top(), true);
-        show(&view.page, true);
+        show(view.frame.end(), true);
     }
     match end {
         Err(error) if error.kind() != ErrorKind::Interrupted => {
@@ -82,6 +82,7 @@ struct View {
     /// When it was lost, and why the latest request was in vain.
     since: String,
     reason: String,
+    frame: Frame,
 }
 
 impl View {
@@ -160,7 +161,8 @@ impl View {
             self.client.terminal = Some(Terminal::take()?);
         }
         let size = terminal::size().unwrap_or((80, 24));
-        show(&frame(&self.top(), &self.page, size), true);
+        let frame = self.frame.next(&self.top(), &self.page, size);
+        show(&frame, true);
         Ok(())
     }
 

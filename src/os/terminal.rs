@@ -12,12 +12,7 @@ use nix::unistd::read;
 use rustix::stdio::{stdin, stdout};
 use rustix::termios::tcgetwinsize;
 
-use super::output::show;
 use super::signals;
-
-/// The alternate screen, without a cursor; what is wider than the screen is not wrapped.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
-const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
 /// Columns and rows of the terminal on stdout, where there is one that says so.
 pub fn size() -> Option<(u16, u16)> {
@@ -25,8 +20,7 @@ pub fn size() -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// The terminal, taken until this is dropped: stdout shows the alternate screen, and stdin, where
-/// it is the terminal too, gives each key at once.
+/// The terminal, taken until this is dropped: stdin, where it is the terminal too, gives each key at once.
 pub struct Terminal {
     signals: SignalFd,
     /// Stdin's, as it was.
@@ -53,7 +47,6 @@ impl Terminal {
             // It fails where the terminal has gone, which poll(2) reports.
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, &mode);
         }
-        show(ENTER, true);
         Ok(terminal)
     }
 
@@ -84,7 +77,6 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        show(LEAVE, true);
         if let Some(mode) = &self.mode {
             let _ = tcsetattr(stdin(), SetArg::TCSANOW, mode);
         }

@@ -52,7 +52,22 @@ fn a_whole_drain_is_watched_in_place_on_a_terminal_of_any_size() {
         screen.assert_fits();
         // The last page stays, with its time.
         assert!(screen.shows(NONE_OPEN) && has_time(&screen.lines()[0]), "{}", screen.report());
+        assert!(screen.is_in_place(), "{}", screen.report());
     }
+}
+
+#[test]
+fn a_watch_that_is_killed_leaves_its_page_on_a_screen_that_a_shell_can_use() {
+    // As the end of its container does.
+    let admin = FakeAdmin::unix();
+    let sidecar = Sidecar::beside(&admin);
+    let mut watch = watch(&sidecar, SMALL);
+    watch.wait_screen("two pages", |screen| screen.pages >= 2);
+    watch.signal(Signal::SIGKILL);
+    assert_eq!(watch.wait().code(), None);
+    let screen = watch.wait_screen("a whole page", Screen::is_normal);
+    screen.assert_fits();
+    assert!(screen.shows(IDLE) && screen.is_in_place(), "{}", screen.report());
 }
 
 #[test]

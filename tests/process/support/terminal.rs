@@ -185,15 +185,13 @@ type Position = (usize, usize);
 #[derive(Clone, Debug)]
 pub struct Screen {
     size: (usize, usize),
-    /// The lines shown now, and the normal screen's while the alternate one is shown.
+    /// The lines so far, of which the last are shown.
     lines: Lines,
-    normal: Option<(Lines, Position)>,
     cursor: Position,
     wraps: bool,
-    has_cursor: bool,
     /// The start of a sequence that is not complete.
     unread: Vec<u8>,
-    /// How often a page was written from the top.
+    /// How often a page was written.
     pub pages: usize,
     /// Whether a sequence for colours has come.
     pub has_colours: bool,
@@ -206,10 +204,8 @@ impl Screen {
         Self {
             size: (columns.into(), rows.into()),
             lines: Vec::new(),
-            normal: None,
             cursor: (0, 0),
             wraps: true,
-            has_cursor: true,
             unread: Vec::new(),
             pages: 0,
             has_colours: false,
@@ -256,9 +252,14 @@ impl Screen {
 
     fn control(&mut self, sequence: &str) {
         match sequence {
-            "H" => {
-                self.cursor = (0, 0);
-                self.pages += 1;
+            "H" => self.cursor = (0, self.top()),
+            "2J" => self.lines.truncate(self.top()),
+            _ if sequence.ends_with('A') => {
+                let rows: usize = sequence[..sequence.len() - 1].parse().expect("a number");
+                if self.cursor.1 < self.top() + rows {
+                    self.wrong.push(format!("{rows} rows up are beyond the screen's top"));
+                }
+                self.cursor.1 = self.cursor.1.saturating_sub(rows);
             }
             "K" => {
                 let column = self.cursor.0;
@@ -269,13 +270,10 @@ impl Screen {
                 self.line().truncate(column);
                 self.lines.truncate(row + 1);
             }
-            "?1049h" => self.normal = Some((std::mem::take(&mut self.lines), self.cursor)),
-            "?1049l" => {
-                (self.lines, self.cursor) = self.normal.take().expect("it was not entered");
+            "?7l" => {
+                self.wraps = false;
+                self.pages += 1;
             }
-            "?25l" => self.has_cursor = false,
-            "?25h" => self.has_cursor = true,
-            "?7l" => self.wraps = false,
             "?7h" => self.wraps = true,
             _ if sequence.ends_with('m') => self.has_colours = true,
             _ => panic!("an unknown sequence {sequence:?}"),
@@ -291,14 +289,12 @@ impl Screen {
     }
 
     fn put(&mut self, c: char) {
-        let (columns, rows) = self.size;
+        let columns = self.size.0;
         match c {
             '\r' => self.cursor.0 = 0,
             '\n' => {
                 self.cursor.1 += 1;
-                if self.cursor.1 >= rows && self.normal.is_some() {
-                    self.wrong.push("it scrolls".to_owned());
-                }
+                self.line();
             }
             c if c.is_control() => self.wrong.push(format!("it has {c:?}")),
             c => {
@@ -327,14 +323,20 @@ impl Screen {
         self.lines().iter().any(|line| line.contains(text))
     }
 
-    /// Whether pages are shown in place, on the alternate screen.
+    /// Whether one page is there, each in the place of the one before.
     pub fn is_in_place(&self) -> bool {
-        self.normal.is_some() && !self.has_cursor && !self.wraps
+        let is_first = |line: &&String| line.contains("Z  envoy-shutdown-manager ");
+        self.lines().iter().filter(is_first).count() == 1
     }
 
     /// Whether it is as a shell expects it.
     pub fn is_normal(&self) -> bool {
-        self.normal.is_none() && self.has_cursor && self.wraps && self.unread.is_empty()
+        self.wraps && self.unread.is_empty()
+    }
+
+    /// The first line that is shown.
+    fn top(&self) -> usize {
+        self.lines.len().saturating_sub(self.size.1)
     }
 
     /// Asserts that no line was wider than the terminal, and that nothing scrolled.
