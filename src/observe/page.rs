@@ -113,7 +113,8 @@ impl Snapshot {
             let written = thousandths(u64::from(hundredths) * 10);
             let read = self.count().and_then(|count| count.breakdown.pressure);
             let read = read.map_or("not read by Envoy so far".to_owned(), |percent| {
-                format!("Envoy has read {}", thousandths(percent.saturating_mul(10)))
+                let read = thousandths(percent.saturating_mul(10));
+                format!("Envoy had read {read} at the latest poll")
             });
             page.row("pressure", &format!("{written}; {read}"), "");
         }
