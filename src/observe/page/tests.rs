@@ -69,7 +69,9 @@ fn what_a_drain_does_not_wait_for_is_told_from_what_it_waits_for() {
     }
     let (poll, _) = snapshot.progress.as_mut().unwrap().last_poll.as_mut().unwrap();
     poll.breakdown.pressure = Some(41);
-    assert!(rows(&snapshot).contains("pressure    0.420; Envoy had read 0.410 at the latest poll\n"));
+    assert!(
+        rows(&snapshot).contains("pressure    0.420; Envoy had read 0.410 at the latest poll\n")
+    );
 }
 
 #[test]

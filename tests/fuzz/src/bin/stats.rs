@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use envoy_shutdown_manager::envoy::listeners::GaugeNames;
 use envoy_shutdown_manager::envoy::stats::{
-    Exclusions, Observation, ReadLines as _, StatsCoverage, StatsError, StatsParser,
+    AcceptedParser, Exclusions, Observation, ReadLines as _, StatsCoverage, StatsError, StatsParser,
 };
 use envoy_shutdown_manager_fuzz::within;
 use libfuzzer_sys::fuzz_target;
@@ -64,6 +64,13 @@ fuzz_target!(|input: &[u8]| {
         assert!(input.chunks(size).all(|piece| gauges.push(piece)), "a line is too long");
         gauges.hidden_of(input)
     };
+    let arrived = |size| {
+        let exclusions = Exclusions { names: &excluded, ignored_suffixes: &[IGNORED_SUFFIX] };
+        let mut parser = AcceptedParser::new(exclusions);
+        assert!(input.chunks(size).all(|piece| parser.push(piece)), "a line is too long");
+        parser.finish()
+    };
+    assert_eq!(arrived(1 + input.len() % 61), arrived(usize::MAX), "in pieces");
     let hidden_whole = hidden(usize::MAX);
     assert_eq!(hidden(1 + input.len() % 61), hidden_whole, "in pieces");
     if let Ok(hidden) = hidden_whole {
