@@ -11,7 +11,7 @@ pub use super::flags::DrainOption;
 use crate::labels;
 
 /// Polling faster than this would only keep Envoy's main thread busy.
-const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+pub const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The name that the program is started by, which picks the defaults, so that its image takes the
 /// place of another's with nothing else changed.

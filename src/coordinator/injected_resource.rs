@@ -45,8 +45,7 @@ impl InjectedResource {
             values.push((other.clone(), 0));
         }
         match path {
-            None if !values.is_empty() => self.0 = None,
-            None => {}
+            None => self.0 = None,
             Some(path) => {
                 let is_due = last.is_none_or(|((last, written), at)| {
                     let grows = *written > 0 && hundredths > 0;
@@ -84,11 +83,12 @@ pub struct Writer(Arc<(Mutex<Queue>, Condvar)>);
 #[derive(Debug, Default)]
 struct Queue {
     values: Vec<Value>,
+    /// A value has come since the thread took those before.
+    is_new: bool,
     /// Whether a thread writes them.
     is_written: bool,
-    /// Whether the latest write has failed, and whether that was logged: once, and again in a new drain.
-    has_failed: bool,
-    is_logged: bool,
+    /// Files whose latest write has failed, which was logged: once, and again in a new drain.
+    failing: Vec<PathBuf>,
     latest: u8,
 }
 
@@ -96,32 +96,41 @@ impl Queue {
     /// Another value of the same file that still waits is not written.
     fn add(&mut self, values: Vec<Value>) {
         self.values.retain(|(waiting, _)| values.iter().all(|(path, _)| path != waiting));
-        for (_, hundredths) in &values {
-            self.is_logged &= self.latest > 0 || *hundredths == 0;
+        for (path, hundredths) in &values {
+            if self.latest == 0 && *hundredths > 0 {
+                self.failing.retain(|failing| failing != path);
+            }
             self.latest = *hundredths;
         }
         self.values.extend(values);
+        self.is_new = true;
     }
 
     /// A write has failed. Returns whether that is to be logged.
-    fn failed(&mut self) -> bool {
-        self.has_failed = true;
-        !std::mem::replace(&mut self.is_logged, true)
+    fn failed(&mut self, value: &Value) -> bool {
+        let (path, _) = value;
+        if self.values.iter().all(|(waiting, _)| waiting != path) {
+            self.values.push(value.clone());
+        }
+        let is_news = !self.failing.contains(path);
+        if is_news {
+            self.failing.push(path.clone());
+        }
+        is_news
     }
 
     /// A write has succeeded. Returns whether that is to be logged.
-    fn succeeded(&mut self) -> bool {
-        self.is_logged = false;
-        std::mem::take(&mut self.has_failed)
+    fn succeeded(&mut self, path: &Path) -> bool {
+        let before = self.failing.len();
+        self.failing.retain(|failing| failing != path);
+        self.failing.len() < before
     }
 }
 
 impl Writer {
     /// Has the values written.
     pub fn write(&self, values: Vec<Value>) {
-        if values.is_empty() {
-            return;
-        }
+        let Some(first) = values.first().cloned() else { return };
         let mut queue = self.lock();
         queue.add(values);
         self.0.1.notify_all();
@@ -131,14 +140,12 @@ impl Writer {
         drop(queue);
         let writer = self.clone();
         let work = move || {
-            while let Some((path, hundredths)) = writer.next() {
-                writer.replace(&path, hundredths);
-            }
+            writer.write_all();
             Ok(())
         };
         if let Err(error) = spawn("injected-resource", Box::new(work)) {
             self.lock().is_written = false;
-            self.failed(Path::new("-"), &error);
+            self.failed(&first, &error);
         }
     }
 
@@ -146,41 +153,43 @@ impl Writer {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<Value> {
-        let mut queue = self.lock();
-        let next = (!queue.values.is_empty()).then(|| queue.values.remove(0));
-        queue.is_written = next.is_some();
-        next
-    }
-
-    /// Tries until it succeeds, or there is another value to be written.
-    fn replace(&self, path: &Path, hundredths: u8) {
+    /// Writes all values; those that fail again and again, until there are others of their files.
+    fn write_all(&self) {
         for tried in 0_u32.. {
-            match replace(path, hundredths) {
-                Ok(()) => {
-                    let was_failing = self.lock().succeeded();
-                    if was_failing {
-                        let path = path.display().to_string();
-                        Record::info(messages::PRESSURE_WRITTEN).with("path", path).emit();
-                    }
-                    return;
-                }
-                Err(error) => self.failed(path, &error),
-            }
-            let pause = if tried < FAST_RETRIES { RETRY } else { SLOW_RETRY };
-            let is_latest = |queue: &mut Queue| queue.values.is_empty();
-            let waited = self.0.1.wait_timeout_while(self.lock(), pause, is_latest);
-            if !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            let mut queue = self.lock();
+            let values = std::mem::take(&mut queue.values);
+            (queue.is_new, queue.is_written) = (false, !values.is_empty());
+            drop(queue);
+            if values.is_empty() {
                 return;
+            }
+            for value in values {
+                match replace(&value.0, value.1) {
+                    Ok(()) => self.succeeded(&value.0),
+                    Err(error) => self.failed(&value, &error),
+                }
+            }
+            let queue = self.lock();
+            if !queue.values.is_empty() {
+                let pause = if tried < FAST_RETRIES { RETRY } else { SLOW_RETRY };
+                let _ = self.0.1.wait_timeout_while(queue, pause, |queue| !queue.is_new);
             }
         }
     }
 
-    fn failed(&self, path: &Path, error: &io::Error) {
-        let is_news = self.lock().failed();
+    fn succeeded(&self, path: &Path) {
+        let is_news = self.lock().succeeded(path);
+        if is_news {
+            let path = path.display().to_string();
+            Record::info(messages::PRESSURE_WRITTEN).with("path", path).emit();
+        }
+    }
+
+    fn failed(&self, value: &Value, error: &io::Error) {
+        let is_news = self.lock().failed(value);
         if is_news {
             Record::warn(messages::PRESSURE_NOT_WRITTEN)
-                .with("path", path.display().to_string())
+                .with("path", value.0.display().to_string())
                 .with("error", error.to_string())
                 .emit();
         }
@@ -212,7 +221,7 @@ fn text(hundredths: u8) -> String {
 mod tests {
     use super::*;
     use crate::cli::options::Overrides;
-    use crate::drain::{Action, Event};
+    use crate::drain::{Action, Event, OutcomeKind};
     use crate::envoy::{Call, Reply};
 
     fn at(seconds: u64) -> Timestamp {
@@ -332,7 +341,7 @@ mod tests {
         let path = folder.path().join("late/drain");
         let writer = Writer::default();
         writer.write(vec![(path.clone(), 0)]);
-        while !writer.lock().has_failed {
+        while writer.lock().failing.is_empty() {
             std::thread::yield_now();
         }
         fs::create_dir(folder.path().join("late")).unwrap();
@@ -347,14 +356,72 @@ mod tests {
         let mut queue = Queue::default();
         let mut fails = |hundredths| {
             queue.add(vec![value("/r", hundredths)]);
-            assert_eq!(queue.values, [value("/r", hundredths)], "what waits is replaced");
-            queue.failed()
+            let is_news = queue.failed(&value("/r", hundredths));
+            assert_eq!(queue.values, [value("/r", hundredths)], "it waits, the one before not");
+            is_news
         };
         let logged = [0, 1, 2, 3, 0, 1].map(&mut fails);
         assert_eq!(logged, [true, true, false, false, false, true]);
-        assert!(queue.succeeded(), "that it can be written again is logged");
-        assert!(!queue.succeeded());
-        assert!(queue.failed());
+        assert!(queue.failed(&value("/other", 0)), "another file");
+        assert!(queue.succeeded(Path::new("/r")), "that it can be written again is logged");
+        assert!(!queue.succeeded(Path::new("/r")));
+        assert!(queue.failed(&value("/r", 0)) && !queue.failed(&value("/other", 0)));
+    }
+
+    #[test]
+    fn each_of_two_files_is_tried_until_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (late, there) = (folder.path().join("late/drain"), folder.path().join("drain"));
+        let writer = Writer::default();
+        writer.write(vec![(late.clone(), 0), (there.clone(), 0)]);
+        while writer.lock().failing.is_empty() || !there.exists() {
+            std::thread::yield_now();
+        }
+        fs::create_dir(folder.path().join("late")).unwrap();
+        while writer.lock().is_written {
+            std::thread::yield_now();
+        }
+        assert_eq!(fs::read_to_string(&late).unwrap(), "0.00\n");
+    }
+
+    #[test]
+    fn what_was_written_for_a_hook_does_not_wake_a_drain_without_the_option() {
+        let none = Options { injected_resource: None, ..options("/own", Some(200)) };
+        let mut machine = Machine::new(none.clone(), &Overrides::default(), false, at(0));
+        let mut injected = InjectedResource(Some((value("/hook", 0), at(0))));
+        machine.start(none.clone(), at(50));
+        machine.step(&Event::Tick, at(50));
+        let result = Ok(Reply::HealthChecksFailed);
+        machine.step(&Event::Reply { drain: 1, call: Call::FailHealthChecks, result }, at(50));
+        for now in [60, 61, 100] {
+            assert_eq!(injected.due(&machine, &none, at(now)), []);
+            assert_eq!(injected.next(&machine), None, "the worker would not sleep");
+        }
+    }
+
+    #[test]
+    fn an_envoy_that_is_gone_leaves_no_pressure_to_the_one_that_comes_back() {
+        use crate::envoy::error::{AdminError, AdminErrorKind};
+        let own = options("/r", None);
+        let mut machine = Machine::new(own.clone(), &Overrides::default(), false, at(0));
+        let mut injected = InjectedResource::default();
+        machine.start(own.clone(), at(0));
+        machine.step(&Event::Tick, at(0));
+        let replied = |machine: &mut Machine, call, result, now| {
+            machine.step(&Event::Reply { drain: 1, call, result }, at(now)).action
+        };
+        let failed = Ok(Reply::HealthChecksFailed);
+        replied(&mut machine, Call::FailHealthChecks, failed, 0);
+        assert_eq!(injected.due(&machine, &own, at(0)), [value("/r", 100)]);
+        for now in 2..10 {
+            if let Action::Call(call) = machine.step(&Event::Tick, at(now)).action {
+                let kind = AdminErrorKind::Refused;
+                replied(&mut machine, call, Err(AdminError { kind, text: String::new() }), now);
+            }
+        }
+        machine.step(&Event::Finished, at(10));
+        assert_eq!(machine.last().map(|last| last.outcome.kind), Some(OutcomeKind::EnvoyGone));
+        assert_eq!(injected.due(&machine, &own, at(10)), [value("/r", 0)]);
     }
 
     #[test]
@@ -363,7 +430,7 @@ mod tests {
         let missing = folder.path().join("missing");
         let writer = Writer::default();
         writer.write(vec![(missing.join("drain"), 1)]);
-        while !writer.lock().has_failed {
+        while writer.lock().failing.is_empty() {
             std::thread::yield_now();
         }
         fs::create_dir(&missing).unwrap();
@@ -372,6 +439,6 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(fs::read_to_string(missing.join("drain")).unwrap(), "0.02\n");
-        assert!(!writer.lock().has_failed);
+        assert!(writer.lock().failing.is_empty());
     }
 }

@@ -86,6 +86,8 @@ enum Change {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// One for all runs of the worker: an older one must not write over a newer value.
+    writer: Writer,
     /// Wakes the frontend, which sleeps in poll(2).
     waker: OnceLock<Waker>,
 }
@@ -182,7 +184,7 @@ impl Coordinator {
             unwritten: false,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Self(Arc::new(Shared { state, changed, waker: OnceLock::new() }))
+        Self(Arc::new(Shared { state, changed, writer: Writer::default(), waker: OnceLock::new() }))
     }
 
     /// Has the frontend woken by each change from now on. There is one frontend; the waker of a second
@@ -206,10 +208,10 @@ impl Coordinator {
     /// Does the work, until the coordinator was stopped and no drain is in progress.
     pub fn work(&self, admin: &mut dyn Admin) {
         let _running = RunningWorker::new(&self.0);
-        let (mut event, writer) = (Event::Tick, Writer::default());
+        let mut event = Event::Tick;
         loop {
             let Progress { records, pressure, task } = self.0.advance(&event);
-            writer.write(pressure);
+            self.0.writer.write(pressure);
             let was_logging = !records.is_empty();
             records.into_iter().for_each(Record::emit);
             // The end is logged before a waiter learns it.

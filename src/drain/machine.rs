@@ -456,8 +456,11 @@ impl Machine {
     pub fn pressure(&self, now: Timestamp) -> Option<u8> {
         match &self.state {
             State::Draining(drain) => drain.pressure(now),
-            // Envoy still is out of service.
-            State::Ended(_) => None,
+            State::Ended(_) => {
+                // Else Envoy still is out of service.
+                let kind = self.last.as_ref().map(|last| last.outcome.kind);
+                (kind == Some(OutcomeKind::EnvoyGone)).then_some(0)
+            }
             State::Idle(_) => Some(0),
         }
     }

@@ -90,7 +90,7 @@ impl Outcome {
 
     fn explain_open(self) -> String {
         let text = match (self.kind, self.open) {
-            (OutcomeKind::Drained, Some(open @ 1..)) if self.holding == Some(0) => {
+            (OutcomeKind::Drained, Some(open @ 1..)) if self.holding != self.open => {
                 return format!("drained: {open} open");
             }
             (OutcomeKind::Drained, Some(open @ 1..)) => {
@@ -160,5 +160,42 @@ labels! {
         WaitingForConnections = "waiting_for_connections",
         /// Ended less than 30 s ago.
         Ended = "ended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::Health;
+
+    #[test]
+    fn an_outcome_says_what_was_open_and_what_of_it_held_the_drain() {
+        for (kind, open, in_use, text) in [
+            (OutcomeKind::Drained, 0, 0, "drained: no connection is open"),
+            (OutcomeKind::Drained, 2, 2, "drained: 2 open, within the threshold"),
+            (
+                OutcomeKind::Drained,
+                5,
+                0,
+                "drained: 5 open; none of them has a request in flight, or is not HTTP",
+            ),
+            (
+                OutcomeKind::Drained,
+                5,
+                2,
+                "drained: 5 open; 2 requests in flight and connections other than HTTP",
+            ),
+            (
+                OutcomeKind::TimedOut,
+                1,
+                10,
+                "gave up at the drain timeout: 1 open at the last poll; 10 requests in flight and \
+                 connections other than HTTP",
+            ),
+        ] {
+            let poll = Poll { in_use, ..Poll::of(open, Health::Draining) };
+            let outcome = Outcome::of(kind, Some(&poll), WaitFor::Requests);
+            assert_eq!(outcome.explain(), text);
+        }
     }
 }

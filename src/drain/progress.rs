@@ -73,6 +73,8 @@ pub struct Drain {
     pub(super) listener_check: Option<ListenerCheck>,
     /// What was last found out of hidden listeners.
     pub(super) hidden: HiddenListeners,
+    /// It could not be found out.
+    pub(super) may_hide: bool,
     pub(super) confirmation: Confirmation,
     /// The latest valid poll that holds: not one that must be confirmed first; and when it was made.
     pub last_poll: Option<Poll>,
@@ -175,6 +177,7 @@ impl Drain {
             counted: false,
             listener_check: ListenerCheck::due(now),
             hidden,
+            may_hide: false,
             confirmation: Confirmation::default(),
             last_poll: None,
             polled_at: now,

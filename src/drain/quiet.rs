@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::accepted::rate;
 use super::event::{DrainEvent, Events};
 use super::progress::{Drain, Stage};
-use crate::cli::options::WaitFor;
+use crate::cli::options::{MIN_CHECK_INTERVAL, WaitFor};
 use crate::envoy::{Arrivals, CallResult, Reply};
 use crate::labels;
 use crate::os::clock::Timestamp;
@@ -109,7 +109,7 @@ impl Drain {
     /// The quiet period that may end the present delay, and what has come in it.
     fn quiet_delay(&self) -> Option<(Delay, Timestamp)> {
         match self.stage {
-            _ if self.options.quiet_period.is_zero() || self.hurried => None,
+            _ if self.options.quiet_period.is_zero() || self.hurried || self.quiet_unknown => None,
             Stage::DrainDelay { until } => Some((Delay::DrainDelay, until)),
             Stage::CheckDelay { until } => Some((Delay::CheckDelay, until)),
             _ => None,
@@ -118,7 +118,7 @@ impl Drain {
 
     /// Whether the present delay may end early.
     pub(super) fn counts_arrivals(&self) -> bool {
-        self.quiet_delay().is_some() && !self.quiet_unknown
+        self.quiet_delay().is_some()
     }
 
     /// Whether Envoy shows what comes: not where a listener is hidden, or may be.
@@ -128,7 +128,7 @@ impl Drain {
 
     /// How often new connections are counted in a delay.
     pub fn quiet_interval(&self) -> Duration {
-        (self.options.quiet_period / 2).min(self.options.check_interval)
+        (self.options.quiet_period / 2).min(self.options.check_interval).max(MIN_CHECK_INTERVAL)
     }
 
     /// A delay has begun: what came before does not say that others have stopped sending.
@@ -167,7 +167,7 @@ impl Drain {
         }
         let period = self.options.quiet_period;
         let is_quiet = self.quiet.stood_still(self.called_at).is_some_and(|still| still >= period);
-        if is_quiet && !self.quiet_unknown && self.shows_arrivals() && now < until {
+        if is_quiet && self.shows_arrivals() && now < until {
             let (took, left) = (now - self.quiet.began, until - now);
             let new = self.quiet.new;
             events.push(DrainEvent::Quiet { delay, took, left, new });
@@ -181,7 +181,8 @@ impl Drain {
 
     /// What comes cannot be seen, so that the delay has its whole length.
     pub(super) fn arrivals_hidden(&mut self, events: &mut Events) {
-        if self.quiet_delay().is_some() && !std::mem::replace(&mut self.quiet_unknown, true) {
+        if self.quiet_delay().is_some() {
+            self.quiet_unknown = true;
             events.push(DrainEvent::ArrivalsHidden);
         }
     }
@@ -191,7 +192,7 @@ impl Drain {
         let (delay, _) = self.quiet_delay()?;
         let quiet = self.quiet.clone();
         let is_reason = quiet.new > 0 || quiet.new_requests > 0 || quiet.restarts > 0;
-        (is_reason && !self.quiet_unknown).then_some(DrainEvent::NotQuiet { delay, quiet })
+        is_reason.then_some(DrainEvent::NotQuiet { delay, quiet })
     }
 
     /// In a delay with a quiet period: how long no new connection has come.

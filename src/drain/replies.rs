@@ -98,6 +98,7 @@ impl Drain {
             Ok(Reply::Stats(poll)) => self.polled(poll.clone(), now, events),
             Ok(Reply::Listeners(hidden)) => {
                 self.listener_check = None;
+                self.may_hide = false;
                 self.hidden = hidden.clone();
                 events.push(DrainEvent::ListenersCompared(hidden.clone()));
                 if self.hides_listeners() {
@@ -118,7 +119,7 @@ impl Drain {
         if let Some(total) = poll.total.filter(|_| hidden) {
             poll.open = poll.open.max(total.connections);
         }
-        if hidden {
+        if hidden || self.may_hide {
             // Which of a hidden listener's are idle is not known, and they hide others in a difference.
             poll.in_use = poll.open;
         }
@@ -221,6 +222,7 @@ impl Drain {
             (may_change && tries_left > 0).then_some(ListenerCheck { at, tries_left })
         });
         if self.listener_check.is_none() {
+            self.may_hide = true;
             events.push(DrainEvent::ListenersNotCompared(error.clone()));
             self.arrivals_hidden(events);
         }

@@ -273,8 +273,10 @@ impl<'a> StatsParser<'a> {
         kinds.tcp = shown - http - kinds.silent;
         kinds.parent = self.parent;
         self.breakdown.requests = self.breakdown.requests.map(|_| all_http.requests);
-        self.breakdown.requests_hidden = all_http.requests_hidden;
-        let in_use = (shown - http).saturating_add(all_http.in_use);
+        // Where HTTP connections are those of excluded or internal listeners, all that counts is shown.
+        self.breakdown.requests_hidden = all_http.requests_hidden.filter(|_| http > 0);
+        let requests = if http > 0 { all_http.in_use } else { 0 };
+        let in_use = (shown - http).saturating_add(requests);
         Ok(Observation {
             open: shown.saturating_add(self.parent),
             in_use: in_use.saturating_add(self.parent),

@@ -399,7 +399,10 @@ fn with_new_connections(record: Record, accepted: Option<&Accepted>, now: Timest
     };
     record
         .with("new_connections", accepted.new)
-        .with("new_connections_per_second", accepted.rate().map(Value::Thousandths))
+        .with(
+            "new_connections_per_second",
+            accepted.rate().filter(|rate| *rate > 0).map(Value::Thousandths),
+        )
         .with("latest_new_connection_ago", accepted.noticed.map(|at| whole(now - at)))
 }
 

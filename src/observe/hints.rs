@@ -6,6 +6,7 @@ use super::json::Value;
 use super::log::Record;
 use super::messages;
 use super::status::whole;
+use crate::cli::options::WaitFor;
 use crate::drain::Drain;
 use crate::envoy::Poll;
 use crate::os::clock::Timestamp;
@@ -63,9 +64,14 @@ impl Hints {
         if !stands(self.steady_since) {
             return records;
         }
-        if stands(self.idle_since) && !std::mem::replace(&mut self.idle_hinted, true) {
-            records
-                .push(Record::info(messages::HINT_IDLE_CONNECTIONS).with("idle", all.kinds.http));
+        let holds = drain.options.wait_for == WaitFor::Connections;
+        if holds && stands(self.idle_since) && !std::mem::replace(&mut self.idle_hinted, true) {
+            let message = if path.is_some() && was_read {
+                messages::HINT_IDLE_UNDER_PRESSURE
+            } else {
+                messages::HINT_IDLE_CONNECTIONS
+            };
+            records.push(Record::info(message).with("idle", all.kinds.http));
         }
         let names = all.listeners.named.iter().chain(&all.prefixes.named);
         let probes = names.map(|(name, _)| name).find(|name| {
@@ -138,6 +144,34 @@ mod tests {
                 records.iter().any(|record| record.message == messages::HINT_PRESSURE_NOT_READ)
             });
             assert_eq!(found.collect::<Vec<_>>(), expected, "{path:?}, {pressure:?}");
+        }
+    }
+
+    #[test]
+    fn idle_connections_are_hinted_at_by_what_the_drain_does_about_them() {
+        for (wait_for, path, pressure, expected) in [
+            (WaitFor::Connections, None, None, Some(messages::HINT_IDLE_CONNECTIONS)),
+            (WaitFor::Connections, Some("/r"), Some(0), Some(messages::HINT_IDLE_CONNECTIONS)),
+            (WaitFor::Connections, Some("/r"), Some(9), Some(messages::HINT_IDLE_UNDER_PRESSURE)),
+            (WaitFor::Requests, None, None, None),
+        ] {
+            let injected_resource = path.map(Into::into);
+            let own = Options { wait_for, injected_resource, ..Options::default() };
+            let mut machine = Machine::new(own.clone(), &Overrides::default(), true, at(0));
+            machine.start(own, at(0));
+            let drain = machine.drain().expect("a drain");
+            let (mut hints, mut found) = (Hints::default(), Vec::new());
+            for second in 0..40 {
+                let mut poll = poll(2, Some(0), "web");
+                poll.breakdown.pressure = pressure;
+                let records = hints.polled(&poll, drain, at(second)).into_iter();
+                found.extend(records.map(|record| record.message));
+            }
+            assert_eq!(
+                found,
+                expected.into_iter().collect::<Vec<_>>(),
+                "{wait_for:?} {pressure:?}"
+            );
         }
     }
 

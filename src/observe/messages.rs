@@ -2,6 +2,8 @@
 //! that a message can be searched for and alerted on. The page *operations* of the manual says what
 //! to do about each.
 
+use std::time::Duration;
+
 use crate::cli::options::Options;
 use crate::envoy::HiddenListeners;
 use crate::envoy::stats::StatsCoverage;
@@ -42,7 +44,7 @@ pub const QUIET: &str = "no new connection for the quiet period: the delay is ov
 pub const NOT_QUIET: &str =
     "the delay had its whole length: it was never quiet for the whole quiet period";
 pub const HINT_HEALTH_CHECKS: &str = "they come as regularly as a balancer's health checks, which go on \
-    after it has stopped to send: then only a quiet period shorter than their interval ends a delay early";
+    after it has stopped sending: then only a quiet period shorter than their interval ends a delay early";
 pub const ARRIVALS_HIDDEN: &str = "new connections cannot be seen in Envoy's stats, so the quiet period \
     ends no delay: let stats_config show listener.*.downstream_cx_total of all listeners, and with \
     --wait-for=requests http.*.downstream_rq_total";
@@ -67,6 +69,9 @@ pub const PRESSURE_WRITTEN: &str = "the file of --injected-resource can be writt
 pub const HINT_PRESSURE_NOT_READ: &str = "Envoy's overload manager does not read the file of \
     --injected-resource, so that idle connections do not leave, or its stats_config hides that: its \
     bootstrap needs the resource monitor and the action reduce_timeouts";
+pub const HINT_IDLE_UNDER_PRESSURE: &str = "idle HTTP connections hold the drain though Envoy reads the \
+    file of --injected-resource: its bootstrap has no action reduce_timeouts, or their \
+    http_connection_manager has idle_timeout: 0s";
 pub const HINT_PROBES: &str = "connections of a listener that looks like one for health checks or \
     metrics hold the drain; if it serves no client, exclude it";
 pub const HINT_SLOW_POLL: &str = "a poll takes Envoy more than a tenth of the check interval; a longer \
@@ -152,8 +157,15 @@ pub const BACKEND_NOT_RESPONDING: &str = "the backend does not respond; retrying
 pub fn short_timeout(options: &Options) -> Option<&'static str> {
     let delays = options.delay().saturating_add(options.check_delay);
     let first_poll = delays.max(options.min_drain_duration);
+    // Each ends after the quiet period at the earliest.
+    let least = |delay: Duration| match options.quiet_period {
+        Duration::ZERO => delay,
+        period => delay.min(period),
+    };
+    let delay = least(options.delay());
+    let first_poll = delay.saturating_add(least(first_poll - options.delay()));
     match options.drain_timeout? {
-        timeout if timeout < options.delay() => Some(TIMEOUT_BEFORE_DRAIN_DELAY),
+        timeout if timeout < delay => Some(TIMEOUT_BEFORE_DRAIN_DELAY),
         timeout if timeout <= first_poll => Some(TIMEOUT_BEFORE_FIRST_POLL),
         _ => None,
     }
@@ -174,5 +186,33 @@ pub const fn hidden_listeners(hidden: &HiddenListeners) -> Option<&'static str> 
         (true, _) => None,
         (false, true) => Some(LISTENERS_WITHOUT_GAUGES),
         (false, false) => Some(LISTENERS_PERHAPS_WITHOUT_GAUGES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_short_where_even_quiet_delays_leave_no_time_to_wait() {
+        let seconds = Duration::from_secs;
+        for (drain_delay, check_delay, quiet_period, timeout, expected) in [
+            (20, 10, 0, 31, None),
+            (20, 10, 0, 30, Some(TIMEOUT_BEFORE_FIRST_POLL)),
+            (20, 10, 0, 19, Some(TIMEOUT_BEFORE_DRAIN_DELAY)),
+            (0, 300, 150, 280, None),
+            (0, 300, 150, 150, Some(TIMEOUT_BEFORE_FIRST_POLL)),
+            (90, 5, 45, 51, None),
+            (90, 5, 45, 44, Some(TIMEOUT_BEFORE_DRAIN_DELAY)),
+        ] {
+            let options = Options {
+                drain_delay: seconds(drain_delay),
+                check_delay: seconds(check_delay),
+                quiet_period: seconds(quiet_period),
+                drain_timeout: Some(seconds(timeout)),
+                ..Options::default()
+            };
+            assert_eq!(short_timeout(&options), expected, "{options:?}");
+        }
     }
 }

@@ -111,12 +111,14 @@ impl Snapshot {
         }
         if let Some(hundredths) = self.injected {
             let written = thousandths(u64::from(hundredths) * 10);
-            let read = self.count().and_then(|count| count.breakdown.pressure);
-            let read = read.map_or("not read by Envoy so far".to_owned(), |percent| {
-                let read = thousandths(percent.saturating_mul(10));
-                format!("Envoy had read {read} at the latest poll")
+            let read = self.count().map(|count| match count.breakdown.pressure {
+                Some(percent) => {
+                    let read = thousandths(percent.saturating_mul(10));
+                    format!("; Envoy had read {read} at the latest poll")
+                }
+                None => "; the latest poll shows none".to_owned(),
             });
-            page.row("pressure", &format!("{written}; {read}"), "");
+            page.row("pressure", &(written + &read.unwrap_or_default()), "");
         }
         if let Some(progress) = &self.progress {
             let mut next = String::new();

@@ -146,7 +146,7 @@ fn where_a_listener_is_hidden_the_delay_has_its_whole_length() {
     machine.start(Options { check_delay: s(60), quiet_period: s(4), ..options() }, Timestamp::ZERO);
     let hidden = HiddenListeners { names: vec!["web".to_owned()], certain: true };
     let mut event = Event::Tick;
-    let (mut now, mut events) = (Duration::ZERO, Vec::new());
+    let (mut now, mut events, mut counts) = (Duration::ZERO, Vec::new(), 0);
     while machine.phase() != Phase::WaitingForConnections {
         let step = machine.step(&event, at(now));
         events.extend(step.events);
@@ -154,6 +154,7 @@ fn where_a_listener_is_hidden_the_delay_has_its_whole_length() {
         match step.action {
             Action::SleepUntil(time) => now = time.since_boot(),
             Action::Call(call) => {
+                counts += u32::from(call == Call::ReadAccepted);
                 event = reply(
                     1,
                     match call {
@@ -170,6 +171,38 @@ fn where_a_listener_is_hidden_the_delay_has_its_whole_length() {
     }
     assert_eq!(now, s(60));
     assert!(events.contains(&DrainEvent::ArrivalsHidden));
+    assert!(counts <= 3, "{counts} counts for nothing");
+    assert_eq!(machine.drain().and_then(Drain::quiet_since), None);
+}
+
+#[test]
+fn where_listeners_cannot_be_compared_a_drain_waits_for_connections_whatever_it_was_given() {
+    // A hidden listener's idle HTTP connection would hide a TCP connection in the difference.
+    let mut machine = machine(true);
+    let wait_for = crate::cli::options::WaitFor::Requests;
+    machine.start(Options { check_delay: s(0), wait_for, ..options() }, Timestamp::ZERO);
+    let (mut event, mut now) = (Event::Tick, Duration::ZERO);
+    while now < s(10) {
+        let step = machine.step(&event, at(now));
+        event = Event::Tick;
+        match step.action {
+            Action::SleepUntil(time) => now = time.since_boot(),
+            Action::Call(call) => {
+                let mut poll = Poll { in_use: 0, ..Poll::of(1, Health::Draining) };
+                poll.breakdown.kinds.http = 1;
+                let result = match call {
+                    Call::FailHealthChecks => Ok(Reply::HealthChecksFailed),
+                    Call::CheckListeners => Err(error(AdminErrorKind::Status)),
+                    Call::ReadAccepted => Ok(Reply::Accepted(None)),
+                    Call::ReadStats => Ok(Reply::Stats(poll)),
+                    _ => Ok(Reply::Ready(Health::Draining)),
+                };
+                event = Event::Reply { drain: 1, call, result };
+            }
+            other => panic!("{other:?} at {now:?}"),
+        }
+    }
+    assert_eq!(machine.phase(), Phase::WaitingForConnections);
 }
 
 #[test]

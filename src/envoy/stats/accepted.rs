@@ -87,8 +87,9 @@ impl ReadLines for AcceptedParser<'_> {
             self.sees_listeners = true;
             return;
         }
-        if thread_parent(listener).is_none() && !listener.starts_with(INTERNAL) {
-            let excluded = self.exclusions.excludes(listener);
+        if thread_parent(listener).is_none() {
+            // Those of internal listeners have come through another.
+            let excluded = listener.starts_with(INTERNAL) || self.exclusions.excludes(listener);
             let sum = if excluded { &mut self.excluded_listeners } else { &mut self.accepted };
             *sum = sum.saturating_add(value);
         }

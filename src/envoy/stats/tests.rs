@@ -541,3 +541,57 @@ fn kinds_add_up_to_what_is_open_in_every_capture() {
     }
     assert!(with_connections > 20, "{with_connections} captures");
 }
+
+#[test]
+fn what_holds_a_drain_that_waits_for_requests_is_what_is_in_use() {
+    for (text, lines, excluded, (open, in_use)) in [
+        (
+            "idle HTTP beside TCP",
+            "http.web.downstream_cx_active: 2\nhttp.web.downstream_rq_active: 0\n\
+             listener.w.downstream_cx_active: 2\nlistener.t.downstream_cx_active: 1\n",
+            &[][..],
+            (3, 1),
+        ),
+        (
+            "two CONNECT streams and a request on one connection, and a silent client",
+            "http.web.downstream_cx_active: 1\nhttp.web.downstream_rq_active: 3\n\
+             http.web.downstream_cx_upgrades_active: 2\nlistener.w.downstream_cx_active: 1\n\
+             listener.w.downstream_pre_cx_active: 1\n",
+            &[],
+            (2, 4),
+        ),
+        (
+            "a response that is still sent, and the old process of a hot restart",
+            "http.web.downstream_cx_active: 3\nhttp.web.downstream_cx_tx_bytes_buffered: 196288\n\
+             http.web.downstream_rq_active: 0\nlistener.w.downstream_cx_active: 3\n\
+             server.parent_connections: 4\n",
+            &[],
+            (7, 5),
+        ),
+        (
+            "requests that are not shown",
+            "http.web.downstream_cx_active: 2\nlistener.w.downstream_cx_active: 2\n",
+            &[],
+            (2, 2),
+        ),
+        (
+            "a scrape's request",
+            "http.stats.downstream_cx_active: 1\nhttp.stats.downstream_rq_active: 1\n\
+             listener.s.downstream_cx_active: 1\n",
+            &[],
+            (0, 0),
+        ),
+        (
+            "a request of an excluded listener",
+            "http.web.downstream_cx_active: 1\nhttp.web.downstream_rq_active: 1\n\
+             listener.w.downstream_cx_active: 1\n",
+            &["w"],
+            (0, 0),
+        ),
+    ] {
+        let found = count_with(format!("{SENTINELS}{lines}").as_bytes(), excluded).unwrap();
+        assert_eq!((found.open, found.in_use), (open, in_use), "{text}");
+        let is_hidden = text == "requests that are not shown";
+        assert_eq!(found.breakdown.requests_hidden.is_some(), is_hidden, "{text}");
+    }
+}

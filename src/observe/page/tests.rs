@@ -63,7 +63,7 @@ fn what_a_drain_does_not_wait_for_is_told_from_what_it_waits_for() {
         "open        3 (2s ago, at most 6)  ####################....................\n",
         "holding     2, threshold 1: requests in flight, and connections other than HTTP\n",
         "quiet       for 7s: the delay ends after the quiet period\n",
-        "pressure    0.420; not read by Envoy so far\n",
+        "pressure    0.420; the latest poll shows none\n",
     ] {
         assert!(page.contains(row), "{row} in {page}");
     }
