@@ -401,7 +401,7 @@ impl Machine {
                 answers: self.awaited,
                 // A count that a hidden listener makes slow is not taken twice.
                 // An address where nothing has ever responded may be wrong.
-                may_hold: self.responded && kind.nothing_left() && !drain.hides_listeners(),
+                may_hold: self.responded && kind.nothing_left() && drain.counts_plainly(),
                 check_due: now,
                 confirmation: Confirmation::default(),
             }),

@@ -7,7 +7,7 @@ use super::confirmation::Confirmation;
 use super::event::{Action, DrainEvent, Events};
 use super::outcome::{Outcome, OutcomeKind, Phase};
 use super::quiet::QuietPeriod;
-use crate::cli::options::Options;
+use crate::cli::options::{Options, WaitFor};
 use crate::envoy::{Call, HiddenListeners, Poll};
 use crate::labels;
 use crate::os::clock::Timestamp;
@@ -492,6 +492,12 @@ impl Drain {
 
     pub(super) fn hides_listeners(&self) -> bool {
         !self.hidden.names.is_empty()
+    }
+
+    /// Whether a later poll tells what holds the drain as its own polls did.
+    pub(super) fn counts_plainly(&self) -> bool {
+        let requests_hidden = self.may_hide && self.options.wait_for == WaitFor::Requests;
+        !self.hides_listeners() && !requests_hidden
     }
 
     /// The time that a call may take: the drain ends with its timeout.
