@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -56,8 +57,12 @@ fn the_commands_in_alerts_are_commands_of_this_program() {
 #[test]
 fn the_manuals_table_has_the_metrics_of_a_drain_and_no_others() {
     let Some(promtool) = validator("promtool") else { return };
-    // It never sees an Envoy, so that what is absent then is.
-    let without_envoy = Sidecar::builder().arg("--admin-address=/nonexistent/admin.sock").start();
+    // It sees no Envoy before the scrape, so that what is absent then is: the scrape has Envoy checked, and an
+    // address that refused would at times be quicker than its response.
+    let dir = temp_dir("silent");
+    let silent = dir.path().join("admin.sock");
+    let _listener = UnixListener::bind(&silent).expect("bind a socket that does not respond");
+    let without_envoy = Sidecar::builder().admin(silent.display()).start();
     let mut scrapes = vec![without_envoy.metrics()];
 
     let envoy = Envoy::builder().http("http").tcp("tcp").start();
