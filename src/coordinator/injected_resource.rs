@@ -224,6 +224,16 @@ mod tests {
     use crate::drain::{Action, Event, OutcomeKind};
     use crate::envoy::{Call, Reply};
 
+    /// Waits until it is so.
+    #[track_caller]
+    fn wait(is_so: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "it is not so after 30 s");
+            std::thread::yield_now();
+        }
+    }
+
     fn at(seconds: u64) -> Timestamp {
         Timestamp::ZERO + Duration::from_secs(seconds)
     }
@@ -329,9 +339,7 @@ mod tests {
         for hundredths in 0..=100 {
             writer.write(vec![(path.clone(), hundredths)]);
         }
-        while writer.lock().is_written {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().is_written);
         assert_eq!(fs::read_to_string(&path).unwrap(), "1.00\n");
     }
 
@@ -341,13 +349,9 @@ mod tests {
         let path = folder.path().join("late/drain");
         let writer = Writer::default();
         writer.write(vec![(path.clone(), 0)]);
-        while writer.lock().failing.is_empty() {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().failing.is_empty());
         fs::create_dir(folder.path().join("late")).unwrap();
-        while writer.lock().is_written {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().is_written);
         assert_eq!(fs::read_to_string(&path).unwrap(), "0.00\n");
     }
 
@@ -374,13 +378,9 @@ mod tests {
         let (late, there) = (folder.path().join("late/drain"), folder.path().join("drain"));
         let writer = Writer::default();
         writer.write(vec![(late.clone(), 0), (there.clone(), 0)]);
-        while writer.lock().failing.is_empty() || !there.exists() {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().failing.is_empty() && there.exists());
         fs::create_dir(folder.path().join("late")).unwrap();
-        while writer.lock().is_written {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().is_written);
         assert_eq!(fs::read_to_string(&late).unwrap(), "0.00\n");
     }
 
@@ -430,14 +430,10 @@ mod tests {
         let missing = folder.path().join("missing");
         let writer = Writer::default();
         writer.write(vec![(missing.join("drain"), 1)]);
-        while writer.lock().failing.is_empty() {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().failing.is_empty());
         fs::create_dir(&missing).unwrap();
         writer.write(vec![(missing.join("drain"), 2)]);
-        while writer.lock().is_written {
-            std::thread::yield_now();
-        }
+        wait(|| !writer.lock().is_written);
         assert_eq!(fs::read_to_string(missing.join("drain")).unwrap(), "0.02\n");
         assert!(writer.lock().failing.is_empty());
     }

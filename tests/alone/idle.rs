@@ -7,13 +7,11 @@ use std::hash::BuildHasher as _;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::ops::AddAssign;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fmt, fs};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tempfile::TempDir;
 
 use crate::support::prelude::*;
 use crate::take_turn;
@@ -25,32 +23,13 @@ const STREAM_IDLE: &str = "HTTP_DOWNSTREAM_STREAM_IDLE";
 /// How often Envoy reads the file by default.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// The file that a sidecar writes and Envoy reads, in a directory of its own.
-struct Pressure(TempDir);
-
-impl Pressure {
-    fn new() -> Self {
-        Self(temp_dir("pressure"))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("pressure")
-    }
-
-    #[track_caller]
-    fn beside(&self, envoy: &Envoy, args: &[&str]) -> Sidecar {
-        let option = format!("--injected-resource={}", self.path().display());
-        Sidecar::builder().beside(envoy).arg(option).args(args).start()
-    }
-}
-
 #[test]
-#[ignore = "`just idle` runs it"]
+#[ignore = "half a minute; `just idle` runs it"]
 fn an_eviction_with_a_hundred_idle_connections_of_each_kind_ends_within_ten_seconds() {
     let _turn = take_turn();
     // All times are Envoy's defaults.
     for settings in ["", "delayed_close_timeout: 0s,"] {
-        let file = Pressure::new();
+        let file = PressureFile::new();
         let timers = [(IDLE, Duration::from_secs(1))];
         let envoy = Envoy::builder().reduced_timeouts(&file.path(), 0.01, REFRESH, &timers);
         let envoy = envoy.http_with("http", settings).start();
@@ -78,7 +57,7 @@ fn an_eviction_with_a_hundred_idle_connections_of_each_kind_ends_within_ten_seco
 #[ignore = "half a minute; `just idle` runs it"]
 fn the_pressure_is_taken_away_when_the_outcome_of_a_drain_is_forgotten() {
     let _turn = take_turn();
-    let file = Pressure::new();
+    let file = PressureFile::new();
     let envoy = Envoy::builder().injected_resource(&file.path()).http("http").start();
     let sidecar = file.beside(&envoy, &[]);
     assert_exits(&mut sidecar.hook(&[]), 0, NONE_OPEN);
@@ -92,6 +71,7 @@ fn the_pressure_is_taken_away_when_the_outcome_of_a_drain_is_forgotten() {
         }
         assert!(is_under_pressure, "after {:?}", ended.elapsed());
         assert!(ended.elapsed() < 2 * PATIENCE, "the outcome still holds");
+        // Between two samples.
         thread::sleep(Duration::from_millis(20));
     }
     wait_until("the file to be written again", || holds("0.00\n"));
@@ -302,7 +282,7 @@ const BEFORE: Duration = Duration::from_millis(40);
 /// around its close.
 #[track_caller]
 fn close_once(settings: &str, delayed: Duration, connections: usize) -> [Tally; 2] {
-    let file = Pressure::new();
+    let file = PressureFile::new();
     let envoy = Envoy::builder().injected_resource(&file.path());
     let envoy = envoy.http_with("http", &format!("drain_timeout: 1s, {settings}")).start();
     let sidecar = file.beside(&envoy, &[]);
@@ -446,10 +426,10 @@ impl Stream {
 const MIN_STREAM_IDLE: Duration = Duration::from_secs(3);
 
 #[test]
-#[ignore = "`just idle` runs it"]
+#[ignore = "half a minute; `just idle` runs it"]
 fn silent_web_sockets_are_closed_and_streams_in_use_are_only_asked_to_leave() {
     let _turn = take_turn();
-    let file = Pressure::new();
+    let file = PressureFile::new();
     let second = Duration::from_secs(1);
     let timers = [(IDLE, second), (MAX, second), (STREAM_IDLE, MIN_STREAM_IDLE)];
     let envoy = Envoy::builder().reduced_timeouts(&file.path(), 0.01, REFRESH, &timers);
@@ -482,10 +462,10 @@ fn silent_web_sockets_are_closed_and_streams_in_use_are_only_asked_to_leave() {
 }
 
 #[test]
-#[ignore = "`just idle` runs it"]
+#[ignore = "half a minute; `just idle` runs it"]
 fn what_has_a_threshold_of_four_fifths_happens_late_in_a_drain() {
     let _turn = take_turn();
-    let file = Pressure::new();
+    let file = PressureFile::new();
     let timers = [(IDLE, MIN_IDLE), (STREAM_IDLE, MIN_STREAM_IDLE)];
     let envoy = Envoy::builder().reduced_timeouts(&file.path(), 0.8, MIN_IDLE, &timers);
     let envoy = envoy.http("http").start();

@@ -44,6 +44,7 @@ fn an_eviction_with_a_hundred_idle_connections_of_each_kind_ends_within_ten_seco
     restore(&envoy);
     let sidecar = Sidecar::builder().beside(&envoy).args(&OPTIONS[1..]).start();
     let mut hook = sidecar.hook(&[]);
+    // That nothing happens in this time is what is tested.
     thread::sleep(MAX_EVICTION);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 200);
     assert_exits(&mut sidecar.run(&["release"]), 0, "200 open");
@@ -145,6 +146,7 @@ fn drain(rate: usize, other: &Envoy, total: &mut Total) {
     // Each connection has a request in ten seconds, so that most are still there at the end.
     let pause = Duration::from_secs(10);
     let clients = Clients::start(envoy.port("web"), other.port("web"), rate * 10, pause);
+    // The clients' moments are random: a second of them, whatever these are.
     thread::sleep(Duration::from_secs(1));
     let start = Instant::now();
     let mut hook = sidecar.hook(&[]);

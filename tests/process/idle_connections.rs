@@ -3,58 +3,18 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
 use crate::support::Timeline;
 use crate::support::prelude::*;
 
-/// The file that a sidecar writes and Envoy reads, in a directory of its own.
-struct Pressure(TempDir);
-
-impl Pressure {
-    fn new() -> Self {
-        Self(temp_dir("pressure"))
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("pressure")
-    }
-
-    fn option(&self) -> String {
-        option(&self.path())
-    }
-
-    #[track_caller]
-    fn read(&self) -> String {
-        fs::read_to_string(self.path()).expect("read the file")
-    }
-
-    #[track_caller]
-    fn wait(&self, value: &str) {
-        let read = || fs::read_to_string(self.path()).ok();
-        wait_value("the file", read, |now| now.as_deref() == Some(&format!("{value}\n")));
-    }
-
-    fn envoy(&self) -> Builder {
-        Envoy::builder().injected_resource(&self.path()).http("http").tcp("tcp")
-    }
-
-    #[track_caller]
-    fn beside(&self, envoy: &Envoy) -> Sidecar {
-        let sidecar = Sidecar::builder().beside(envoy).arg(self.option()).start();
-        self.wait("0.00");
-        sidecar
-    }
-}
-
-fn option(path: &Path) -> String {
-    format!("--injected-resource={}", path.display())
+/// An Envoy that reads the file.
+fn reads(file: &PressureFile) -> Builder {
+    Envoy::builder().injected_resource(&file.path()).http("http").tcp("tcp")
 }
 
 const PRESSURE: &str = "overload.envoy.resource_monitors.injected_resource.pressure";
@@ -70,9 +30,9 @@ fn assert_stays(envoy: &Envoy) {
 
 #[test]
 fn idle_connections_are_asked_to_leave_and_a_request_in_flight_is_answered() {
-    let file = Pressure::new();
-    let envoy = file.envoy().start();
-    let sidecar = file.beside(&envoy);
+    let file = PressureFile::new();
+    let envoy = reads(&file).start();
+    let sidecar = file.beside(&envoy, &[]);
     let http = envoy.port("http");
     let (http1, http2) = (KeptAlive::open(http), Http2::open(http));
     let in_flight = KeptAlive::open(http);
@@ -117,6 +77,7 @@ impl Reader {
                     seen.push(value.clone());
                     last = Some(value);
                 }
+                // Between two samples.
                 thread::sleep(Duration::from_millis(2));
             }
         });
@@ -138,11 +99,11 @@ impl Reader {
 #[test]
 fn the_file_has_the_part_of_the_drain_timeout_that_has_passed() {
     const TIMEOUT: f64 = 10.0;
-    let file = Pressure::new();
+    let file = PressureFile::new();
     fs::write(file.path(), "0.57\n").expect("write");
     fs::set_permissions(file.path(), Permissions::from_mode(0o600)).expect("set a mode");
     let envoy = envoy_with_tcp();
-    let sidecar = file.beside(&envoy);
+    let sidecar = file.beside(&envoy, &[]);
     let reader = Reader::start(file.path());
     let _client = connect(&envoy);
     let started = Instant::now();
@@ -176,15 +137,15 @@ fn the_file_has_the_part_of_the_drain_timeout_that_has_passed() {
     assert!(shortest < Duration::from_millis(1600), "too seldom: {values:?}");
     let mode = fs::metadata(file.path()).expect("the file").permissions().mode();
     assert_eq!(mode & 0o777, 0o644, "Envoy may run as another user");
-    let names = fs::read_dir(file.0.path()).expect("the directory");
+    let names = fs::read_dir(file.path().parent().expect("its directory")).expect("the directory");
     let names: Vec<_> = names.map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(names, ["pressure"], "nothing else is left");
 }
 
 #[test]
 fn without_a_timeout_the_pressure_is_full_at_once_and_a_restore_takes_it_away() {
-    let file = Pressure::new();
-    let envoy = file.envoy().start();
+    let file = PressureFile::new();
+    let envoy = reads(&file).start();
     // The option of one drain alone.
     let sidecar = Sidecar::beside(&envoy);
     assert_exits(&mut sidecar.hook(&[&file.option()]), 0, NONE_OPEN);
@@ -199,9 +160,9 @@ fn without_a_timeout_the_pressure_is_full_at_once_and_a_restore_takes_it_away() 
 
 #[test]
 fn after_a_crash_in_a_drain_the_next_sidecar_takes_the_pressure_away() {
-    let file = Pressure::new();
-    let envoy = file.envoy().start();
-    let mut sidecar = file.beside(&envoy);
+    let file = PressureFile::new();
+    let envoy = reads(&file).start();
+    let mut sidecar = file.beside(&envoy, &[]);
     let _client = connect(&envoy);
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
@@ -221,7 +182,7 @@ fn a_file_that_cannot_be_written_is_warned_of_once_in_a_drain_and_holds_nothing_
     let missing = dir.path().join("missing");
     let path = missing.join("pressure");
     let envoy = envoy_with_tcp();
-    let sidecar = Sidecar::builder().beside(&envoy).arg(option(&path)).start();
+    let sidecar = Sidecar::builder().beside(&envoy).arg(injected_resource(&path)).start();
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&["--drain-timeout=10s"]);
     // It would be written each second.
@@ -243,14 +204,14 @@ fn a_file_that_cannot_be_written_is_warned_of_once_in_a_drain_and_holds_nothing_
 fn an_envoy_that_does_not_read_the_file_is_hinted_at_once() {
     let kinds = ["no overload manager", "it reads another file", "it reads the file"];
     for_each_case_with_envoy(named(kinds.map(|kind| (kind, ()))), |kind, ()| {
-        let (file, other) = (Pressure::new(), Pressure::new());
+        let (file, other) = (PressureFile::new(), PressureFile::new());
         let builder = match kind {
             "no overload manager" => Envoy::builder().tcp("tcp"),
-            "it reads another file" => other.envoy(),
-            _ => file.envoy(),
+            "it reads another file" => reads(&other),
+            _ => reads(&file),
         };
         let envoy = builder.start();
-        let sidecar = file.beside(&envoy);
+        let sidecar = file.beside(&envoy, &[]);
         let client = connect(&envoy);
         let mut hook = sidecar.hook(&[]);
         let reads = kind == "it reads the file";
@@ -268,9 +229,9 @@ fn an_envoy_that_does_not_read_the_file_is_hinted_at_once() {
 
 #[test]
 fn an_envoy_that_restarts_in_a_drain_asks_its_new_clients_to_leave() {
-    let file = Pressure::new();
-    let mut envoy = file.envoy().start();
-    let sidecar = file.beside(&envoy);
+    let file = PressureFile::new();
+    let mut envoy = reads(&file).start();
+    let sidecar = file.beside(&envoy, &[]);
     let _client = connect(&envoy);
     // Time for the client to come.
     let mut hook = sidecar.hook(&["--check-delay=3s"]);

@@ -23,6 +23,7 @@ pub mod http;
 pub mod log;
 pub mod net;
 pub mod prelude;
+pub mod pressure_file;
 pub mod process;
 pub mod requests;
 pub mod sidecar;

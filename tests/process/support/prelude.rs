@@ -12,6 +12,7 @@ pub use super::fake_admin::{FakeAdmin, Fault, OPEN, Route, State};
 pub use super::http::Response;
 pub use super::log::{Expected, logged};
 pub use super::net::{Address, ipv6_available};
+pub use super::pressure_file::{PressureFile, injected_resource};
 pub use super::process::{Exit, Hook, Process, is_emulated, run, run_at_terminal, run_under};
 pub use super::requests::*;
 pub use super::sidecar::Sidecar;
