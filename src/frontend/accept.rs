@@ -58,13 +58,11 @@ impl Frontend {
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
                     _ => {
                         endpoint.accept_after = now + RETRY_DELAY;
-                        if let Some(times) = endpoint.accept_log.happened(now) {
+                        endpoint.accept_log.emit(now, || {
                             Record::warn(messages::ACCEPT_FAILED)
                                 .with("listener", id.name())
                                 .with("error", error.to_string())
-                                .with("times", times)
-                                .emit();
-                        }
+                        });
                         return false;
                     }
                 },

@@ -23,8 +23,7 @@ impl Frontend {
     pub(super) fn on_upstream_ready(&mut self, now: Timestamp) {
         match self.upstream.receive() {
             Ok(None) => {}
-            // The wait goes on after all: since it was found to be over, the next drain has started, or
-            // the worker has something to log.
+            // The wait goes on after all: since it was found to be over, the next drain has started.
             Ok(Some((_, response))) if response.status == ACCEPTED => {
                 for connection in self.connections.iter_mut().filter(|c| c.is_requested()) {
                     connection.set_wait(Wait::Drain);
@@ -93,12 +92,9 @@ impl Frontend {
     }
 
     pub(super) fn upstream_failed(&mut self, error: &io::Error, now: Timestamp) {
-        if let Some(times) = self.logs.backend.happened(now) {
-            Record::warn(messages::BACKEND_NOT_RESPONDING)
-                .with("error", error.to_string())
-                .with("times", times)
-                .emit();
-        }
+        self.logs.backend.emit(now, || {
+            Record::warn(messages::BACKEND_NOT_RESPONDING).with("error", error.to_string())
+        });
         // The peer has ended without having read the request, or it was never whole.
         let is_unread = [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe, ErrorKind::WriteZero];
         self.upstream_lost(!is_unread.contains(&error.kind()), now);

@@ -266,13 +266,11 @@ impl Frontend {
                 self.endpoint_mut(ListenerId::Control).listener = Listener::Control(listener);
             }
             Err(error) => {
-                if let Some(times) = self.logs.control_socket.happened(now) {
+                self.logs.control_socket.emit(now, || {
                     Record::error(messages::CONTROL_SOCKET_LOST)
                         .with("path", path())
                         .with("error", error.to_string())
-                        .with("times", times)
-                        .emit();
-                }
+                });
             }
         }
     }

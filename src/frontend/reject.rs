@@ -8,7 +8,7 @@ use super::connection::{After, ConnectionState};
 use super::listen::ListenerId;
 use super::request::Rejection;
 use super::response::{PLAIN_TEXT, Response};
-use super::{Frontend, find};
+use super::{Endpoint, Frontend, find};
 use crate::observe::log::Record;
 use crate::observe::messages;
 use crate::os::clock::Timestamp;
@@ -57,13 +57,10 @@ impl Frontend {
         status: Status,
         now: Timestamp,
     ) {
-        if listener == ListenerId::Control
-            && let Some(times) = self.logs.rejections.happened(now)
-        {
-            Record::warn(messages::CONTROL_REQUEST_REJECTED)
-                .with("status", status.name())
-                .with("times", times)
-                .emit();
+        if listener == ListenerId::Control {
+            self.logs.rejections.emit(now, || {
+                Record::warn(messages::CONTROL_REQUEST_REJECTED).with("status", status.name())
+            });
         }
     }
 
@@ -72,16 +69,15 @@ impl Frontend {
         if listener == ListenerId::Public {
             self.tracker.count_rejected_connection();
         }
-        if let Some(times) = self.endpoint_mut(listener).limit_log.happened(now) {
-            let limits = self.endpoint(listener).limits;
+        let Endpoint { limit_log, limits, .. } = &mut self.endpoints[listener as usize];
+        limit_log.emit(now, || {
+            let held = self.connections.iter().filter(|c| c.listener == listener).count();
             Record::warn(messages::CONNECTION_LIMIT_REACHED)
                 .with("listener", listener.name())
-                .with("connections", self.held(listener).count() as u64)
+                .with("connections", held as u64)
                 .with("max_connections", limits.max_connections as u64)
                 .with("max_waiting", limits.max_waiting as u64)
-                .with("times", times)
-                .emit();
-        }
+        });
     }
 }
 

@@ -6,7 +6,7 @@ use super::request::Request;
 use super::{Frontend, RESPONSE_TIMEOUT, Timeouts, find};
 use crate::coordinator::WaiterTracker;
 use crate::drain::HOOK_PAIRING_WINDOW;
-use crate::observe::log::{RateLimit, Record};
+use crate::observe::log::Record;
 use crate::observe::messages;
 use crate::os::clock::Timestamp;
 use crate::route::{Route, Status};
@@ -101,17 +101,21 @@ impl Frontend {
                     (Status::Unavailable, BACKEND_SILENT)
                 }
                 ConnectionState::Waiting(..) if now >= connection.ready_deadline => {
-                    log_timeout(&mut self.logs.ready_timeout, messages::READY_TIMEOUT_PASSED, now);
+                    self.logs
+                        .ready_timeout
+                        .emit(now, || Record::warn(messages::READY_TIMEOUT_PASSED));
                     (Status::InternalServerError, NOT_READY)
                 }
                 ConnectionState::Waiting(_, Wait::Drain) if self.tracker.no_drain_active() => {
                     let end = connection.admitted + self.timeouts.start;
                     if now < end {
-                        log_timeout(&mut self.logs.lone_hook, messages::ENVOY_HOOK_ALONE, now);
+                        self.logs.lone_hook.emit(now, || Record::warn(messages::ENVOY_HOOK_ALONE));
                         connection.deadline = connection.ready_deadline.min(end);
                         continue;
                     }
-                    log_timeout(&mut self.logs.start_timeout, messages::START_TIMEOUT_PASSED, now);
+                    self.logs
+                        .start_timeout
+                        .emit(now, || Record::warn(messages::START_TIMEOUT_PASSED));
                     (Status::Unavailable, NO_DRAIN)
                 }
                 ConnectionState::Waiting(..) => {
@@ -147,11 +151,5 @@ fn wait_for_drain(connection: &mut Connection, tracker: &WaiterTracker, now: Tim
         if !is_envoy_hook {
             connection.deadline = if now >= due { Timestamp::MAX } else { due };
         }
-    }
-}
-
-fn log_timeout(limit: &mut RateLimit, message: &'static str, now: Timestamp) {
-    if let Some(requests) = limit.happened(now) {
-        Record::warn(message).with("requests", requests).emit();
     }
 }

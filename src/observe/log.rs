@@ -157,6 +157,14 @@ impl<const SECONDS: u64> RateLimit<SECONDS> {
         Some(std::mem::take(&mut self.unlogged))
     }
 
+    /// It has happened. Writes the record of it, with how often it has since one was written before,
+    /// if it is to be logged.
+    pub fn emit(&mut self, now: Timestamp, record: impl FnOnce() -> Record) {
+        if let Some(times) = self.happened(now) {
+            record().with("times", times).emit();
+        }
+    }
+
     /// Whether the latest was not logged.
     pub fn is_limiting(&self) -> bool {
         self.unlogged > 0

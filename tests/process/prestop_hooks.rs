@@ -445,7 +445,7 @@ fn a_lone_envoy_hook_is_logged_before_it_is_answered() {
     let waiters = HOOK_PATHS.map(|path| public.start_get(path));
     let client = connect(&envoy);
     let hooks = PreStopHooks::start(&paired, false, Duration::from_millis(80));
-    let at = lone.wait_log(logged(ENVOY_HOOK_ALONE).with("level", "warn").with("requests", 1));
+    let at = lone.wait_log(logged(ENVOY_HOOK_ALONE).with("level", "warn").with("times", 1));
     assert_took("the record", at - sent, PAIRING_WINDOW..PAIRING_WINDOW + 1.5);
     assert!(waiters.iter().all(Connection::is_waiting), "they were answered");
     // There is still time for a drain by hand.
