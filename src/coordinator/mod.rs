@@ -86,6 +86,8 @@ enum Change {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Held by the thread that writes [`State::records`], so that no other writes what came later.
+    log_writer: Mutex<()>,
     /// One for all runs of the worker: an older one must not write over a newer value.
     writer: Writer,
     /// Wakes the frontend, which sleeps in poll(2).
@@ -96,6 +98,8 @@ struct Shared {
 struct State {
     machine: Machine,
     log: DrainLog,
+    /// What has happened and is yet to be written to the log, oldest first.
+    records: Vec<Record>,
     counters: Counters,
     /// The sidecar's own options, which a hook's override.
     options: Options,
@@ -128,8 +132,6 @@ struct State {
     /// Something has changed since the worker's latest step.
     step_due: bool,
     worker_running: bool,
-    /// The worker has records to write of what has already happened.
-    logging: bool,
     /// The worker has yet to write the latest drain's end as the termination message.
     unwritten: bool,
 }
@@ -162,6 +164,7 @@ impl Coordinator {
         let state = State {
             machine: Machine::new(options.clone(), given, restore, now),
             log: DrainLog::default(),
+            records: Vec::new(),
             counters: Counters::default(),
             options,
             requested: String::new(),
@@ -180,11 +183,15 @@ impl Coordinator {
             injected: InjectedResource::default(),
             step_due: false,
             worker_running: false,
-            logging: false,
             unwritten: false,
         };
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        Self(Arc::new(Shared { state, changed, writer: Writer::default(), waker: OnceLock::new() }))
+        Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            log_writer: Mutex::new(()),
+            writer: Writer::default(),
+            waker: OnceLock::new(),
+        }))
     }
 
     /// Has the frontend woken by each change from now on. There is one frontend; the waker of a second
@@ -210,13 +217,10 @@ impl Coordinator {
         let _running = RunningWorker::new(&self.0);
         let mut event = Event::Tick;
         loop {
-            let Progress { records, pressure, task } = self.0.advance(&event);
+            let Progress { has_changed, pressure, task } = self.0.advance(&event);
             self.0.writer.write(pressure);
-            let was_logging = !records.is_empty();
-            records.into_iter().for_each(Record::emit);
-            // The end is logged before a waiter learns it.
-            if event != Event::Tick || was_logging {
-                self.0.lock().logging = false;
+            self.0.write_log();
+            if has_changed {
                 self.0.notify(Change::WorkerStepped);
             }
             self.0.write_termination_message();
@@ -245,9 +249,7 @@ impl Coordinator {
     pub fn stop(&self) {
         let mut state = self.0.lock();
         state.machine.stop(clock::now());
-        state.step_due = true;
-        drop(state);
-        self.0.notify(Change::Stopping);
+        self.0.request_step(state, Change::Stopping);
     }
 
     /// Waits until the coordinator was stopped, its last drain has ended, and every waiter has been
@@ -266,25 +268,26 @@ impl Coordinator {
         shared.notify(Change::Stopping);
         let deadline = clock::now() + FINAL_ANSWERS_TIMEOUT;
         loop {
-            let writes = state.logging || state.unwritten;
-            let until = if state.envoy_hooks + state.exec_hooks > 0 || writes {
+            let until = if state.envoy_hooks + state.exec_hooks > 0 || state.unwritten {
                 deadline
             } else if state.hooks_expected > 0 {
                 deadline.min(state.hook_expected_at + HOOK_RETURN_WINDOW)
             } else {
-                return;
+                break;
             };
             if clock::now() >= until {
-                return;
+                break;
             }
             state = shared.wait(state, Some(until));
         }
+        drop(state);
+        shared.write_log();
     }
 }
 
-/// What comes of a step: what to log, what to write, and what the worker does next.
+/// What comes of a step: whether there is news, what to write, and what the worker does next.
 struct Progress {
-    records: Vec<Record>,
+    has_changed: bool,
     pressure: Vec<injected_resource::Value>,
     task: Task,
 }
@@ -329,6 +332,14 @@ impl Shared {
         model::notify(&self.changed, change);
     }
 
+    /// Has the worker take a step, after what is yet to be logged is.
+    fn request_step(&self, mut state: Locked<'_>, change: Change) {
+        state.step_due = true;
+        drop(state);
+        self.write_log();
+        self.notify(change);
+    }
+
     /// Takes one step of the machine.
     fn advance(&self, event: &Event) -> Progress {
         let mut guard = self.lock();
@@ -364,12 +375,23 @@ impl Shared {
         }
         state.note_phase(now);
         state.log.envoy = state.counters.envoy;
-        let records = state.log.record(&events, &state.machine, now);
-        state.logging = !records.is_empty();
+        state.records.extend(state.log.record(&events, &state.machine, now));
         // The machine asks for its action again in the next step.
         let stale = state.stale_ready_file.take().map(Task::RemoveReadyFile);
         let pressure = state.injected.due(&state.machine, &state.options, now);
-        Progress { records, pressure, task: stale.unwrap_or_else(|| state.task(action, now)) }
+        let has_changed = *event != Event::Tick || !events.is_empty();
+        let task = stale.unwrap_or_else(|| state.task(action, now));
+        Progress { has_changed, pressure, task }
+    }
+
+    /// Writes to the log what has happened until now, in that order, whichever threads it was in.
+    fn write_log(&self) {
+        if cfg!(loom) {
+            return; // Nothing of the model depends on the log.
+        }
+        let _writing = self.log_writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = std::mem::take(&mut self.lock().records);
+        records.into_iter().for_each(Record::emit);
     }
 
     /// Writes how a drain has ended, while those who waited for that are answered.
@@ -404,8 +426,6 @@ impl State {
             _ => None,
         };
         match ended {
-            // The end is logged before a waiter learns it.
-            Some(_) if self.logging => None,
             Some(ended) => Some(WaitResult::Ended(ended.outcome)),
             None if hook.is_envoy_hook() && self.machine.is_over() => Some(WaitResult::Stopping),
             None => None,
@@ -475,7 +495,6 @@ impl Drop for RunningWorker<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.worker_running = false;
-        state.logging = false;
         state.unwritten = false;
         drop(state);
         self.0.notify(Change::WorkerEnded);

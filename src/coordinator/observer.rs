@@ -48,9 +48,7 @@ impl DrainObserver {
             None => state.counters.envoy_seen.is_none_or(is_old),
         };
         if wanted && state.machine.refresh() {
-            state.step_due = true;
-            drop(state);
-            self.0.notify(Change::Requested);
+            self.0.request_step(state, Change::Requested);
         }
     }
 
@@ -80,8 +78,10 @@ impl DrainObserver {
         )
     }
 
-    /// How the wait of a hook ends, once it does.
+    /// How the wait of a hook ends, once it does; the log says so before the hook learns it.
     pub fn wait_result(&self, hook: &Route) -> Option<WaitResult> {
-        self.0.lock().wait_result(hook)
+        let result = self.0.lock().wait_result(hook);
+        self.0.write_log();
+        result
     }
 }

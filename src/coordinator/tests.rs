@@ -14,6 +14,7 @@ use crate::drain::{DrainStart, Outcome, OutcomeKind};
 use crate::envoy::CallResult;
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::observe::counters::EnvoyState;
+use crate::observe::messages;
 use crate::os::supervisor::supervise;
 
 /// Longer than anything takes; only a failing test waits for so long.
@@ -135,8 +136,50 @@ fn every_waiter_learns_the_end() {
     until(&coordinator, |state| state.envoy_hooks + state.exec_hooks == 0);
 }
 
+/// The messages that are yet to be written to the log.
+fn unlogged(coordinator: &Coordinator) -> Vec<&'static str> {
+    coordinator.0.lock().records.iter().map(|record| record.message).collect()
+}
+
 #[test]
-fn a_hook_is_answered_when_its_drain_has_ended_and_that_is_logged() {
+fn the_log_has_the_order_in_which_things_happened_whichever_thread_writes_it() {
+    let coordinator = coordinator();
+    // Another thread is writing, and takes its time.
+    let writing = coordinator.0.log_writer.lock().unwrap();
+    let starts = {
+        let coordinator = coordinator.clone();
+        thread::spawn(move || coordinator.trigger().start(&DrainRequest::default()))
+    };
+    until(&coordinator, |state| state.machine.drain().is_some());
+    let call = coordinator.0.advance(&Event::Tick);
+    assert!(matches!(call.task, Task::Call { call: Call::FailHealthChecks, .. }));
+    let result = Ok(reply(Call::FailHealthChecks, 0));
+    coordinator.0.advance(&Event::Reply { drain: 1, call: Call::FailHealthChecks, result });
+    let both = [messages::DRAIN_STARTED, messages::OUT_OF_SERVICE];
+    assert_eq!(unlogged(&coordinator), both, "the second is what the worker brings");
+    drop(writing);
+    starts.join().unwrap().unwrap();
+    assert!(unlogged(&coordinator).is_empty(), "{:?}", unlogged(&coordinator));
+}
+
+#[test]
+fn a_hook_learns_an_end_no_earlier_than_the_log() {
+    let coordinator = coordinator();
+    coordinator.trigger().start(&DrainRequest::default()).unwrap();
+    coordinator.0.lock().records.push(Record::info(messages::DRAINED));
+    let writing = coordinator.0.log_writer.lock().unwrap();
+    let (sender, learned) = mpsc::channel();
+    let observer = coordinator.observer();
+    thread::spawn(move || sender.send(observer.wait_result(&Route::ExecHook(1))).unwrap());
+    let early = learned.recv_timeout(Duration::from_millis(100));
+    assert_eq!(early, Err(RecvTimeoutError::Timeout), "a hook learns what is not logged");
+    drop(writing);
+    assert_eq!(learned.recv_timeout(PATIENCE), Ok(None));
+    assert!(unlogged(&coordinator).is_empty(), "{:?}", unlogged(&coordinator));
+}
+
+#[test]
+fn a_hook_is_answered_when_its_drain_has_ended() {
     let (coordinator, _calls) = at_work(0);
     let (tracker, observer) = (coordinator.tracker(), coordinator.observer());
     let (waiting, awaited) = tracker.envoy_hook();
@@ -144,11 +187,8 @@ fn a_hook_is_answered_when_its_drain_has_ended_and_that_is_logged() {
     let hooks = [Route::EnvoyHook(awaited), Route::ExecHook(1)];
     assert_eq!(tracker.answer_due(&hooks[0]), None, "no drain has started");
     coordinator.trigger().start(&DrainRequest::default()).unwrap();
-    until(&coordinator, |state| state.machine.phase() == Phase::Ended && !state.logging);
+    until(&coordinator, |state| state.machine.phase() == Phase::Ended);
     for hook in &hooks {
-        coordinator.0.lock().logging = true;
-        assert_eq!(observer.wait_result(hook), None, "{hook:?} learns what is not logged");
-        coordinator.0.lock().logging = false;
         assert!(observer.wait_result(hook).is_some(), "{hook:?} waits on");
     }
     assert_eq!(observer.wait_result(&Route::EnvoyHook(2)), observer.wait_result(&hooks[1]));
@@ -251,7 +291,7 @@ fn a_stopped_coordinator_is_over_when_its_drain_has_ended_and_is_logged() {
     let hook = hook(&coordinator);
     coordinator.stop();
     coordinator.wait_until_over();
-    assert!(!coordinator.0.lock().logging);
+    assert!(unlogged(&coordinator).is_empty(), "{:?}", unlogged(&coordinator));
     let result = hook.recv_timeout(PATIENCE).unwrap();
     assert_eq!(outcome(&result), Outcome::timed_out(Some(7)));
 }
@@ -268,21 +308,27 @@ fn over_in_time(coordinator: &Coordinator) -> mpsc::Receiver<()> {
 }
 
 #[test]
-fn a_stopped_coordinator_is_over_only_when_what_has_happened_is_logged_and_written() {
-    let [logging, unwritten]: [fn(&mut State) -> &mut bool; 2] =
-        [|state| &mut state.logging, |state| &mut state.unwritten];
-    for is_left in [logging, unwritten] {
-        let coordinator = coordinator();
-        coordinator.stop();
-        coordinator.wait_until_over();
-        *is_left(&mut coordinator.0.lock()) = true;
-        let over = over_in_time(&coordinator);
-        let early = over.recv_timeout(Duration::from_millis(100));
-        assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last word");
-        *is_left(&mut coordinator.0.lock()) = false;
-        coordinator.0.notify(Change::WorkerStepped);
-        assert_eq!(over.recv_timeout(PATIENCE), Ok(()));
-    }
+fn a_stopped_coordinator_is_over_only_when_the_last_end_is_written() {
+    let coordinator = coordinator();
+    coordinator.stop();
+    coordinator.wait_until_over();
+    coordinator.0.lock().unwritten = true;
+    let over = over_in_time(&coordinator);
+    let early = over.recv_timeout(Duration::from_millis(100));
+    assert_eq!(early, Err(RecvTimeoutError::Timeout), "the process exits before the last word");
+    coordinator.0.lock().unwritten = false;
+    coordinator.0.notify(Change::WorkerStepped);
+    assert_eq!(over.recv_timeout(PATIENCE), Ok(()));
+}
+
+#[test]
+fn what_is_not_logged_yet_is_logged_before_the_process_ends() {
+    let coordinator = coordinator();
+    coordinator.stop();
+    // As a worker that has not come to it.
+    coordinator.0.lock().records.push(Record::info(messages::DRAINED));
+    coordinator.wait_until_over();
+    assert!(unlogged(&coordinator).is_empty(), "{:?}", unlogged(&coordinator));
 }
 
 #[test]
@@ -542,13 +588,13 @@ fn waiters_learn_the_end_of_a_drain_whose_worker_panics_in_every_call() {
 }
 
 #[test]
-fn a_worker_that_dies_while_it_logs_leaves_nothing_to_be_logged() {
+fn a_worker_that_dies_while_it_writes_leaves_nothing_to_be_waited_for() {
     let coordinator = coordinator();
     let running = RunningWorker::new(&coordinator.0);
-    coordinator.0.lock().logging = true;
+    coordinator.0.lock().unwritten = true;
     drop(running);
-    let logging = coordinator.0.lock().logging;
-    assert!(!logging, "a process that ends would wait 2 s for records that do not come");
+    let unwritten = coordinator.0.lock().unwritten;
+    assert!(!unwritten, "a process that ends would wait 2 s for a message that does not come");
 }
 
 #[test]

@@ -14,8 +14,7 @@ impl WaiterTracker {
         state.envoy_hooks += 1;
         // Do not notify for every arrival: network clients could cause a wake-up storm.
         if state.machine.waiter_arrived(clock::now()) {
-            state.step_due = true;
-            self.0.notify(Change::EnvoyHookArrived);
+            self.0.request_step(state, Change::EnvoyHookArrived);
         }
         (WaiterGuard { shared: Arc::clone(&self.0), waiter: Waiter::EnvoyHook }, awaited)
     }

@@ -17,26 +17,21 @@ impl DrainTrigger {
         if request.expires.is_some_and(|expires| clock::wall_now() > expires) {
             return Err(StartError::Expired);
         }
-        let (start, records) = {
-            let mut state = self.0.lock();
-            let now = clock::now();
-            if state.machine.is_over() {
-                return Err(StartError::Stopping);
-            }
-            let start = state.machine.request(&request.overrides, now);
-            let start = start.map_err(StartError::OtherEnvoy)?;
-            if let DrainStart::Started(_) = start {
-                state.drain_started(request.overrides.list(), now);
-            }
-            state.step_due = true;
-            state.hooks_expected += 1;
-            state.hook_expected_at = now;
-            let State { machine, log, .. } = &mut *state;
-            (start, log.drain_started(start, &request.overrides, machine, now))
-        };
-        // Before the worker has more to log.
-        records.into_iter().for_each(Record::emit);
-        self.0.notify(Change::DrainStarted);
+        let mut state = self.0.lock();
+        let now = clock::now();
+        if state.machine.is_over() {
+            return Err(StartError::Stopping);
+        }
+        let start = state.machine.request(&request.overrides, now);
+        let start = start.map_err(StartError::OtherEnvoy)?;
+        if let DrainStart::Started(_) = start {
+            state.drain_started(request.overrides.list(), now);
+        }
+        state.hooks_expected += 1;
+        state.hook_expected_at = now;
+        let State { machine, log, records, .. } = &mut *state;
+        records.extend(log.drain_started(start, &request.overrides, machine, now));
+        self.0.request_step(state, Change::DrainStarted);
         Ok(start)
     }
 
@@ -45,10 +40,9 @@ impl DrainTrigger {
     pub fn release(&self, by: &str) -> Option<u64> {
         let mut state = self.0.lock();
         let number = state.machine.release()?;
-        state.step_due = true;
-        drop(state);
-        Record::warn(messages::RELEASE_REQUESTED).with("drain", number).with("by", by).emit();
-        self.0.notify(Change::Requested);
+        let record = Record::warn(messages::RELEASE_REQUESTED);
+        state.records.push(record.with("drain", number).with("by", by));
+        self.0.request_step(state, Change::Requested);
         Some(number)
     }
 
@@ -67,11 +61,9 @@ impl DrainTrigger {
         if state.restore.1.is_some() || state.restore.0 == 0 {
             state.restore = (state.restore.0 + 1, None);
         }
-        state.step_due = true;
         let number = state.restore.0;
-        drop(state);
-        Record::info(messages::RESTORE_REQUESTED).with("by", by).emit();
-        self.0.notify(Change::Requested);
+        state.records.push(Record::info(messages::RESTORE_REQUESTED).with("by", by));
+        self.0.request_step(state, Change::Requested);
         Ok(number)
     }
 
