@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, send, shutdown, soc
 use self::ConnectionState::{Closed, Lingering, Reading, Responding, Waiting};
 use super::admission::{ConnectionId, EvictionRank, SourceKey};
 use super::listen::ListenerId;
-use super::request::{self, ParsedHead, Rejection, Request, Router};
+use super::request::{self, ParsedHead, Request, Router};
 use super::response::Response;
 use crate::coordinator::WaiterGuard;
 use crate::os::clock::Timestamp;
@@ -87,14 +87,6 @@ pub enum Wait {
     Turn(Timestamp),
     /// For the backend's response.
     Response,
-}
-
-/// What reading from a connection yields.
-pub enum ReadOutcome {
-    /// No complete request yet, or the end of the connection.
-    Incomplete,
-    Request(Request),
-    Rejected(Rejection),
 }
 
 impl Connection {
@@ -186,37 +178,30 @@ impl Connection {
         if let Reading(head) = &self.state { head.len() } else { 0 }
     }
 
-    /// Reads more of the request head. The end of input closes the connection.
-    pub fn read(&mut self, router: Router) -> ReadOutcome {
+    /// Reads more of the request head. The end of input closes the connection, and leaves it partial.
+    pub fn read(&mut self, router: Router) -> ParsedHead {
         let max_head = self.listener.max_head();
-        let Reading(head) = &mut self.state else { return ReadOutcome::Incomplete };
+        let Reading(head) = &mut self.state else { return ParsedHead::Partial };
         let mut buffer = [0; request::MAX_PUBLIC_HEAD];
         let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length @ 1..) => length,
-            Err(Errno::EAGAIN | Errno::EINTR) => return ReadOutcome::Incomplete,
+            Err(Errno::EAGAIN | Errno::EINTR) => return ParsedHead::Partial,
             Ok(0) | Err(_) => {
                 self.state = Closed;
-                return ReadOutcome::Incomplete;
+                return ParsedHead::Partial;
             }
         };
         let received = &buffer[..length];
-        let parsed = if head.is_empty() {
-            // A head nearly always arrives in one piece, of which nothing is kept.
-            request::parse(received, max_head, router)
-        } else {
+        if !head.is_empty() {
             head.extend_from_slice(received);
-            request::parse(head, max_head, router)
-        };
-        match parsed {
-            ParsedHead::Complete(request) => ReadOutcome::Request(request),
-            ParsedHead::Rejected(rejection) => ReadOutcome::Rejected(rejection),
-            ParsedHead::Partial => {
-                if head.is_empty() {
-                    head.extend_from_slice(received);
-                }
-                ReadOutcome::Incomplete
-            }
+            return request::parse(head, max_head, router);
         }
+        // A head nearly always arrives in one piece, of which nothing is kept.
+        let parsed = request::parse(received, max_head, router);
+        if parsed == ParsedHead::Partial {
+            head.extend_from_slice(received);
+        }
+        parsed
     }
 
     pub fn wait(&mut self, request: Request, deadline: Timestamp) {

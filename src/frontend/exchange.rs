@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::connection::{After, Connection, ConnectionState, Wait};
 use super::listen::ListenerId;
-use super::reject::response;
 use super::request::Request;
+use super::response::Response;
 use super::upstream::UpstreamResponse;
 use super::{Frontend, waiting::BACKEND_SILENT};
 use crate::backend::ACCEPTED;
@@ -55,7 +55,7 @@ impl Frontend {
                 };
                 let kept = after == After::Keep;
                 let response = responses[usize::from(kept)].get_or_insert_with(|| {
-                    response(status, &made.content_type, &made.body, "", kept)
+                    Arc::new(Response::new(status, &made.content_type, &made.body, "", kept))
                 });
                 connection.respond(Arc::clone(response), head_only, after, now);
             }

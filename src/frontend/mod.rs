@@ -39,10 +39,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::admission::ConnectionId;
-use self::connection::{Connection, ConnectionState, ReadOutcome};
+use self::connection::{Connection, ConnectionState};
 pub use self::limits::{Limits, MIN_DESCRIPTORS, Timeouts};
 pub use self::listen::Listener;
 use self::listen::ListenerId;
+use self::request::ParsedHead;
 pub use self::upstream::Connect;
 use self::upstream::Upstream;
 use crate::control_socket::SocketFile;
@@ -280,9 +281,9 @@ impl Frontend {
         let listener = connection.listener;
         match connection.state {
             ConnectionState::Reading(_) => match connection.read(listener.router()) {
-                ReadOutcome::Incomplete => {}
-                ReadOutcome::Request(request) => self.admit(id, request, now),
-                ReadOutcome::Rejected(rejection) => {
+                ParsedHead::Partial => {}
+                ParsedHead::Complete(request) => self.admit(id, request, now),
+                ParsedHead::Rejected(rejection) => {
                     self.log_rejected_request(listener, rejection.status, now);
                     self.reject_with(id, rejection, "", now);
                 }

@@ -1,7 +1,6 @@
 //! What the frontend responds itself, in place of the backend.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::admission::ConnectionId;
 use super::connection::{After, ConnectionState};
@@ -40,12 +39,8 @@ impl Frontend {
         let is_public = connection.listener == ListenerId::Public;
         // At the control socket the methods depend on the path.
         let allow = if is_public { "GET, HEAD" } else { "" };
-        connection.respond(
-            response(status, PLAIN_TEXT, body.as_bytes(), allow, false),
-            head_only,
-            After::Linger,
-            now,
-        );
+        let response = Response::new(status, PLAIN_TEXT, body.as_bytes(), allow, false);
+        connection.respond(Arc::new(response), head_only, After::Linger, now);
         self.tracker.count_responses(route, status, is_public.into());
     }
 
@@ -79,15 +74,4 @@ impl Frontend {
                 .with("max_waiting", limits.max_waiting as u64)
         });
     }
-}
-
-pub fn response(
-    status: Status,
-    content_type: &str,
-    body: &[u8],
-    allow: &str,
-    kept: bool,
-) -> Arc<Response> {
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    Arc::new(Response::new(status, content_type, body, &date, allow, kept))
 }

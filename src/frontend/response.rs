@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::ops::Range;
+use std::time::SystemTime;
 
 use crate::route::Status;
 
@@ -16,16 +17,10 @@ pub struct Response {
 }
 
 impl Response {
-    /// `date`: RFC 9110, section 6.6.1. `allow`: the methods of section 10.2.1. `kept`: whether the
-    /// client may send its next request on the connection.
-    pub fn new(
-        status: Status,
-        content_type: &str,
-        body: &[u8],
-        date: &str,
-        allow: &str,
-        kept: bool,
-    ) -> Self {
+    /// One that is made now (RFC 9110, section 6.6.1). `allow`: the methods of section 10.2.1. `kept`:
+    /// whether the client may send its next request on the connection.
+    pub fn new(status: Status, content_type: &str, body: &[u8], allow: &str, kept: bool) -> Self {
+        let date = httpdate::fmt_http_date(SystemTime::now());
         let connection = if kept { "keep-alive" } else { "close" };
         let wrong_method = status == Status::MethodNotAllowed && !allow.is_empty();
         let allow = if wrong_method { format!("Allow: {allow}\r\n") } else { String::new() };
@@ -83,37 +78,46 @@ impl ResponseHead {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    const DATE: &str = "Tue, 24 Nov 2026 12:00:00 GMT";
-
-    fn text(status: Status, head_only: bool) -> String {
-        let response = Response::new(status, PLAIN_TEXT, b"OK", DATE, "GET, HEAD", false);
-        String::from_utf8(response.bytes(head_only).to_vec()).unwrap()
+    fn text(response: &Response, head_only: bool) -> &str {
+        std::str::from_utf8(response.bytes(head_only)).unwrap()
     }
 
     #[test]
-    fn a_response_has_its_length_and_closes_the_connection() {
-        let head = "HTTP/1.1 200 OK\r\nDate: Tue, 24 Nov 2026 12:00:00 GMT\r\n\
-                    Content-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\
+    fn a_response_has_its_length_and_the_time_and_closes_the_connection() {
+        let before = SystemTime::now();
+        let response = Response::new(Status::Ok, PLAIN_TEXT, b"OK", "", false);
+        let (start, rest) = text(&response, false).split_once("\r\nDate: ").unwrap();
+        let (date, rest) = rest.split_once("\r\n").unwrap();
+        assert_eq!(start, "HTTP/1.1 200 OK");
+        let head = "Content-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\
                     Connection: close\r\n\r\n";
-        assert_eq!(text(Status::Ok, false), head.to_owned() + "OK");
-        assert_eq!(text(Status::Ok, true), head, "the response to a HEAD request");
+        assert_eq!(rest, head.to_owned() + "OK");
+        // It has whole seconds.
+        let made = httpdate::parse_http_date(date).unwrap() + Duration::from_secs(1);
+        assert!(made > before && made <= SystemTime::now() + Duration::from_secs(1), "{date}");
+        let to_head = text(&response, true);
+        assert!(to_head.ends_with(head), "the response to a HEAD request: {to_head}");
     }
 
     #[test]
     fn a_response_on_a_connection_that_is_kept_says_so() {
-        let closing = Response::new(Status::Ok, PLAIN_TEXT, b"OK", DATE, "", false);
-        let keeping = Response::new(Status::Ok, PLAIN_TEXT, b"OK", DATE, "", true);
-        let text = |response: &Response| String::from_utf8(response.bytes(false).to_vec()).unwrap();
-        let expected = text(&closing).replace("Connection: close", "Connection: keep-alive");
-        assert_eq!(text(&keeping), expected);
-        assert_ne!(text(&keeping), text(&closing));
+        let response = Response::new(Status::Ok, PLAIN_TEXT, b"OK", "", true);
+        let text = text(&response, false);
+        assert!(text.ends_with("\r\nConnection: keep-alive\r\n\r\nOK"), "{text}");
+        assert!(!text.contains("close"), "{text}");
     }
 
     #[test]
     fn only_a_405_has_an_allow_field() {
-        assert!(text(Status::MethodNotAllowed, false).contains("\r\nAllow: GET, HEAD\r\n"));
-        assert!(!text(Status::NotFound, false).contains("Allow"));
+        for (status, allows) in [(Status::MethodNotAllowed, true), (Status::NotFound, false)] {
+            let response = Response::new(status, PLAIN_TEXT, b"", "GET, HEAD", false);
+            let text = text(&response, false);
+            assert_eq!(text.contains("\r\nAllow: GET, HEAD\r\n"), allows, "{text}");
+            assert_eq!(text.contains("Allow"), allows, "{text}");
+        }
     }
 }

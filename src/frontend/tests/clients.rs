@@ -114,7 +114,7 @@ fn bytes_after_a_response_are_discarded_up_to_a_bound() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let (id, start) = (ConnectionId(1), Timestamp::ZERO);
     let mut client = Connection::new(near.into(), ListenerId::Public, SourceKey::LOCAL, id, start);
-    let response = Arc::new(Response::new(Status::Ok, PLAIN_TEXT, b"OK", "", "", false));
+    let response = Arc::new(Response::new(Status::Ok, PLAIN_TEXT, b"OK", "", false));
     client.respond(response, false, After::Linger, Timestamp::ZERO);
     assert!(matches!(client.state, ConnectionState::Lingering(4_194_304)));
     client.state = ConnectionState::Lingering(10);
