@@ -8,7 +8,7 @@ use envoy_shutdown_manager::backend::Backend;
 use envoy_shutdown_manager::cli::address::ServeAt;
 use envoy_shutdown_manager::cli::duration;
 use envoy_shutdown_manager::cli::flags::Subcommand;
-use envoy_shutdown_manager::cli::options::{Flavor, Options};
+use envoy_shutdown_manager::cli::options::{Flavor, OFF, ON, Options};
 use envoy_shutdown_manager::cli::{self, Args, Command};
 use envoy_shutdown_manager::control_socket::{self, SocketFile};
 use envoy_shutdown_manager::coordinator::{Coordinator, remove_ready_file};
@@ -130,7 +130,7 @@ fn log_start(args: &Args, options: &Options, serving: &ServeAt, control: &Socket
         .with("control_socket", control.path.display().to_string())
         .with("start_timeout", duration::format(args.start_timeout))
         .with("ready_timeout", args.ready_timeout.map_or("none".to_owned(), duration::format))
-        .with("restore", if args.no_restore { "off" } else { "on" });
+        .with("restore", if args.no_restore { OFF } else { ON });
     for (name, value) in options.settings() {
         started = started.with(name, value);
     }

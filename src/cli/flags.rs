@@ -93,8 +93,8 @@ options! {
          other listeners that ignore health checks. Only while Envoy's own hook waits on /shutdown, \
          because only a restart of Envoy undoes it: until then Envoy closes its clients' connections"
     RequireEnvoyHook "require-envoy-hook" "" DRAINS
-        "drain only if Envoy's own hook comes to /shutdown within 3s of this one; else end with 0 \
-         and leave Envoy in service"
+        "drain only if Envoy's own hook waits on /shutdown already, or comes within 3s of the exec \
+         hook; else that one ends with 0 and Envoy stays in service"
     Exclude "exclude" "NAME" DRAINS
         "do not count this listener or HTTP stat prefix: its exact name in Envoy's stats; may be \
          repeated"

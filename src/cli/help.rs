@@ -63,9 +63,8 @@ const fn about(command: Subcommand) -> &'static str {
             "The preStop hook: starts the drain, or joins the one in progress, and blocks until it \
              ends.\n\
              Options given here override the sidecar's own; =false switches one of its switches off.\n\n\
-             Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up with connections \
-             open\n\
-             (as envoy-gateway 0);\n\
+             Exit codes: 0 drained, or Envoy is gone or left in service; 1 gave up, or released, with\n\
+             connections open (as envoy-gateway 0);\n\
              2 wrong usage: at a terminal nothing is done, else the drain runs without what is wrong;\n\
              3 no sidecar could be reached, or only that of another Envoy.\n"
         }

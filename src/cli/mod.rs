@@ -157,7 +157,8 @@ impl Args {
                 self.ready_timeout.map_or("none".to_owned(), duration::format)
             }
             ArgsOption::ControlSocket => {
-                "shutdown-manager.sock beside the admin socket, else in /dev/shm".to_owned()
+                "shutdown-manager.sock beside the admin socket, if there is one, else in /dev/shm"
+                    .to_owned()
             }
             ArgsOption::LogFormat => self.log_format.name().to_owned(),
             ArgsOption::AdminPort

@@ -258,9 +258,9 @@ pub fn at_least(min: Duration, text: &str, error: &'static str) -> Result<Durati
     duration::parse(text).and_then(|time| if time < min { Err(error) } else { Ok(time) })
 }
 
-/// The values of a switch.
-pub const ON: &str = "on";
-pub const OFF: &str = "off";
+/// The values of a switch, everywhere: on the command line, in a query and in the log.
+pub const ON: &str = "true";
+pub const OFF: &str = "false";
 
 /// Whether a switch is on.
 ///
@@ -270,7 +270,7 @@ fn is_on(text: &str) -> Result<bool, &'static str> {
     match text {
         ON => Ok(true),
         OFF => Ok(false),
-        _ => Err("neither on nor off"),
+        _ => Err("neither true nor false"),
     }
 }
 
@@ -348,8 +348,8 @@ mod tests {
             (DrainOption::QuietPeriod, "8s"),
             (DrainOption::WaitFor, "requests"),
             (DrainOption::InjectedResource, "/dev/shm/drain&1"),
-            (DrainOption::DrainListeners, "on"),
-            (DrainOption::RequireEnvoyHook, "on"),
+            (DrainOption::DrainListeners, "true"),
+            (DrainOption::RequireEnvoyHook, "true"),
             (DrainOption::Exclude, "a=1&b c%"),
             (DrainOption::Exclude, "\u{fc}.metrics"),
             (DrainOption::AdminAddress, "[::1]:9001"),
@@ -391,13 +391,13 @@ mod tests {
         let others = overrides(&[
             (DrainOption::Exclude, "a"),
             (DrainOption::CheckInterval, "5s"),
-            (DrainOption::RequireEnvoyHook, "on"),
+            (DrainOption::RequireEnvoyHook, "true"),
             (DrainOption::DrainTimeout, "90s"),
             (DrainOption::Exclude, "b"),
         ]);
         assert_eq!(
             own.changes(&others, "sidecar"),
-            "drain-timeout=1m30s (sidecar: none), require-envoy-hook=on (sidecar: off), \
+            "drain-timeout=1m30s (sidecar: none), require-envoy-hook=true (sidecar: false), \
              exclude=a,b (sidecar: metrics)"
         );
     }
@@ -467,8 +467,8 @@ mod tests {
             (DrainOption::Exclude, "a"),
             (DrainOption::DrainTimeout, "120s"),
             (DrainOption::Exclude, "b"),
-            (DrainOption::DrainListeners, "on"),
-            (DrainOption::DrainListeners, "on"),
+            (DrainOption::DrainListeners, "true"),
+            (DrainOption::DrainListeners, "true"),
         ]);
         let pairs = given.pairs().iter().map(|(option, text)| (option.name(), text.as_str()));
         assert_eq!(
@@ -477,7 +477,7 @@ mod tests {
                 ("exclude", "a"),
                 ("drain-timeout", "2m"),
                 ("exclude", "b"),
-                ("drain-listeners", "on")
+                ("drain-listeners", "true")
             ]
         );
         let options = Options::default().with(&given);
@@ -527,8 +527,8 @@ mod tests {
                 "99999999999999999999",
                 "\"99999999999999999999\" is too",
             ),
-            (DrainOption::RequireEnvoyHook, "", "\"\" is neither on nor off"),
-            (DrainOption::DrainListeners, "true", "\"true\" is neither on nor off"),
+            (DrainOption::RequireEnvoyHook, "", "\"\" is neither true nor false"),
+            (DrainOption::DrainListeners, "on", "\"on\" is neither true nor false"),
             (DrainOption::MinDrainDuration, "10", "\"10\" is without a unit"),
             (DrainOption::HealthCheckFailureDelay, "-1s", "\"-1s\" is negative"),
             (DrainOption::Exclude, "", "\"\" is not the name"),
@@ -554,11 +554,11 @@ mod tests {
         shows(&settings, "check-delay", "1m");
         shows(&settings, "drain-timeout", "none");
         shows(&settings, "ready-file", "none");
-        shows(&settings, "drain-listeners", "off");
-        shows(&settings, "require-envoy-hook", "off");
+        shows(&settings, "drain-listeners", "false");
+        shows(&settings, "require-envoy-hook", "false");
         let settings = Options::default().with(&everything()).settings();
         shows(&settings, "drain-timeout", "5s");
-        shows(&settings, "drain-listeners", "on");
+        shows(&settings, "drain-listeners", "true");
         assert_eq!(settings.iter().filter(|(key, _)| *key == "exclude").count(), 2);
     }
 }

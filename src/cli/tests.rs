@@ -149,7 +149,7 @@ fn our_own_options_are_taken() {
     assert_eq!(shortest, Args { start_timeout: Duration::from_secs(1), ..defaults() });
     assert_eq!(
         given(&args.overrides),
-        [("exclude", "a"), ("exclude", "b"), ("require-envoy-hook", "on")]
+        [("exclude", "a"), ("exclude", "b"), ("require-envoy-hook", "true")]
     );
     for any in ["[::]", "::"] {
         let args = sidecar(&format!("shutdown-manager --serve-address={any}"));
@@ -459,7 +459,7 @@ fn help_shows_the_defaults_that_hold() {
                 (!gateway).then_some(("ready-timeout", "none")),
                 Some((
                     "control-socket",
-                    "shutdown-manager.sock beside the admin socket, else in /dev/shm"
+                    "shutdown-manager.sock beside the admin socket, if there is one, else in /dev/shm"
                 )),
                 Some(("no-restore", "")),
             ]
@@ -504,7 +504,7 @@ fn a_switch_may_have_the_value_true_or_false() {
     assert_eq!(own.with(&args.overrides), options::Options::default(), "it stays switched on");
     assert_eq!(
         given(&hook("shutdown --drain-listeners --drain-listeners=false").overrides),
-        [("drain-listeners", "off")]
+        [("drain-listeners", "false")]
     );
     for (value, on) in [("", true), ("=true", true), ("=false", false)] {
         let args = self::sidecar(&format!("shutdown-manager --no-restore{value}"));

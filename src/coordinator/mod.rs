@@ -217,7 +217,7 @@ impl Coordinator {
         let _running = RunningWorker::new(&self.0);
         let mut event = Event::Tick;
         loop {
-            let Progress { has_changed, pressure, task } = self.0.advance(&event);
+            let WorkerStep { has_changed, pressure, task } = self.0.advance(&event);
             self.0.writer.write(pressure);
             self.0.write_log();
             if has_changed {
@@ -286,7 +286,7 @@ impl Coordinator {
 }
 
 /// What comes of a step: whether there is news, what to write, and what the worker does next.
-struct Progress {
+struct WorkerStep {
     has_changed: bool,
     pressure: Vec<injected_resource::Value>,
     task: Task,
@@ -341,7 +341,7 @@ impl Shared {
     }
 
     /// Takes one step of the machine.
-    fn advance(&self, event: &Event) -> Progress {
+    fn advance(&self, event: &Event) -> WorkerStep {
         let mut guard = self.lock();
         let state = &mut *guard;
         state.step_due = false;
@@ -381,7 +381,7 @@ impl Shared {
         let pressure = state.injected.due(&state.machine, &state.options, now);
         let has_changed = *event != Event::Tick || !events.is_empty();
         let task = stale.unwrap_or_else(|| state.task(action, now));
-        Progress { has_changed, pressure, task }
+        WorkerStep { has_changed, pressure, task }
     }
 
     /// Writes to the log what has happened until now, in that order, whichever threads it was in.

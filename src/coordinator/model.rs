@@ -253,7 +253,7 @@ fn die_at(coordinator: &Coordinator, task: u32) {
     let mut event = Event::Tick;
     let mut left = task;
     loop {
-        let Progress { has_changed, task, .. } = shared.advance(&event);
+        let WorkerStep { has_changed, task, .. } = shared.advance(&event);
         left -= u32::from(!matches!(task, Task::Wait(_)));
         if left == 0 {
             return;

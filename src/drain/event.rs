@@ -58,7 +58,7 @@ pub enum DrainEvent {
         left: Duration,
         new: u64,
     },
-    /// A delay has had its whole length: new connections, or requests, came in it.
+    /// A delay has run its full length: new connections, or requests, came in it.
     NotQuiet {
         delay: Delay,
         quiet: QuietPeriod,

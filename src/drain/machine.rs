@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::confirmation::{Confirmation, StillHolds, still_holds};
 use super::event::{Action, DrainEvent, Event, Events, Step};
 use super::outcome::{Ended, OutcomeKind, Phase};
-use super::progress::{Drain, HURRIED_INTERVAL, MAX_READY_INTERVAL, Stage};
+use super::stages::{Drain, HURRIED_INTERVAL, MAX_READY_INTERVAL, Stage};
 use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};

@@ -41,17 +41,17 @@ mod event;
 mod machine;
 mod outcome;
 mod pressure;
-mod progress;
 mod quiet;
 mod replies;
+mod stages;
 mod startup_check;
 
 pub use self::accepted::Accepted;
 pub use self::event::{Action, DrainEvent, Event, Step};
 pub use self::machine::{DrainStart, Machine, OUTCOME_RETENTION, STOP_DELAY};
 pub use self::outcome::{Ended, Outcome, OutcomeKind, Phase};
-pub use self::progress::{Drain, HOOK_PAIRING_WINDOW, NextStep};
 pub use self::quiet::{Delay, QuietPeriod};
+pub use self::stages::{Drain, HOOK_PAIRING_WINDOW, NextStep};
 pub use self::startup_check::RESTORE_DELAY;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::progress::{Drain, Stage};
+use super::stages::{Drain, Stage};
 use crate::os::clock::Timestamp;
 
 /// Envoy reads a new value within a second, unless its `refresh_interval` is longer.

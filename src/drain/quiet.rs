@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::accepted::rate;
 use super::event::{DrainEvent, Events};
-use super::progress::{Drain, Stage};
+use super::stages::{Drain, Stage};
 use crate::cli::options::{MIN_CHECK_INTERVAL, WaitFor};
 use crate::envoy::{Arrivals, CallResult, Reply};
 use crate::labels;
@@ -187,7 +187,7 @@ impl Drain {
         }
     }
 
-    /// The present delay has had its whole length.
+    /// The present delay has run its full length.
     pub(super) fn delay_ran_out(&self) -> Option<DrainEvent> {
         let (delay, _) = self.quiet_delay()?;
         let quiet = self.quiet.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::confirmation::{Confirmation, StillHolds, Verdict, still_holds};
 use super::event::{DrainEvent, Events};
 use super::outcome::{Outcome, OutcomeKind};
-use super::progress::{Drain, HURRIED_REFUSED_RETRY, ListenerCheck, Stage};
+use super::stages::{Drain, HURRIED_REFUSED_RETRY, ListenerCheck, Stage};
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Call, CallResult, Health, Poll, Reply};
 use crate::os::clock::Timestamp;

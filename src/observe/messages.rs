@@ -42,7 +42,7 @@ pub const ENVOY_HOOK_MISSING: &str = "Envoy's own hook did not come to /shutdown
 pub const OUT_OF_SERVICE: &str = "Envoy is out of service: its health checks now fail";
 pub const QUIET: &str = "no new connection for the quiet period: the delay is over";
 pub const NOT_QUIET: &str =
-    "the delay had its whole length: it was never quiet for the whole quiet period";
+    "the delay ran its full length: it was never quiet for the quiet period";
 pub const HINT_HEALTH_CHECKS: &str = "they come as regularly as a balancer's health checks, which go on \
     after it has stopped sending: then only a quiet period shorter than their interval ends a delay early";
 pub const ARRIVALS_HIDDEN: &str = "new connections cannot be seen in Envoy's stats, so the quiet period \

@@ -159,7 +159,7 @@ fn a_hook_that_was_called_wrongly_drains_with_the_rest_and_exits_with_2() {
         admin.set_open(0);
         assert_exits(&mut hook, 2, NONE_OPEN);
         let wrong = logged(HOOK_CALLED_WRONGLY).with("level", "error").with("drain", 1);
-        let started = logged(DRAIN_STARTED).with("exclude", "a").with("drain_listeners", "off");
+        let started = logged(DRAIN_STARTED).with("exclude", "a").with("drain_listeners", "false");
         assert_logged(&sidecar, &[started, wrong.containing("error", sentence)]);
         assert_eq!(sidecar.times_logged(HOOK_CALLED_WRONGLY), 1, "{name}");
     });

@@ -28,15 +28,15 @@ fn each_name_has_its_defaults() {
         (
             NAMES[0],
             "check_interval=5s check_delay=1m min_drain_duration=0s min_open_connections=0 \
-             drain_delay=0s health_check_failure_delay=0s drain_timeout=none drain_listeners=off \
-             require_envoy_hook=off admin_address=/admin/admin.sock ready_file=none",
+             drain_delay=0s health_check_failure_delay=0s drain_timeout=none drain_listeners=false \
+             require_envoy_hook=false admin_address=/admin/admin.sock ready_file=none",
             "none",
         ),
         (
             NAMES[1],
             "check_interval=1s check_delay=0s min_drain_duration=10s min_open_connections=0 \
-             drain_delay=0s health_check_failure_delay=0s drain_timeout=1m drain_listeners=off \
-             require_envoy_hook=off admin_address=localhost:19000 ready_file=none",
+             drain_delay=0s health_check_failure_delay=0s drain_timeout=1m drain_listeners=false \
+             require_envoy_hook=false admin_address=localhost:19000 ready_file=none",
             "10m10s",
         ),
     ] {

@@ -248,7 +248,7 @@ fn a_stranded_envoy_is_restored_after_two_seconds() {
     let sidecar = Sidecar::beside(&envoy);
     wait_live(&envoy);
     assert_took("restored", start.elapsed(), 2.0..4.0);
-    let started = logged(STARTED).with("restore", "on");
+    let started = logged(STARTED).with("restore", "true");
     assert_logged(&sidecar, &[started, logged(ENVOY_RESTORED), responds(0)]);
     let mut hook = sidecar.hook(&[]);
     assert_exits(&mut hook, 0, NONE_OPEN);
@@ -259,7 +259,7 @@ fn a_stranded_envoy_is_restored_after_two_seconds() {
 fn a_stranded_envoy_is_not_restored_with_no_restore() {
     let envoy = stranded();
     let sidecar = Sidecar::builder().beside(&envoy).arg("--no-restore").start();
-    let started = logged(STARTED).with("restore", "off");
+    let started = logged(STARTED).with("restore", "false");
     assert_logged(&sidecar, &[started, logged(ENVOY_NOT_RESTORED)]);
     sidecar.wait_log(logged(ENVOY_RESPONDS).with("state", "DRAINING"));
     assert_eq!(envoy.ready(), "DRAINING");

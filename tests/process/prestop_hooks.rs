@@ -312,8 +312,8 @@ fn a_drain_by_hand_runs_though_the_sidecar_requires_envoys_hook() {
     let client = connect(&envoy);
     let mut hook = sidecar.hook(&["--require-envoy-hook=false", "--drain-listeners=false"]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
-    let started = logged(DRAIN_STARTED).with("require_envoy_hook", "off");
-    sidecar.wait_log(started.with("drain_listeners", "off"));
+    let started = logged(DRAIN_STARTED).with("require_envoy_hook", "false");
+    sidecar.wait_log(started.with("drain_listeners", "false"));
     // It would say what was not done, had the switch stayed on.
     sidecar.wait_log(ENVOY_HOOK_MISSING);
     sidecar.assert_not_logged(logged(ENVOY_HOOK_MISSING).containing("listeners", "not drained"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::World;
-use crate::drain::progress::MAX_READY_INTERVAL;
+use crate::drain::stages::MAX_READY_INTERVAL;
 use crate::drain::*;
 use crate::envoy::error::AdminError;
 use crate::envoy::{Call, CallResult, Health, Reply};

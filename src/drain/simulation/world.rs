@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::envoy::{Envoy, Mood};
 use super::{Planted, Random};
 use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
-use crate::drain::progress::MAX_READY_INTERVAL;
+use crate::drain::stages::MAX_READY_INTERVAL;
 use crate::drain::*;
 use crate::envoy::stats::Kinds;
 use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};

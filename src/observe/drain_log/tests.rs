@@ -202,7 +202,7 @@ fn whether_envoys_own_hook_came_is_logged_after_three_seconds() {
         (false, false, Some(Level::Warn), "Envoy's own hook did not come"),
         (false, true, None, ""),
     ] {
-        let switch = [(DrainOption::RequireEnvoyHook, "on")];
+        let switch = [(DrainOption::RequireEnvoyHook, "true")];
         let mut logged = Logged::draining(if required { &switch } else { &[] });
         if comes {
             logged.machine.waiter_arrived(at(s(2)));
@@ -221,7 +221,7 @@ fn whether_envoys_own_hook_came_is_logged_after_three_seconds() {
 
 #[test]
 fn it_is_logged_whether_listeners_drain() {
-    let switch = [(DrainOption::DrainListeners, "on"), (DrainOption::MinDrainDuration, "1m30s")];
+    let switch = [(DrainOption::DrainListeners, "true"), (DrainOption::MinDrainDuration, "1m30s")];
     let mut logged = Logged::draining(&switch);
     logged.machine.waiter_arrived(at(s(0)));
     logged.messages();
@@ -251,7 +251,7 @@ fn it_is_logged_whether_listeners_drain() {
 
 #[test]
 fn an_envoy_that_is_left_in_service_is_logged_with_the_reason() {
-    let mut logged = Logged::draining(&[(DrainOption::RequireEnvoyHook, "on")]);
+    let mut logged = Logged::draining(&[(DrainOption::RequireEnvoyHook, "true")]);
     logged.at(s(3)).step(&Event::Tick);
     logged.messages();
     logged.step(&Event::Finished);
