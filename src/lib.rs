@@ -12,7 +12,7 @@
 //!   |  request -> route -> admission -> upstream |   here; requests in its own words go on
 //!   +-----------------------+--------------------+
 //!              ^            v one stream
-//!              |         backend                   tiny_http; alone can start and end a drain
+//!              |         backend                   tiny_http; alone starts and ends drains for clients
 //!              |            v
 //!   signals ---|--> coordinator <-----> drain      the state machine: no I/O, no clock
 //!              +-------+ wakes

@@ -8,7 +8,7 @@ use crate::cli::options::WaitFor;
 use crate::envoy::{CallResult, Health, Poll, Reply};
 
 /// The pauses between polls that must agree, in a row, where connections were subtracted. Of single
-/// polls 1.4 to 2.4 % are wrong at 3,400 probes a second (measured), and those just behind a wrong one
+/// polls 2 to 3 % are wrong at 3,400 probes a second (`just race`), and those just behind a wrong one
 /// more often: as long as a thread of Envoy is kept from the processor between two changes of gauges,
 /// or where probes come as regularly as the polls. Without pauses four were wrong once in 5,840 polls
 /// beside a busy processor. Together they leave the last poll its time within 50 ms.

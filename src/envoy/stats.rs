@@ -40,8 +40,8 @@
 //!
 //! A subtraction may lie. Envoy renders `http.…` before `listener.…`, and an excluded connection that
 //! closes in the 3 to 11 µs between is subtracted though it was not added, so that it hides another
-//! one. With *n* such connections a second, one poll lies with a probability of *n* × 5 to 11 µs (seen:
-//! 1.6 % at 3,400 a second). [`Observation::subtracted`] says whether it could: then one poll alone must
+//! one. With *n* such connections a second, one poll lies with a probability of *n* × 5 to 11 µs (2 to
+//! 3 % at 3,400 a second, `just race`). [`Observation::subtracted`] says whether it could: then one poll alone must
 //! not end a drain.
 //!
 //! A listener that hides all of its gauges shows in no poll: see [`super::listeners`]. Then
