@@ -5,13 +5,13 @@
 //! not written when the next value comes it need not write.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::cli::options::Options;
+use super::ready_file::remove_if_there;
 use crate::drain::Machine;
 use crate::observe::{log::Record, messages};
 use crate::os::clock::Timestamp;
@@ -34,10 +34,10 @@ pub type Value = (PathBuf, u8);
 pub struct InjectedResource(Option<(Value, Timestamp)>);
 
 impl InjectedResource {
-    /// What is to be written now. `own`: the sidecar's options, which hold while no drain's do.
-    pub fn due(&mut self, machine: &Machine, own: &Options, now: Timestamp) -> Vec<Value> {
+    /// What is to be written now.
+    pub fn due(&mut self, machine: &Machine, now: Timestamp) -> Vec<Value> {
         let mut values = Vec::new();
-        let path = machine.options().unwrap_or(own).injected_resource.as_ref();
+        let path = machine.in_force().injected_resource.as_ref();
         let Some(hundredths) = machine.pressure(now) else { return values };
         let last = self.0.as_ref();
         // A hook may have named another file for its drain.
@@ -106,24 +106,22 @@ impl Queue {
         self.is_new = true;
     }
 
-    /// A write has failed. Returns whether that is to be logged.
-    fn failed(&mut self, value: &Value) -> bool {
+    /// A write has ended so. Returns what is to be logged of that.
+    fn ended(&mut self, value: &Value, result: io::Result<()>) -> Option<Record> {
         let (path, _) = value;
+        let failed_before = self.failing.contains(path);
+        self.failing.retain(|failing| failing != path);
+        let shown = path.display().to_string();
+        let Err(error) = result else {
+            return failed_before
+                .then(|| Record::info(messages::PRESSURE_WRITTEN).with("path", shown));
+        };
+        self.failing.push(path.clone());
         if self.values.iter().all(|(waiting, _)| waiting != path) {
             self.values.push(value.clone());
         }
-        let is_news = !self.failing.contains(path);
-        if is_news {
-            self.failing.push(path.clone());
-        }
-        is_news
-    }
-
-    /// A write has succeeded. Returns whether that is to be logged.
-    fn succeeded(&mut self, path: &Path) -> bool {
-        let before = self.failing.len();
-        self.failing.retain(|failing| failing != path);
-        self.failing.len() < before
+        let record = Record::warn(messages::PRESSURE_NOT_WRITTEN).with("path", shown);
+        (!failed_before).then(|| record.with("error", error.to_string()))
     }
 }
 
@@ -145,7 +143,7 @@ impl Writer {
         };
         if let Err(error) = spawn("injected-resource", Box::new(work)) {
             self.lock().is_written = false;
-            self.failed(&first, &error);
+            self.ended(&first, Err(error));
         }
     }
 
@@ -164,10 +162,7 @@ impl Writer {
                 return;
             }
             for value in values {
-                match replace(&value.0, value.1) {
-                    Ok(()) => self.succeeded(&value.0),
-                    Err(error) => self.failed(&value, &error),
-                }
+                self.ended(&value, replace(&value.0, value.1));
             }
             let queue = self.lock();
             if !queue.values.is_empty() {
@@ -177,22 +172,9 @@ impl Writer {
         }
     }
 
-    fn succeeded(&self, path: &Path) {
-        let is_news = self.lock().succeeded(path);
-        if is_news {
-            let path = path.display().to_string();
-            Record::info(messages::PRESSURE_WRITTEN).with("path", path).emit();
-        }
-    }
-
-    fn failed(&self, value: &Value, error: &io::Error) {
-        let is_news = self.lock().failed(value);
-        if is_news {
-            Record::warn(messages::PRESSURE_NOT_WRITTEN)
-                .with("path", value.0.display().to_string())
-                .with("error", error.to_string())
-                .emit();
-        }
+    fn ended(&self, value: &Value, result: io::Result<()>) {
+        let record = self.lock().ended(value, result);
+        record.into_iter().for_each(Record::emit);
     }
 }
 
@@ -201,10 +183,7 @@ fn replace(path: &Path, hundredths: u8) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = Path::new(&new);
-    match fs::remove_file(new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(new)?;
     let mut file = File::create_new(new)?;
     // Envoy runs as another user, whatever this process's umask is.
     file.set_permissions(Permissions::from_mode(0o644))?;
@@ -220,7 +199,7 @@ fn text(hundredths: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::options::Overrides;
+    use crate::cli::options::{Options, Overrides};
     use crate::drain::{Action, Event, OutcomeKind};
     use crate::envoy::{Call, Reply};
 
@@ -251,7 +230,7 @@ mod tests {
     fn written(own: &Options, drain: Options, seconds: &[u64]) -> Vec<(u64, Vec<Value>)> {
         let mut machine = Machine::new(own.clone(), &Overrides::default(), false, at(0));
         let mut injected = InjectedResource::default();
-        let mut written = vec![(0, injected.due(&machine, own, at(0)))];
+        let mut written = vec![(0, injected.due(&machine, at(0)))];
         machine.start(drain, at(0));
         for &second in seconds {
             while second >= 2
@@ -264,7 +243,7 @@ mod tests {
                 };
                 machine.step(&Event::Reply { drain: 1, call, result: Ok(reply) }, at(second));
             }
-            written.push((second, injected.due(&machine, own, at(second))));
+            written.push((second, injected.due(&machine, at(second))));
         }
         written.retain(|(_, values)| !values.is_empty());
         written
@@ -304,13 +283,13 @@ mod tests {
         let own = options("/own", None);
         let mut machine = Machine::new(own.clone(), &Overrides::default(), false, at(0));
         let mut injected = InjectedResource(Some((value("/hook", 100), at(0))));
-        assert_eq!(injected.due(&machine, &own, at(1)), [value("/hook", 0), value("/own", 0)]);
-        assert_eq!(injected.due(&machine, &own, at(1)), []);
+        assert_eq!(injected.due(&machine, at(1)), [value("/hook", 0), value("/own", 0)]);
+        assert_eq!(injected.due(&machine, at(1)), []);
         let none = Options { injected_resource: None, ..own.clone() };
         machine = Machine::new(none.clone(), &Overrides::default(), false, at(0));
         let mut injected = InjectedResource(Some((value("/hook", 100), at(0))));
-        assert_eq!(injected.due(&machine, &none, at(1)), [value("/hook", 0)]);
-        assert_eq!(injected.due(&machine, &none, at(1)), []);
+        assert_eq!(injected.due(&machine, at(1)), [value("/hook", 0)]);
+        assert_eq!(injected.due(&machine, at(1)), []);
     }
 
     #[test]
@@ -358,18 +337,20 @@ mod tests {
     #[test]
     fn a_failure_is_logged_once_and_again_in_the_next_drain_and_after_a_success() {
         let mut queue = Queue::default();
+        let failure = || Err(io::Error::other("no space"));
         let mut fails = |hundredths| {
             queue.add(vec![value("/r", hundredths)]);
-            let is_news = queue.failed(&value("/r", hundredths));
+            let is_news = queue.ended(&value("/r", hundredths), failure()).is_some();
             assert_eq!(queue.values, [value("/r", hundredths)], "it waits, the one before not");
             is_news
         };
         let logged = [0, 1, 2, 3, 0, 1].map(&mut fails);
         assert_eq!(logged, [true, true, false, false, false, true]);
-        assert!(queue.failed(&value("/other", 0)), "another file");
-        assert!(queue.succeeded(Path::new("/r")), "that it can be written again is logged");
-        assert!(!queue.succeeded(Path::new("/r")));
-        assert!(queue.failed(&value("/r", 0)) && !queue.failed(&value("/other", 0)));
+        let mut logs = |path, result| queue.ended(&value(path, 0), result).is_some();
+        assert!(logs("/other", failure()), "another file");
+        assert!(logs("/r", Ok(())), "that it can be written again is logged");
+        assert!(!logs("/r", Ok(())));
+        assert!(logs("/r", failure()) && !logs("/other", failure()));
     }
 
     #[test]
@@ -394,7 +375,7 @@ mod tests {
         let result = Ok(Reply::HealthChecksFailed);
         machine.step(&Event::Reply { drain: 1, call: Call::FailHealthChecks, result }, at(50));
         for now in [60, 61, 100] {
-            assert_eq!(injected.due(&machine, &none, at(now)), []);
+            assert_eq!(injected.due(&machine, at(now)), []);
             assert_eq!(injected.next(&machine), None, "the worker would not sleep");
         }
     }
@@ -412,7 +393,7 @@ mod tests {
         };
         let failed = Ok(Reply::HealthChecksFailed);
         replied(&mut machine, Call::FailHealthChecks, failed, 0);
-        assert_eq!(injected.due(&machine, &own, at(0)), [value("/r", 100)]);
+        assert_eq!(injected.due(&machine, at(0)), [value("/r", 100)]);
         for now in 2..10 {
             if let Action::Call(call) = machine.step(&Event::Tick, at(now)).action {
                 let kind = AdminErrorKind::Refused;
@@ -421,7 +402,7 @@ mod tests {
         }
         machine.step(&Event::Finished, at(10));
         assert_eq!(machine.last().map(|last| last.outcome.kind), Some(OutcomeKind::EnvoyGone));
-        assert_eq!(injected.due(&machine, &own, at(10)), [value("/r", 0)]);
+        assert_eq!(injected.due(&machine, at(10)), [value("/r", 0)]);
     }
 
     #[test]

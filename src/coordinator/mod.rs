@@ -101,8 +101,6 @@ struct State {
     /// What has happened and is yet to be written to the log, oldest first.
     records: Vec<Record>,
     counters: Counters,
-    /// The sidecar's own options, which a hook's override.
-    options: Options,
     /// The options that the latest drain was requested with.
     requested: String,
     /// What was open over the latest drain.
@@ -162,11 +160,10 @@ impl Coordinator {
     pub fn new(options: Options, given: &Overrides, restore: bool) -> Self {
         let now = clock::now();
         let state = State {
-            machine: Machine::new(options.clone(), given, restore, now),
+            machine: Machine::new(options, given, restore, now),
             log: DrainLog::default(),
             records: Vec::new(),
             counters: Counters::default(),
-            options,
             requested: String::new(),
             history: History::default(),
             phase: Phase::Idle,
@@ -310,13 +307,8 @@ impl Shared {
     }
 
     fn wait<'a>(&self, state: Locked<'a>, until: Option<Timestamp>) -> Locked<'a> {
-        match until {
-            None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(time) => {
-                let left = time - clock::now();
-                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-            }
-        }
+        let left = until.unwrap_or(Timestamp::MAX) - clock::now();
+        self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
     }
 
     #[cfg(not(all(test, loom)))]
@@ -356,14 +348,11 @@ impl Shared {
             state.counters.new_connections += new - before;
             state.counters.new_noticed = Some(now);
         }
-        if *event == Event::Finished {
-            state.ended_at = now;
-        }
         for event in &events {
             state.counters.record(event, now);
             match event {
                 DrainEvent::StartedBySignal => state.drain_started(String::new(), now),
-                DrainEvent::Ended(_) => state.unwritten = true,
+                DrainEvent::Ended(_) => (state.ended_at, state.unwritten) = (now, true),
                 DrainEvent::OutcomeOutdated => state.stale_ready_file = state.ready_file(),
                 DrainEvent::Polled(poll) => state.history.add(poll.open, now),
                 DrainEvent::RestoreReplied(error) => {
@@ -378,7 +367,7 @@ impl Shared {
         state.records.extend(state.log.record(&events, &state.machine, now));
         // The machine asks for its action again in the next step.
         let stale = state.stale_ready_file.take().map(Task::RemoveReadyFile);
-        let pressure = state.injected.due(&state.machine, &state.options, now);
+        let pressure = state.injected.due(&state.machine, now);
         let has_changed = *event != Event::Tick || !events.is_empty();
         let task = stale.unwrap_or_else(|| state.task(action, now));
         WorkerStep { has_changed, pressure, task }
@@ -452,7 +441,7 @@ impl State {
     }
 
     fn ready_file(&self) -> Option<PathBuf> {
-        self.machine.options().and_then(|options| options.ready_file.clone())
+        self.machine.in_force().ready_file.clone()
     }
 
     fn task(&mut self, action: Action, now: Timestamp) -> Task {
@@ -465,7 +454,7 @@ impl State {
                 return Task::Call {
                     call,
                     drain: self.machine.number(),
-                    options: Box::new(self.machine.options().unwrap_or(&self.options).clone()),
+                    options: Box::new(self.machine.in_force().clone()),
                     limit: self.machine.drain().and_then(|drain| drain.time_left(now)),
                 };
             }

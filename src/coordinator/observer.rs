@@ -16,7 +16,7 @@ impl DrainObserver {
     pub fn snapshot(&self) -> Snapshot {
         let state = self.0.lock();
         let machine = &state.machine;
-        let options = machine.options().unwrap_or(&state.options);
+        let options = machine.in_force();
         Snapshot {
             now: clock::now(),
             wall_now: clock::wall_now(),

@@ -14,9 +14,20 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Creates the file.
 pub fn create(path: &Path) {
+    attempt(messages::READY_FILE_NOT_CREATED, path, create_anew);
+}
+
+/// Removes a file that an earlier drain, or a previous run of the sidecar, created.
+pub fn remove(path: &Path) {
+    attempt(messages::READY_FILE_NOT_REMOVED, path, remove_if_there);
+}
+
+fn attempt(failure: &'static str, path: &Path, work: fn(&Path) -> io::Result<()>) {
     let file = path.to_owned();
-    let result = bounded("ready-file", TIMEOUT, Box::new(move || create_anew(&file)));
-    report(messages::READY_FILE_NOT_CREATED, path, result);
+    if let Err(error) = bounded("ready-file", TIMEOUT, Box::new(move || work(&file))) {
+        let path = path.display().to_string();
+        Record::error(failure).with("path", path).with("error", error.to_string()).emit();
+    }
 }
 
 /// Follows no link and waits for no reader of a FIFO, which may have been put there meanwhile. A file
@@ -31,21 +42,10 @@ fn create_anew(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file that an earlier drain, or a previous run of the sidecar, created.
-pub fn remove(path: &Path) {
-    let file = path.to_owned();
-    let remove = || match fs::remove_file(file) {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,
-    };
-    let result = bounded("ready-file", TIMEOUT, Box::new(remove));
-    report(messages::READY_FILE_NOT_REMOVED, path, result);
-}
-
-fn report(failure: &'static str, path: &Path, result: io::Result<()>) {
-    if let Err(error) = result {
-        let path = path.display().to_string();
-        Record::error(failure).with("path", path).with("error", error.to_string()).emit();
     }
 }
 

@@ -296,8 +296,7 @@ impl Machine {
         let responded_before = self.responded;
         // An error may come from something else than an Envoy, unless that is where it should be.
         if result.is_ok() && self.envoy.is_none() {
-            let options = self.options().unwrap_or(&self.own);
-            self.envoy = Some(options.admin_address.clone());
+            self.envoy = Some(self.in_force().admin_address.clone());
         }
         let responds = result.as_ref().map_or_else(|error| error.is_response(), |_| true);
         self.responded |= responds && self.envoy.is_some();
@@ -516,6 +515,11 @@ impl Machine {
             }
             State::Idle(_) => None,
         }
+    }
+
+    /// The same, and the sidecar's own while nothing is.
+    pub fn in_force(&self) -> &Options {
+        self.options().unwrap_or(&self.own)
     }
 
     /// The drain that a new waiter waits for: the current one, or the one that has just ended if that
