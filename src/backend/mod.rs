@@ -15,7 +15,7 @@ use tiny_http::{Header, Server, StatusCode};
 pub use self::wire::Wire;
 use crate::cli::drain_request::HookRequest;
 use crate::coordinator::{DrainObserver, DrainTrigger, StartError, WaitResult};
-use crate::drain::{DrainStart, Outcome, OutcomeKind, Phase};
+use crate::drain::{DrainStart, OutcomeKind, Phase};
 use crate::observe::log::Record;
 use crate::observe::messages;
 use crate::os::supervisor;
@@ -42,9 +42,7 @@ fn plain(status: u16, body: impl Into<String>) -> TextResponse {
     TextResponse { status, content_type: "text/plain; charset=utf-8", body: body.into() }
 }
 
-fn stopping() -> TextResponse {
-    plain(503, "the sidecar is stopping\n")
-}
+const STOPPING: &str = "the sidecar is stopping\n";
 
 impl Backend {
     pub fn new(trigger: DrainTrigger, observer: DrainObserver) -> Self {
@@ -114,7 +112,15 @@ impl Backend {
             },
             Ok(Route::Restore(by)) => match self.trigger.restore(&by) {
                 Ok(number) => plain(200, format!("requested {number}\n")),
-                Err(phase) => plain(409, not_restored(phase)),
+                Err(Phase::Idle | Phase::Ended) => plain(409, STOPPING),
+                Err(phase) => plain(
+                    409,
+                    format!(
+                        "a drain is in progress ({}), which holds Envoy out of service; end it \
+                         first, with release\n",
+                        phase.name()
+                    ),
+                ),
             },
             Ok(Route::Restored(number)) => match self.trigger.restored(number) {
                 None => plain(200, "requested\n"),
@@ -138,12 +144,8 @@ impl Backend {
         };
         let start = self.trigger.start(&drain);
         if !error.is_empty() {
-            let number = match start {
-                Ok(DrainStart::Started(number) | DrainStart::Joined(number)) => Some(number),
-                Err(_) => None,
-            };
             Record::error(messages::HOOK_CALLED_WRONGLY)
-                .with("drain", number)
+                .with("drain", start.as_ref().ok().map(|start| start.number()))
                 .with("error", error)
                 .emit();
         }
@@ -157,7 +159,7 @@ impl Backend {
                 Record::warn(messages::DRAIN_REQUEST_EXPIRED).emit();
                 plain(410, "the request has expired\n")
             }
-            Err(StartError::Stopping) => stopping(),
+            Err(StartError::Stopping) => plain(503, STOPPING),
             Err(StartError::OtherEnvoy(own)) => {
                 Record::warn(messages::DRAIN_OF_OTHER_ENVOY_REFUSED)
                     .with("admin_address", own.to_string())
@@ -169,38 +171,26 @@ impl Backend {
     }
 }
 
-/// Why Envoy is not restored in this phase.
-fn not_restored(phase: Phase) -> String {
-    match phase {
-        Phase::Idle | Phase::Ended => "the sidecar is stopping\n".to_owned(),
-        phase => format!(
-            "a drain is in progress ({}), which holds Envoy out of service; end it first, with release\n",
-            phase.name()
-        ),
-    }
-}
-
 /// The response to a hook.
 fn hook_response(hook: &Route, result: Option<WaitResult>) -> TextResponse {
     match result {
         Some(WaitResult::Ended(outcome)) => {
-            let text = if hook.is_envoy_hook() { envoy_hook_text } else { exec_hook_text };
-            plain(200, text(outcome))
+            let explanation = outcome.explain() + "\n";
+            plain(
+                200,
+                match hook {
+                    // The outcome's name on a line, and its explanation on the next.
+                    Route::ExecHook(_) => format!("{}\n{explanation}", outcome.kind.name()),
+                    // The kubelet takes any response for success; people read this one.
+                    _ if outcome.kind == OutcomeKind::Drained => "OK".to_owned(),
+                    _ => explanation,
+                },
+            )
         }
         Some(WaitResult::UnknownDrain) => plain(410, "there is no such drain\n"),
-        Some(WaitResult::Stopping) => stopping(),
+        Some(WaitResult::Stopping) => plain(503, STOPPING),
         None => plain(ACCEPTED, "the drain goes on\n"),
     }
-}
-
-/// For Envoy's own hook. The kubelet takes any response for success; people read this one.
-fn envoy_hook_text(outcome: Outcome) -> String {
-    if outcome.kind == OutcomeKind::Drained { "OK".to_owned() } else { outcome.explain() + "\n" }
-}
-
-/// For the exec hook: the outcome's name on a line, and its explanation on the next.
-fn exec_hook_text(outcome: Outcome) -> String {
-    format!("{}\n{}\n", outcome.kind.name(), outcome.explain())
 }
 
 fn respond(request: tiny_http::Request, response: TextResponse) -> io::Result<()> {
