@@ -103,12 +103,12 @@ fn outcome(result: &WaitResult) -> Outcome {
     }
 }
 
-/// Waits until the state is as the test needs it.
 /// Waits until this call is made.
 fn until_called(calls: &mpsc::Receiver<(Call, Options)>, wanted: Call) {
     while calls.recv_timeout(PATIENCE).expect("a call").0 != wanted {}
 }
 
+/// Waits until the state is as the test needs it.
 fn until(coordinator: &Coordinator, what: impl Fn(&State) -> bool) {
     let deadline = clock::now() + PATIENCE;
     let mut state = coordinator.0.lock();

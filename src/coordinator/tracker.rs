@@ -42,7 +42,7 @@ impl WaiterTracker {
     }
 
     /// When the drain in progress started.
-    pub fn drain_started(&self) -> Option<Timestamp> {
+    pub fn drain_start(&self) -> Option<Timestamp> {
         self.0.lock().machine.drain().map(|drain| drain.started)
     }
 

@@ -39,10 +39,7 @@ impl Frontend {
     }
 
     /// The connections of a listener, oldest first.
-    pub(super) fn held(
-        &self,
-        listener: ListenerId,
-    ) -> impl DoubleEndedIterator<Item = &Connection> {
+    pub(super) fn held(&self, listener: ListenerId) -> impl Iterator<Item = &Connection> {
         self.connections.iter().filter(move |connection| connection.listener == listener)
     }
 
@@ -121,12 +118,11 @@ impl Frontend {
 
     /// Closes the oldest connections that have a `size`, until the sum of the others fits `max`.
     fn close_oldest(&mut self, listener: ListenerId, size: fn(&Connection) -> usize, max: usize) {
-        let newest = {
-            let mut sizes = self.held(listener).rev().map(|c| (c.id, size(c)));
-            admission::newest_excess(&mut sizes, max)
-        };
-        for connection in self.connections.iter_mut().filter(|c| c.listener == listener) {
-            if Some(connection.id) <= newest && size(connection) > 0 {
+        let mut sum = 0;
+        for connection in self.connections.iter_mut().rev().filter(|c| c.listener == listener) {
+            let size = size(connection);
+            sum += size;
+            if sum > max && size > 0 {
                 connection.state = ConnectionState::Closed;
             }
         }

@@ -57,10 +57,8 @@ pub fn admit(waiting: &[Waiter], newcomer: SourceKey, max: usize) -> Admission {
     }
     let counts = count_sources(&mut waiting.iter().map(|waiter| waiter.source), max);
     let own = counts.iter().find(|c| c.source == newcomer).map_or(0, |own| own.count);
-    let Some(largest) = largest(&counts).filter(|c| own + 1 < c.count) else {
-        return Admission::Reject;
-    };
-    let of_largest = waiting.iter().filter(|waiter| waiter.source == largest.source);
+    let largest = largest(&counts).filter(|c| own + 1 < c.count).map(|c| c.source);
+    let of_largest = waiting.iter().filter(|waiter| Some(waiter.source) == largest);
     let evicted = of_largest.max_by_key(|waiter| (!waiter.is_paired, waiter.id));
     evicted.map_or(Admission::Reject, |waiter| Admission::Evict(waiter.id))
 }
@@ -161,22 +159,6 @@ fn count_sources(sources: &mut dyn Iterator<Item = SourceKey>, max: usize) -> Ve
         }
     }
     counts
-}
-
-/// Keeps a sum within its bound by closing the oldest: returns the newest connection to close,
-/// with which every older one goes. `newest_first`: each with its part of the sum.
-pub fn newest_excess(
-    newest_first: &mut dyn Iterator<Item = (ConnectionId, usize)>,
-    max: usize,
-) -> Option<ConnectionId> {
-    let mut sum = 0;
-    for (id, size) in newest_first {
-        sum += size;
-        if sum > max {
-            return Some(id);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, send, shutdown, soc
 use self::ConnectionState::{Closed, Lingering, Reading, Responding, Waiting};
 use super::admission::{ConnectionId, EvictionRank, SourceKey};
 use super::listen::ListenerId;
-use super::request::{self, ParsedHead, Request, Router};
+use super::request::{self, After, Rejection, Request};
 use super::response::Response;
 use crate::coordinator::WaiterGuard;
 use crate::os::clock::Timestamp;
@@ -41,8 +41,6 @@ pub struct Connection {
     pub deadline: Timestamp,
     /// When it was accepted, or began to wait for a drain.
     pub admitted: Timestamp,
-    /// When Envoy's hook stops waiting, even during a drain (`--ready-timeout`).
-    pub ready_deadline: Timestamp,
     /// Counts the client as a waiter until its response is sent. Until then the exec hook's response
     /// is delayed, since the kubelet stops the sidecar after it.
     pub waiter: Option<WaiterGuard>,
@@ -65,16 +63,6 @@ pub enum ConnectionState {
     Lingering(usize),
     /// To be dropped, which closes the socket.
     Closed,
-}
-
-/// What becomes of a connection once its response is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
-    Close,
-    /// The client has sent, or may send, more than its request.
-    Linger,
-    /// The client's next request is read.
-    Keep,
 }
 
 /// What a client waits for.
@@ -104,7 +92,6 @@ impl Connection {
             state: Reading(Vec::new()),
             deadline: now + CLIENT_TIMEOUT,
             admitted: now,
-            ready_deadline: Timestamp::MAX,
             waiter: None,
             socket,
         }
@@ -178,30 +165,22 @@ impl Connection {
         if let Reading(head) = &self.state { head.len() } else { 0 }
     }
 
-    /// Reads more of the request head. The end of input closes the connection, and leaves it partial.
-    pub fn read(&mut self, router: Router) -> ParsedHead {
-        let max_head = self.listener.max_head();
-        let Reading(head) = &mut self.state else { return ParsedHead::Partial };
+    /// Reads more of the request head. The end of input closes the connection.
+    ///
+    /// # Errors
+    /// When the request is not served.
+    pub fn read(&mut self) -> Result<Option<Request>, Rejection> {
+        let Reading(head) = &mut self.state else { return Ok(None) };
         let mut buffer = [0; request::MAX_PUBLIC_HEAD];
-        let length = match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(length @ 1..) => length,
-            Err(Errno::EAGAIN | Errno::EINTR) => return ParsedHead::Partial,
-            Ok(0) | Err(_) => {
-                self.state = Closed;
-                return ParsedHead::Partial;
+        match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length @ 1..) => {
+                head.extend_from_slice(&buffer[..length]);
+                return self.listener.parse(head);
             }
-        };
-        let received = &buffer[..length];
-        if !head.is_empty() {
-            head.extend_from_slice(received);
-            return request::parse(head, max_head, router);
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(0) | Err(_) => self.state = Closed,
         }
-        // A head nearly always arrives in one piece, of which nothing is kept.
-        let parsed = request::parse(received, max_head, router);
-        if parsed == ParsedHead::Partial {
-            head.extend_from_slice(received);
-        }
-        parsed
+        Ok(None)
     }
 
     pub fn wait(&mut self, request: Request, deadline: Timestamp) {

@@ -4,9 +4,9 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connection::{After, Connection, ConnectionState, Wait};
+use super::connection::{Connection, ConnectionState, Wait};
 use super::listen::ListenerId;
-use super::request::Request;
+use super::request::{After, Request};
 use super::response::Response;
 use super::upstream::UpstreamResponse;
 use super::{Frontend, waiting::BACKEND_SILENT};
@@ -46,13 +46,8 @@ impl Frontend {
         let mut public = 0;
         for connection in self.connections.iter_mut().filter(is_for) {
             if let ConnectionState::Waiting(request, _) = &connection.state {
-                let Request { head_only, has_excess, keep_alive, .. } = *request;
+                let Request { head_only, after, .. } = *request;
                 public += u64::from(connection.listener == ListenerId::Public);
-                let after = match (has_excess, keep_alive) {
-                    (true, _) => After::Linger,
-                    (false, true) => After::Keep,
-                    (false, false) => After::Close,
-                };
                 let kept = after == After::Keep;
                 let response = responses[usize::from(kept)].get_or_insert_with(|| {
                     Arc::new(Response::new(status, &made.content_type, &made.body, "", kept))
@@ -103,17 +98,12 @@ impl Frontend {
     /// What was requested is requested again; but not the start of a drain, if that `may_have_happened`.
     pub(super) fn upstream_lost(&mut self, may_have_happened: bool, now: Timestamp) {
         self.upstream.close();
-        let requested = self.connections.iter_mut().filter(|connection| connection.is_requested());
-        let mut lost = Vec::new();
-        for connection in requested {
+        for connection in self.connections.iter_mut().filter(|c| c.is_requested()) {
             if may_have_happened && connection.awaited().is_some_and(Route::is_post) {
-                lost.push(connection.id);
+                connection.reject(Status::Unavailable, BACKEND_SILENT, &self.tracker, now);
             } else {
                 connection.set_wait(Wait::Turn(now + LAST_FOR));
             }
-        }
-        for id in lost {
-            self.reject(id, Status::Unavailable, BACKEND_SILENT, now);
         }
     }
 }

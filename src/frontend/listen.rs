@@ -12,51 +12,38 @@ use nix::sys::socket::{
 };
 
 use super::admission::SourceKey;
-use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD, Router};
+use super::request::{MAX_CONTROL_HEAD, MAX_PUBLIC_HEAD, Rejection, Request, parse};
 use crate::cli::address::ServeAt;
+use crate::labels;
 use crate::route::{PublicRoute, Route, Unserved};
 
 /// The kernel counts what clients send toward the memory of the container. It makes 8 KiB of this,
 /// which is more than a request head.
 const RECEIVE_BUFFER: usize = 4096;
 
-/// Which listener a connection came to. Each has limits of its own, and their requests to the backend take
-/// turns, so that neither keeps the other waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ListenerId {
-    Control,
-    Public,
+labels! {
+    /// Which listener a connection came to, with the value of the log's key `listener`. Each has limits of
+    /// its own, and their requests to the backend take turns, so that neither keeps the other waiting.
+    pub enum ListenerId {
+        Control = "control",
+        Public = "public",
+    }
 }
 
 impl ListenerId {
-    pub const ALL: [Self; 2] = [Self::Control, Self::Public];
-
-    /// The value of the log's key `listener`.
-    pub const fn name(self) -> &'static str {
+    /// What a client there requests, of its first bytes.
+    ///
+    /// # Errors
+    /// As [`parse`].
+    pub fn parse(self, bytes: &[u8]) -> Result<Option<Request>, Rejection> {
         match self {
-            Self::Public => "public",
-            Self::Control => "control",
-        }
-    }
-
-    /// The longest request head, in bytes.
-    pub const fn max_head(self) -> usize {
-        match self {
-            Self::Public => MAX_PUBLIC_HEAD,
-            Self::Control => MAX_CONTROL_HEAD,
-        }
-    }
-
-    /// What is served there.
-    pub fn router(self) -> Router {
-        match self {
-            Self::Public => public_route,
-            Self::Control => Route::parse,
+            Self::Public => parse(bytes, MAX_PUBLIC_HEAD, public_route),
+            Self::Control => parse(bytes, MAX_CONTROL_HEAD, Route::parse),
         }
     }
 }
 
-/// The [`Router`] of the public port: a [`PublicRoute`] cannot express the start of a drain.
+/// Of the public port: a [`PublicRoute`] cannot express the start of a drain.
 pub fn public_route(method: &str, target: &str) -> Result<Route, Unserved> {
     PublicRoute::parse(method, target).map(Route::from)
 }

@@ -43,7 +43,6 @@ use self::connection::{Connection, ConnectionState};
 pub use self::limits::{Limits, MIN_DESCRIPTORS, Timeouts};
 pub use self::listen::Listener;
 use self::listen::ListenerId;
-use self::request::ParsedHead;
 pub use self::upstream::Connect;
 use self::upstream::Upstream;
 use crate::control_socket::SocketFile;
@@ -82,18 +81,6 @@ struct Endpoint {
     accept_after: Timestamp,
     accept_log: RateLimit,
     limit_log: RateLimit,
-}
-
-impl Endpoint {
-    fn new(listener: Listener, limits: Limits) -> Self {
-        Self {
-            listener,
-            limits,
-            accept_after: Timestamp::ZERO,
-            accept_log: RateLimit::default(),
-            limit_log: RateLimit::default(),
-        }
-    }
 }
 
 pub struct Frontend {
@@ -138,7 +125,13 @@ impl Frontend {
     ) -> Self {
         Self {
             file,
-            endpoints: [Endpoint::new(control.0, control.1), Endpoint::new(public.0, public.1)],
+            endpoints: [control, public].map(|(listener, limits)| Endpoint {
+                listener,
+                limits,
+                accept_after: Timestamp::ZERO,
+                accept_log: RateLimit::default(),
+                limit_log: RateLimit::default(),
+            }),
             upstream: Upstream::new(connect),
             waker,
             tracker,
@@ -215,6 +208,7 @@ impl Frontend {
                 thread::sleep(RETRY_DELAY);
             }
         }
+        // In the order in which they were pushed.
         let mut ready = fds.iter().map(|fd| fd.any().unwrap_or(true));
         let mut next = || ready.next().unwrap_or_default();
         let waker = next();
@@ -278,14 +272,13 @@ impl Frontend {
 
     fn on_connection_ready(&mut self, id: ConnectionId, now: Timestamp) {
         let Some(connection) = find(&mut self.connections, id) else { return };
-        let listener = connection.listener;
         match connection.state {
-            ConnectionState::Reading(_) => match connection.read(listener.router()) {
-                ParsedHead::Partial => {}
-                ParsedHead::Complete(request) => self.admit(id, request, now),
-                ParsedHead::Rejected(rejection) => {
-                    self.log_rejected_request(listener, rejection.status, now);
-                    self.reject_with(id, rejection, "", now);
+            ConnectionState::Reading(_) => match connection.read() {
+                Ok(None) => {}
+                Ok(Some(request)) => self.admit(id, request, now),
+                Err(rejection) => {
+                    let log = &mut self.logs.rejections;
+                    connection.reject_request(rejection, &self.tracker, log, now);
                 }
             },
             // The client has disconnected, or sends more than it may.

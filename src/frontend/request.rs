@@ -11,11 +11,17 @@ pub struct Request {
     pub route: Route,
     /// It was a HEAD request: the response has no body.
     pub head_only: bool,
-    /// More bytes than this request have arrived.
-    pub has_excess: bool,
-    /// The client wants to send its next request on this connection, and may: no [`PublicRoute`] is for
-    /// that.
-    pub keep_alive: bool,
+    pub after: After,
+}
+
+/// What becomes of a connection once its response is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    Close,
+    /// The client has sent, or may send, more than its request.
+    Linger,
+    /// The client's next request is read, as it wants and may: no [`PublicRoute`] is for that.
+    Keep,
 }
 
 /// A request that is not served.
@@ -27,13 +33,11 @@ pub struct Rejection {
     pub head_only: bool,
 }
 
-/// What the first bytes of a connection are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ParsedHead {
-    /// More bytes are needed.
-    Partial,
-    Complete(Request),
-    Rejected(Rejection),
+impl Rejection {
+    /// Of what is no request, or not a whole one.
+    pub const fn unread(status: Status) -> Self {
+        Self { route: None, status, head_only: false }
+    }
 }
 
 /// The longest request head at the public port, in bytes. Those of kubelets, Prometheus and `curl`
@@ -50,31 +54,32 @@ const MAX_FIELDS: usize = 64;
 pub type Router = fn(&str, &str) -> Result<Route, Unserved>;
 
 /// Parses the first bytes of a connection, of which a request head may have `max_head`; `router`
-/// decides what is served.
-pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
+/// decides what is served. None: more bytes are needed.
+///
+/// # Errors
+/// When it is not a request, or one that is not served.
+pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> Result<Option<Request>, Rejection> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
-    let unreadable =
-        |status| ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
     let length = match request.parse(bytes) {
         Ok(httparse::Status::Complete(length)) if length <= max_head => length,
-        Ok(httparse::Status::Partial) if bytes.len() < max_head => return ParsedHead::Partial,
-        Ok(_) | Err(Error::TooManyHeaders) => return unreadable(Status::HeadTooLarge),
-        Err(_) => return unreadable(Status::BadRequest),
+        Ok(httparse::Status::Partial) if bytes.len() < max_head => return Ok(None),
+        Ok(_) | Err(Error::TooManyHeaders) => {
+            return Err(Rejection::unread(Status::HeadTooLarge));
+        }
+        Err(_) => return Err(Rejection::unread(Status::BadRequest)),
     };
     // A complete head has both.
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
     let target = origin_form(target);
     let head_only = method == "HEAD";
-    let rejected = |route, status| ParsedHead::Rejected(Rejection { route, status, head_only });
-    let route = match router(method, target) {
-        Ok(route) => route,
-        Err((route, status)) => return rejected(route, status),
-    };
+    let rejected = |(route, status)| Rejection { route, status, head_only };
+    let route = router(method, target).map_err(rejected)?;
+    let unserved = |status| Err(rejected((route.public(), status)));
     let mut keep_alive = false;
     for field in request.headers.iter() {
         if field.name.eq_ignore_ascii_case("Transfer-Encoding") {
-            return rejected(route.public(), Status::ContentTooLarge);
+            return unserved(Status::ContentTooLarge);
         }
         if field.name.eq_ignore_ascii_case("Connection") {
             // Only who says so: the connections of all others end as before.
@@ -82,17 +87,21 @@ pub fn parse(bytes: &[u8], max_head: usize, router: Router) -> ParsedHead {
         }
         if field.name.eq_ignore_ascii_case("Content-Length") {
             match field.value {
-                [] => return rejected(route.public(), Status::BadRequest),
+                [] => return unserved(Status::BadRequest),
                 digits if digits.iter().all(|digit| *digit == b'0') => {}
                 digits if digits.iter().all(u8::is_ascii_digit) => {
-                    return rejected(route.public(), Status::ContentTooLarge);
+                    return unserved(Status::ContentTooLarge);
                 }
-                _ => return rejected(route.public(), Status::BadRequest),
+                _ => return unserved(Status::BadRequest),
             }
         }
     }
-    let has_excess = bytes.len() > length;
-    ParsedHead::Complete(Request { route, head_only, has_excess, keep_alive })
+    let after = match keep_alive {
+        _ if bytes.len() > length => After::Linger,
+        true => After::Keep,
+        false => After::Close,
+    };
+    Ok(Some(Request { route, head_only, after }))
 }
 
 /// The path and query of an absolute form, which a server must take (RFC 9112, section 3.2.2).
@@ -110,14 +119,14 @@ mod tests {
     use super::*;
     use crate::frontend::listen::public_route;
 
-    fn parse_public(bytes: &[u8]) -> ParsedHead {
+    fn parse_public(bytes: &[u8]) -> Result<Option<Request>, Rejection> {
         parse(bytes, MAX_PUBLIC_HEAD, public_route)
     }
 
     fn status(head: &str) -> Option<&'static str> {
         match parse_public(head.as_bytes()) {
-            ParsedHead::Rejected(rejection) => Some(rejection.status.code()),
-            ParsedHead::Complete(_) | ParsedHead::Partial => None,
+            Err(rejection) => Some(rejection.status.code()),
+            Ok(_) => None,
         }
     }
 
@@ -141,22 +150,14 @@ mod tests {
             ),
         ] {
             let route = Route::from(route);
-            let request = Request { route, head_only, has_excess: false, keep_alive: false };
-            assert_eq!(
-                parse_public(head.as_bytes()),
-                ParsedHead::Complete(request.clone()),
-                "{head}"
-            );
+            let request = Request { route, head_only, after: After::Close };
+            assert_eq!(parse_public(head.as_bytes()), Ok(Some(request.clone())), "{head}");
             let more = parse_public((head.to_owned() + "x").as_bytes());
-            assert_eq!(
-                more,
-                ParsedHead::Complete(Request { has_excess: true, ..request }),
-                "{head}"
-            );
+            assert_eq!(more, Ok(Some(Request { after: After::Linger, ..request })), "{head}");
             for length in 0..head.len() {
                 assert_eq!(
                     parse_public(&head.as_bytes()[..length]),
-                    ParsedHead::Partial,
+                    Ok(None),
                     "{length} of {head}"
                 );
             }
@@ -168,7 +169,7 @@ mod tests {
         let kept = |path: &str, fields: &str, router| {
             let head = format!("GET {path} HTTP/1.1\r\n{fields}\r\n");
             match parse(head.as_bytes(), MAX_CONTROL_HEAD, router) {
-                ParsedHead::Complete(request) => request.keep_alive,
+                Ok(Some(request)) => request.after == After::Keep,
                 other => panic!("{head}: {other:?}"),
             }
         };
@@ -219,7 +220,7 @@ mod tests {
         }
         assert_eq!(
             parse_public(b"HEAD /shutdown HTTP/1.1\r\nContent-Length: 7\r\n\r\n"),
-            ParsedHead::Rejected(Rejection {
+            Err(Rejection {
                 route: Some(PublicRoute::Shutdown),
                 status: Status::ContentTooLarge,
                 head_only: true
@@ -230,14 +231,14 @@ mod tests {
     #[test]
     fn a_request_head_is_bounded_in_bytes_and_fields() {
         let fields = |n| format!("GET /healthz HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(n));
-        assert!(matches!(parse_public(fields(MAX_FIELDS).as_bytes()), ParsedHead::Complete(_)));
+        assert!(matches!(parse_public(fields(MAX_FIELDS).as_bytes()), Ok(Some(_))));
         assert_eq!(status(&fields(MAX_FIELDS + 1)), Some("431"));
         let start = "GET /healthz HTTP/1.1\r\na: ";
         let line = |total: usize| format!("{start}{}\r\n\r\n", "b".repeat(total - start.len() - 4));
-        assert!(matches!(parse_public(line(MAX_PUBLIC_HEAD).as_bytes()), ParsedHead::Complete(_)));
+        assert!(matches!(parse_public(line(MAX_PUBLIC_HEAD).as_bytes()), Ok(Some(_))));
         assert_eq!(status(&line(MAX_PUBLIC_HEAD + 1)), Some("431"));
         let endless = start.to_owned() + &"b".repeat(MAX_PUBLIC_HEAD);
-        assert_eq!(parse_public(&endless.as_bytes()[..MAX_PUBLIC_HEAD - 1]), ParsedHead::Partial);
+        assert_eq!(parse_public(&endless.as_bytes()[..MAX_PUBLIC_HEAD - 1]), Ok(None));
         assert_eq!(status(&endless[..MAX_PUBLIC_HEAD]), Some("431"));
     }
 
@@ -249,10 +250,9 @@ mod tests {
         };
         let parse = |head: &[u8]| parse(head, MAX_CONTROL_HEAD, Route::parse);
         let longest = head(MAX_CONTROL_HEAD);
-        assert!(matches!(parse(&longest), ParsedHead::Complete(_)));
-        assert_eq!(parse(&longest[..MAX_CONTROL_HEAD - 1]), ParsedHead::Partial);
-        let status = Status::HeadTooLarge;
-        let rejected = ParsedHead::Rejected(Rejection { route: None, status, head_only: false });
+        assert!(matches!(parse(&longest), Ok(Some(_))));
+        assert_eq!(parse(&longest[..MAX_CONTROL_HEAD - 1]), Ok(None));
+        let rejected = Err(Rejection::unread(Status::HeadTooLarge));
         assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)), rejected);
         assert_eq!(parse(&head(MAX_CONTROL_HEAD + 1)[..MAX_CONTROL_HEAD]), rejected);
     }

@@ -136,29 +136,22 @@ impl Upstream {
     /// When the stream has ended, or has something else on it than a response.
     pub fn receive(&mut self) -> io::Result<Option<(Route, UpstreamResponse)>> {
         let Some(wire) = &self.wire else { return Ok(None) };
-        let (mut buffer, mut ended) = ([0; 4096], false);
-        while !ended {
-            match recv(wire.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(0) => ended = true,
-                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if self.received.len() > MAX_RESPONSE {
-                return Err(ErrorKind::InvalidData.into());
-            }
+        let mut buffer = [0; 4096];
+        // What does not fit is read in the next round.
+        match recv(wire.stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => self.received.extend_from_slice(&buffer[..length]),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
         // Half a response to nothing would be taken for the start of the next.
-        if self.in_flight.is_none() && !self.received.is_empty() {
+        if self.in_flight.is_none() || self.received.len() > MAX_RESPONSE {
             return Err(ErrorKind::InvalidData.into());
         }
-        // The last response is whole, even if the stream has ended behind it.
-        let Some((response, length)) = parse(&self.received)? else {
-            return if ended { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(None) };
-        };
-        let in_flight = self.in_flight.take().filter(|_| length == self.received.len());
-        let Some((route, _)) = in_flight else { return Err(ErrorKind::InvalidData.into()) };
+        let Some((response, length)) = parse(&self.received)? else { return Ok(None) };
+        if length < self.received.len() {
+            return Err(ErrorKind::InvalidData.into());
+        }
         // tiny_http's own, when the thread that handled the request has panicked. No client may take
         // that for the end of a drain.
         if response.status == 500 {
@@ -166,7 +159,7 @@ impl Upstream {
         }
         self.failures = 0;
         self.received.clear();
-        Ok(Some((route, response)))
+        Ok(self.in_flight.take().map(|(route, _)| (route, response)))
     }
 }
 

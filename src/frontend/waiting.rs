@@ -1,8 +1,12 @@
 //! Clients that wait: for a slot, for their drain, and no longer than they may.
 
+use std::mem::discriminant;
+use std::time::Duration;
+
 use super::admission::{self, Admission, ConnectionId, Waiter};
 use super::connection::{Connection, ConnectionState, Wait};
-use super::request::Request;
+use super::listen::ListenerId;
+use super::request::{After, Rejection, Request};
 use super::{Frontend, RESPONSE_TIMEOUT, Timeouts, find};
 use crate::coordinator::WaiterTracker;
 use crate::drain::HOOK_PAIRING_WINDOW;
@@ -25,25 +29,24 @@ impl Frontend {
         }
     }
 
-    /// Lets a client wait for the response to its request, if there is a slot.
+    /// Lets a client wait for the response to its request; a hook only if there is a slot.
     pub(super) fn admit(&mut self, id: ConnectionId, mut request: Request, now: Timestamp) {
         let Some(connection) = find(&mut self.connections, id) else { return };
         request.route = request.route.asked_by(|| connection.peer());
-        let (route, has_excess) = (request.route.clone(), request.has_excess);
+        let (route, after) = (request.route.clone(), request.after);
         let (source, listener) = (connection.source, connection.listener);
         connection.wait(request, now + RESPONSE_TIMEOUT);
         if !route.is_hook() {
             return;
         }
-        if has_excess {
-            return self.reject(id, Status::BadRequest, EXCESS_BYTES, now);
+        if after == After::Linger {
+            return connection.reject(Status::BadRequest, EXCESS_BYTES, &self.tracker, now);
         }
         let max_waiting = self.endpoint(listener).limits.max_waiting;
-        let is_alike =
-            |other: &Route| other.is_hook() && other.is_envoy_hook() == route.is_envoy_hook();
+        let is_alike = |other: &Route| discriminant(other) == discriminant(&route);
         let others =
             self.held(listener).filter(|c| c.id != id && c.awaited().is_some_and(is_alike));
-        let started = self.tracker.drain_started();
+        let started = self.tracker.drain_start();
         let is_paired = |admitted: Timestamp| {
             started.is_some_and(|started| {
                 admitted.max(started) - admitted.min(started) <= HOOK_PAIRING_WINDOW
@@ -54,17 +57,16 @@ impl Frontend {
             .collect();
         match admission::admit(&others, source, max_waiting) {
             Admission::Admit => {}
-            Admission::Evict(other) => self.turn_away(other, now),
-            Admission::Reject => return self.turn_away(id, now),
+            Admission::Evict(other) => self.turn_away(other, listener, now),
+            Admission::Reject => return self.turn_away(id, listener, now),
         }
         let Some(connection) = find(&mut self.connections, id) else { return };
         let ConnectionState::Waiting(request, wait) = &mut connection.state else { return };
         connection.admitted = now;
         if route.is_envoy_hook() {
             let Timeouts { start, ready } = self.timeouts;
-            connection.ready_deadline = ready.map_or(Timestamp::MAX, |ready| now + ready);
-            let due = now + start.min(HOOK_PAIRING_WINDOW);
-            connection.deadline = connection.ready_deadline.min(due);
+            let ready = ready.unwrap_or(Duration::MAX);
+            connection.deadline = now + start.min(HOOK_PAIRING_WINDOW).min(ready);
             let (waiter, awaited) = self.tracker.envoy_hook();
             connection.waiter = Some(waiter);
             request.route = Route::EnvoyHook(awaited);
@@ -76,64 +78,50 @@ impl Frontend {
         wait_for_drain(connection, &self.tracker, now);
     }
 
-    pub(super) fn turn_away(&mut self, id: ConnectionId, now: Timestamp) {
+    fn turn_away(&mut self, id: ConnectionId, listener: ListenerId, now: Timestamp) {
+        self.log_rejected_connection(listener, now);
         if let Some(connection) = find(&mut self.connections, id) {
-            let listener = connection.listener;
-            self.log_rejected_connection(listener, now);
+            connection.reject(Status::Unavailable, TOO_MANY_WAITERS, &self.tracker, now);
         }
-        self.reject(id, Status::Unavailable, TOO_MANY_WAITERS, now);
     }
 
     /// Ends what has timed out.
     pub(super) fn expire(&mut self, now: Timestamp) {
-        let due = self.connections.iter().filter(|connection| now >= connection.deadline);
-        let due: Vec<_> = due.map(|connection| connection.id).collect();
-        for id in due {
-            let Some(connection) = find(&mut self.connections, id) else { continue };
-            let listener = connection.listener;
-            let (status, body) = match &mut connection.state {
-                ConnectionState::Waiting(Request { route: Route::ExecHook(_), .. }, wait) => {
-                    *wait = Wait::Turn(Timestamp::ZERO);
-                    connection.deadline = Timestamp::MAX;
-                    continue;
-                }
+        let Self { connections, tracker, timeouts, logs, .. } = self;
+        for connection in connections.iter_mut().filter(|connection| now >= connection.deadline) {
+            let start = connection.admitted + timeouts.start;
+            let ready = connection.admitted + timeouts.ready.unwrap_or(Duration::MAX);
+            match &connection.state {
                 ConnectionState::Waiting(request, _) if !request.route.is_hook() => {
-                    (Status::Unavailable, BACKEND_SILENT)
+                    connection.reject(Status::Unavailable, BACKEND_SILENT, tracker, now);
                 }
-                ConnectionState::Waiting(..) if now >= connection.ready_deadline => {
-                    self.logs
-                        .ready_timeout
-                        .emit(now, || Record::warn(messages::READY_TIMEOUT_PASSED));
-                    (Status::InternalServerError, NOT_READY)
+                ConnectionState::Waiting(Request { route: Route::ExecHook(_), .. }, _) => {
+                    connection.deadline = Timestamp::MAX;
+                    wait_for_drain(connection, tracker, now);
                 }
-                ConnectionState::Waiting(_, Wait::Drain) if self.tracker.no_drain_active() => {
-                    let end = connection.admitted + self.timeouts.start;
-                    if now < end {
-                        self.logs.lone_hook.emit(now, || Record::warn(messages::ENVOY_HOOK_ALONE));
-                        connection.deadline = connection.ready_deadline.min(end);
+                ConnectionState::Waiting(..) if now >= ready => {
+                    logs.ready_timeout.emit(now, || Record::warn(messages::READY_TIMEOUT_PASSED));
+                    connection.reject(Status::InternalServerError, NOT_READY, tracker, now);
+                }
+                ConnectionState::Waiting(_, Wait::Drain) if tracker.no_drain_active() => {
+                    if now < start {
+                        logs.lone_hook.emit(now, || Record::warn(messages::ENVOY_HOOK_ALONE));
+                        connection.deadline = ready.min(start);
                         continue;
                     }
-                    self.logs
-                        .start_timeout
-                        .emit(now, || Record::warn(messages::START_TIMEOUT_PASSED));
-                    (Status::Unavailable, NO_DRAIN)
+                    logs.start_timeout.emit(now, || Record::warn(messages::START_TIMEOUT_PASSED));
+                    connection.reject(Status::Unavailable, NO_DRAIN, tracker, now);
                 }
+                // A drain has started, and will end, or has ended.
                 ConnectionState::Waiting(..) => {
-                    // A drain has started, and will end, or has ended.
-                    let deadline = now + self.timeouts.start;
-                    connection.deadline = connection.ready_deadline.min(deadline);
-                    continue;
+                    connection.deadline = ready.min(now + timeouts.start);
                 }
                 ConnectionState::Reading(head) if !head.is_empty() => {
-                    self.log_rejected_request(listener, Status::RequestTimeout, now);
-                    (Status::RequestTimeout, "")
+                    let rejection = Rejection::unread(Status::RequestTimeout);
+                    connection.reject_request(rejection, tracker, &mut logs.rejections, now);
                 }
-                state => {
-                    *state = ConnectionState::Closed;
-                    continue;
-                }
-            };
-            self.reject(id, status, body, now);
+                _ => connection.state = ConnectionState::Closed,
+            }
         }
     }
 }
@@ -143,13 +131,11 @@ fn wait_for_drain(connection: &mut Connection, tracker: &WaiterTracker, now: Tim
     if let ConnectionState::Waiting(request, wait @ Wait::Drain) = &mut connection.state
         && let Some(due) = tracker.answer_due(&request.route)
     {
-        let is_envoy_hook = request.route.is_envoy_hook();
         if now >= due {
             *wait = Wait::Turn(Timestamp::ZERO);
-        }
-        // An exec hook has no other.
-        if !is_envoy_hook {
-            connection.deadline = if now >= due { Timestamp::MAX } else { due };
+        } else {
+            // An exec hook, which lets Envoy's have theirs first.
+            connection.deadline = due;
         }
     }
 }

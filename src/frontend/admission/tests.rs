@@ -164,25 +164,3 @@ fn a_source_is_the_largest_if_it_has_more_than_one() {
     let late = ["10.1.1.254", "10.0.0.1"].map(source);
     assert_eq!(largest_source(&mut many.chain(late)), None, "only the first 16 are counted");
 }
-
-#[test]
-fn the_oldest_are_closed_until_the_rest_fits() {
-    // Sizes oldest first; ids count from 1.
-    for (sizes, max, expected) in [
-        (&[][..], 0, None),
-        (&[1, 1, 1], 3, None),
-        (&[1, 1, 1], 2, Some(1)),
-        (&[1, 1, 1], 1, Some(2)),
-        (&[1, 1, 1], 0, Some(3)),
-        (&[2, 0, 3, 4], 9, None),
-        (&[2, 0, 3, 4], 8, Some(1)),
-        (&[2, 0, 3, 4], 6, Some(3)),
-        (&[9, 1, 1], 2, Some(1)),
-        (&[1, 1, 9], 2, Some(3)),
-    ] {
-        let oldest_first = sizes.iter().zip(1..).map(|(size, id)| (ConnectionId(id), *size));
-        let oldest_first: Vec<_> = oldest_first.collect();
-        let found = newest_excess(&mut oldest_first.into_iter().rev(), max);
-        assert_eq!(found, expected.map(ConnectionId), "{sizes:?} in {max}");
-    }
-}

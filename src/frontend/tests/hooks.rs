@@ -216,6 +216,8 @@ fn exec_hooks_have_their_response_a_second_after_the_end_at_most() {
     harness.assert_no_backend_request();
     harness.advance(NANO);
     harness.backend_request("GET /shutdown?drain=1");
+    // Not at once: they have no deadline any more.
+    harness.assert_next_round(Some(ms(500)));
     harness.respond(200, "drained\n");
     harness.assert_response(&exec, "200", "drained\n");
     harness.assert_response(&other, "200", "");

@@ -20,8 +20,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
-use super::connection::{After, Wait};
-use super::request::Request;
+use super::connection::Wait;
+use super::request::{After, Request};
 use super::response::{PLAIN_TEXT, Response};
 use super::*;
 use crate::backend::Wire;
@@ -460,7 +460,7 @@ fn send(mut client: &Socket, text: impl AsRef<[u8]>) {
 
 /// A request that is served, as most clients send it.
 fn request_for(route: Route) -> Request {
-    Request { route, head_only: false, has_excess: false, keep_alive: false }
+    Request { route, head_only: false, after: After::Close }
 }
 
 /// A response of the backend.

@@ -129,7 +129,7 @@ fn a_waiter_came_with_the_drain_if_its_request_did() {
     let mut harness = Harness::public(Limits { max_connections: 8, ..LIMITS });
     harness.start_drain();
     // By the real clock.
-    harness.now = harness.coordinator.tracker().drain_started().expect("a drain");
+    harness.now = harness.coordinator.tracker().drain_start().expect("a drain");
     // It connects as the drain starts, and makes its request 4 s later.
     let late = harness.connect_from(1, "");
     let hook = harness.connect_from(1, SHUTDOWN);
