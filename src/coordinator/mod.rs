@@ -341,13 +341,7 @@ impl Shared {
         if let Event::Reply { call, result, .. } = event {
             state.counters.replied(*call, result, now - state.called_at, now);
         }
-        let new_before = state.machine.drain().map(|drain| drain.accepted.all);
         let Step { action, events } = state.machine.step(event, now);
-        let new = state.machine.drain().map(|drain| drain.accepted.all);
-        if let Some((before, new)) = new_before.zip(new).filter(|(before, new)| before < new) {
-            state.counters.new_connections += new - before;
-            state.counters.new_noticed = Some(now);
-        }
         for event in &events {
             state.counters.record(event, now);
             match event {

@@ -24,9 +24,7 @@ pub struct Accepted {
     polls_between: u32,
     /// The next count is the first of those below.
     starts_over: bool,
-    /// How many there were since the first count of the drain.
-    pub all: u64,
-    /// How many of them since health checks were failed, once they were.
+    /// How many have come since the drain's first count; once health checks were failed, since then.
     pub new: u64,
     /// When the latest of these was noticed: it came since the count before.
     pub noticed: Option<Timestamp>,
@@ -57,16 +55,16 @@ impl Accepted {
         self.polls_between = 0;
     }
 
-    /// The reply, which took this long; none where Envoy does not show it or did not respond.
-    pub(super) fn replied(&mut self, total: Option<u64>, took: Duration, now: Timestamp) {
+    /// The reply, which took this long; none where Envoy does not show it or did not respond. Returns how
+    /// many have come since the one before.
+    pub(super) fn replied(&mut self, total: Option<u64>, took: Duration, now: Timestamp) -> u64 {
         let Some(total) = total else {
             self.polls_between = u32::MAX;
-            return;
+            return 0;
         };
         self.polls_between = if took > CHEAP { EXPENSIVE_EVERY - 1 } else { 0 };
         // An Envoy that has restarted counts anew.
         let new = self.total.replace(total).map_or(0, |before| total.saturating_sub(before));
-        self.all += new;
         if std::mem::take(&mut self.starts_over) {
             (self.new, self.noticed, self.first) = (0, None, None);
         } else if new > 0 {
@@ -75,6 +73,7 @@ impl Accepted {
         }
         self.first = self.first.or(Some(now));
         self.counted = Some(now);
+        new
     }
 
     /// New connections in 1000 s, over the time in which they were counted; none before that.
@@ -129,11 +128,11 @@ mod tests {
             Some(s(3)),
             "they are counted now, and not at the first poll alone"
         );
-        accepted.replied(Some(110), Duration::ZERO, s(3));
-        assert_eq!((accepted.all, accepted.new, accepted.noticed), (10, 0, None));
+        let came = accepted.replied(Some(110), Duration::ZERO, s(3));
+        assert_eq!((came, accepted.new, accepted.noticed), (7, 0, None));
         assert_eq!(accepted.rate(), None);
-        accepted.replied(Some(111), Duration::ZERO, s(5));
-        assert_eq!((accepted.all, accepted.new, accepted.noticed), (11, 1, Some(s(5))));
+        let came = accepted.replied(Some(111), Duration::ZERO, s(5));
+        assert_eq!((came, accepted.new, accepted.noticed), (1, 1, Some(s(5))));
         assert_eq!(accepted.rate(), Some(500));
     }
 

@@ -51,6 +51,8 @@ pub enum DrainEvent {
     OutOfService {
         first_poll_in: Duration,
     },
+    /// So many were accepted since they were last counted.
+    NewConnections(u64),
     /// A delay has ended early, after `took`, with so much of it left; so many new connections came in it.
     Quiet {
         delay: Delay,

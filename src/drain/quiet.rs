@@ -150,7 +150,10 @@ impl Drain {
         // It keeps Envoy's main thread busy as a poll does.
         self.call_due = self.call_due.max(now + took);
         let arrivals = if let Ok(Reply::Accepted(arrivals)) = result { *arrivals } else { None };
-        self.accepted.replied(arrivals.map(|arrivals| arrivals.connections), took, now);
+        let new = self.accepted.replied(arrivals.map(|arrivals| arrivals.connections), took, now);
+        if new > 0 {
+            events.push(DrainEvent::NewConnections(new));
+        }
         let Some((delay, until)) = self.quiet_delay() else { return };
         let interval = self.quiet_interval();
         match arrivals {

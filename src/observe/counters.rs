@@ -144,6 +144,10 @@ impl Counters {
                     self.poll_errors[error.kind as usize] += 1;
                 }
             }
+            DrainEvent::NewConnections(new) => {
+                self.new_connections += new;
+                self.new_noticed = Some(now);
+            }
             DrainEvent::Polled(poll) | DrainEvent::StartupCheckPassed(poll) => {
                 self.coverage = poll.coverage;
             }
@@ -234,6 +238,17 @@ mod tests {
             counters.replied(call, &result, Duration::ZERO, at(100));
             assert_eq!((counters.envoy, counters.envoy_seen), (EnvoyState::Live, seen), "{call:?}");
         }
+    }
+
+    #[test]
+    fn new_connections_are_counted_over_all_drains_with_the_time_of_the_latest() {
+        let mut counters = Counters::default();
+        for (new, seconds) in [(3, 1), (4, 5)] {
+            let at = NOW + Duration::from_secs(seconds);
+            counters.record(&DrainEvent::NewConnections(new), at);
+            assert_eq!(counters.new_noticed, Some(at));
+        }
+        assert_eq!(counters.new_connections, 7);
     }
 
     #[test]

@@ -137,6 +137,7 @@ impl DrainLog {
             DrainEvent::CallFailed { call, error } => {
                 return records.extend(self.call_failed(*call, error, machine));
             }
+            DrainEvent::NewConnections(_) => return,
             DrainEvent::OutOfService { .. } if self.reverts.is_limiting() => return,
             DrainEvent::OutOfService { first_poll_in } => {
                 info(messages::OUT_OF_SERVICE).with("first_poll_in", whole(*first_poll_in))
