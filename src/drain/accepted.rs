@@ -1,5 +1,5 @@
 //! New connections that Envoy has accepted in a drain: while there are some, a balancer or a client
-//! still sends to it. This is shown, and ends no drain; [`super::quiet`] has what may end a delay.
+//! still sends to it. This is shown, and ends no drain; [`super::delays`] has what may end a delay.
 
 use std::time::Duration;
 

@@ -37,6 +37,7 @@
 
 mod accepted;
 mod confirmation;
+mod delays;
 mod event;
 mod machine;
 mod outcome;
