@@ -116,6 +116,10 @@ impl Drain {
     /// The reply to a poll: the stage's own, or that of a hurried drain in another stage.
     fn polled(&mut self, mut poll: Poll, now: Timestamp, events: &mut Events) {
         let hidden = self.hides_listeners();
+        if !self.hidden.uncounted.is_empty() {
+            // What is theirs was not added, and which that is cannot be told.
+            poll = poll.without_subtraction();
+        }
         if let Some(total) = poll.total.filter(|_| hidden) {
             poll.open = poll.open.max(total.connections);
         }

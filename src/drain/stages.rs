@@ -497,7 +497,7 @@ impl Drain {
     /// Whether a later poll tells what holds the drain as its own polls did.
     pub(super) fn counts_plainly(&self) -> bool {
         let requests_hidden = self.may_hide && self.options.wait_for == WaitFor::Requests;
-        !self.hides_listeners() && !requests_hidden
+        !self.hides_listeners() && self.hidden.uncounted.is_empty() && !requests_hidden
     }
 
     /// The time that a call may take: the drain ends with its timeout.

@@ -152,10 +152,18 @@ impl AdminCall<'_> {
 
     fn read_stats(&self, mut parser: StatsParser<'_>) -> Result<Poll, AdminError> {
         self.send("GET", stats::REQUEST, &[200], &mut |piece| parser.push(piece))?;
-        let Observation { open, in_use, subtracted, live, coverage, total, breakdown } =
-            parser.finish().map_err(|reason| {
-                self.error(AdminErrorKind::Content, "GET", stats::REQUEST, &reason.to_string())
-            })?;
+        let Observation {
+            open,
+            unsubtracted,
+            in_use,
+            subtracted,
+            live,
+            coverage,
+            total,
+            breakdown,
+        } = parser.finish().map_err(|reason| {
+            self.error(AdminErrorKind::Content, "GET", stats::REQUEST, &reason.to_string())
+        })?;
         let health = match live {
             Some(true) => Health::Live,
             Some(false) => Health::Draining,
@@ -163,7 +171,7 @@ impl AdminCall<'_> {
             None => self.check_ready()?,
         };
         let breakdown = Box::new(breakdown);
-        Ok(Poll { open, in_use, subtracted, coverage, health, total, breakdown })
+        Ok(Poll { open, unsubtracted, in_use, subtracted, coverage, health, total, breakdown })
     }
 
     /// Listeners first: one that is added in between has a gauge then, and does not look hidden.

@@ -17,6 +17,9 @@
 //! may have one of these gauges. A gauge that looks like another address may be that of a removed
 //! listener, whose connections are still open: it cannot stand for a listed one, but makes it
 //! uncertain.
+//!
+//! Listeners that are not counted need a gauge as well: by that it is known which connections are not
+//! to be subtracted. An internal one's is `listener.envoy_internal_NAME…`, if it has no `stat_prefix`.
 
 use super::HiddenListeners;
 use super::stats::{Exclusions, Gauge, INTERNAL, Lines, ListenerGauges, ReadLines};
@@ -34,8 +37,9 @@ const MAX_ADDRESS: usize = 128;
 /// A listener of `/listeners`.
 struct Listed {
     name: Vec<u8>,
-    /// Whether it has a gauge, or is not counted.
-    is_settled: bool,
+    has_gauge: bool,
+    /// Whether it is excluded or internal.
+    is_uncounted: bool,
 }
 
 /// All listeners' gauges.
@@ -78,25 +82,30 @@ impl<'a> GaugeNames<'a> {
         }
         let (listeners, _) = self.gauges.finish();
         // Sorted, with whether a listener has it.
-        let mut gauges: Vec<(&[u8], bool)> = listeners
+        let (internal, mut gauges): (Vec<_>, Vec<_>) = listeners
             .iter()
             // Workers' copies of the admin interface's gauge are a listener's of that name.
             .filter(|gauge| gauge.cx.is_some() || *gauge.name == *b"admin")
-            .filter(|gauge| !gauge.name.starts_with(INTERNAL))
             .map(|gauge| (&*gauge.name, false))
-            .collect();
+            .partition(|(name, _)| name.starts_with(INTERNAL));
         let mut listed: Vec<Listed> = Vec::new();
         for line in body.split(|byte| *byte == b'\n') {
             // Part of a name may be before it, if that has a line break in it.
             let Some((name, address)) = split(line) else { continue };
-            let mut is_settled = address.starts_with(b"envoy://")
+            let is_internal = address.starts_with(b"envoy://");
+            let is_uncounted = is_internal
                 || self.exclusions.excludes(name)
                 || self.exclusions.excludes(&gauge_name(address));
-            is_settled |= match_gauge(line, &mut gauges);
+            let of_internal = is_internal.then(|| [INTERNAL, &gauge_name(name)].concat());
+            let has_gauge = match_gauge(line, &mut gauges)
+                || internal.iter().any(|(gauge, _)| Some(*gauge) == of_internal.as_deref());
             match listed.last_mut() {
                 // Only the first of its addresses names its gauge.
-                Some(last) if last.name == name => last.is_settled |= is_settled,
-                _ => listed.push(Listed { name: name.to_vec(), is_settled }),
+                Some(last) if last.name == name => {
+                    last.has_gauge |= has_gauge;
+                    last.is_uncounted |= is_uncounted;
+                }
+                _ => listed.push(Listed { name: name.to_vec(), has_gauge, is_uncounted }),
             }
         }
         if listed.is_empty() && !body.trim_ascii().is_empty() {
@@ -107,13 +116,15 @@ impl<'a> GaugeNames<'a> {
             left += 1;
             prefixes += usize::from(port_0(name).is_none());
         }
-        let hidden = listed.into_iter().filter(|listener| !listener.is_settled);
-        let names: Vec<String> =
-            hidden.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect();
-        if !self.sees_listeners || names.len() <= prefixes {
+        listed.retain(|listener| !listener.has_gauge);
+        if !self.sees_listeners || listed.len() <= prefixes {
             return Ok(HiddenListeners::default());
         }
-        Ok(HiddenListeners { names, certain: left == 0 })
+        let named = |is_uncounted| {
+            let listed = listed.iter().filter(|listener| listener.is_uncounted == is_uncounted);
+            listed.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect()
+        };
+        Ok(HiddenListeners { names: named(false), certain: left == 0, uncounted: named(true) })
     }
 }
 

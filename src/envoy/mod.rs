@@ -82,6 +82,8 @@ pub type CallResult = Result<Reply, AdminError>;
 pub struct Poll {
     /// Open downstream connections.
     pub open: u64,
+    /// The same where nothing may be subtracted.
+    pub unsubtracted: u64,
     /// What holds a drain that waits for requests.
     pub in_use: u64,
     /// Whether connections were subtracted for it, which may be wrong in a single poll.
@@ -111,6 +113,15 @@ impl Poll {
         }
     }
 
+    /// The same poll where nothing may be subtracted.
+    pub fn without_subtraction(mut self) -> Self {
+        let kinds = &mut self.breakdown.kinds;
+        kinds.tcp = kinds.tcp.saturating_add(self.unsubtracted.saturating_sub(self.open));
+        (self.open, self.in_use) = (self.unsubtracted, self.unsubtracted);
+        self.subtracted = false;
+        self
+    }
+
     /// HTTP connections, upgraded ones included.
     pub const fn http(&self) -> u64 {
         self.breakdown.kinds.http.saturating_add(self.breakdown.kinds.upgraded)
@@ -135,6 +146,8 @@ pub struct HiddenListeners {
     pub names: Vec<String>,
     /// Whether all of these are hidden; else some are, or share another's `stat_prefix`.
     pub certain: bool,
+    /// Those that are not counted, excluded or internal ones: which connections are theirs is unknown.
+    pub uncounted: Vec<String>,
 }
 
 #[cfg(test)]
@@ -143,6 +156,15 @@ impl Poll {
     pub fn of(open: u64, health: Health) -> Self {
         let coverage = StatsCoverage::Everything;
         let breakdown = Box::default();
-        Self { open, in_use: open, subtracted: false, coverage, health, total: None, breakdown }
+        Self {
+            open,
+            unsubtracted: open,
+            in_use: open,
+            subtracted: false,
+            coverage,
+            health,
+            total: None,
+            breakdown,
+        }
     }
 }

@@ -18,7 +18,7 @@
 //!   the sum is used, where it is larger. UDP sessions are neither counted nor waited for: they end
 //!   by their idle timeout alone.
 //! - **Excluded prefixes** are those of scrapes and health checks. Their connections are subtracted,
-//!   less those of excluded listeners, which were not added.
+//!   less those of excluded and of internal listeners, which were not added.
 //! - **A floor.** A listener may hide its own gauges, and HTTP connections show all the same. The sum
 //!   is never less than `http.PREFIX.downstream_cx_active` over the other prefixes, less the
 //!   connections of internal listeners, and of excluded listeners as far as they are more than the
@@ -44,7 +44,8 @@
 //! 3 % at 3,400 a second, `just race`). [`Observation::subtracted`] says whether it could: then one poll alone must
 //! not end a drain.
 //!
-//! A listener that hides all of its gauges shows in no poll: see [`super::listeners`]. Then
+//! A listener that hides all of its gauges shows in no poll: see [`super::listeners`]. If it is an
+//! excluded or an internal one, nothing can be subtracted, since what is its own was not added. Else
 //! `server.total_connections` is a second count, of all workers: hidden listeners, scrapes and internal
 //! listeners included, silent clients and the admin interface not. Envoy refreshes it with
 //! `server.uptime` at each flush of its stats, every 5 s by default.
@@ -106,6 +107,8 @@ pub const INTERNAL: &[u8] = b"envoy_internal_";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
     pub open: u64,
+    /// What is open where nothing may be subtracted.
+    pub unsubtracted: u64,
     /// What holds a drain that waits for requests: those in flight, and connections that are not HTTP.
     pub in_use: u64,
     /// Whether less is open than without what was subtracted.
@@ -261,9 +264,10 @@ impl<'a> StatsParser<'a> {
             }
         }
         let scraped = self.excluded_http.iter().fold(0_u64, |sum, (_, cx)| sum.saturating_add(*cx));
-        // An excluded listener's connections may be the very ones that an excluded prefix
+        // An excluded or internal listener's connections may be the very ones that an excluded prefix
         // counts; they were not added, so they must not be subtracted either.
-        let of_listeners = counted.saturating_sub(scraped.saturating_sub(excluded));
+        let not_added = excluded.saturating_add(internal);
+        let of_listeners = counted.saturating_sub(scraped.saturating_sub(not_added));
         let others = excluded.saturating_sub(scraped).saturating_add(internal);
         let http = all_http.connections.saturating_sub(others);
         let shown = of_listeners.max(http);
@@ -279,6 +283,7 @@ impl<'a> StatsParser<'a> {
         let in_use = (shown - http).saturating_add(requests);
         Ok(Observation {
             open: shown.saturating_add(self.parent),
+            unsubtracted: counted.max(http).saturating_add(self.parent),
             in_use: in_use.saturating_add(self.parent),
             subtracted: shown < counted.max(all_http.connections),
             live: self.live,

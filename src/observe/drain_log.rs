@@ -258,13 +258,13 @@ impl DrainLog {
     }
 
     /// Names the listeners without gauges, unless that was logged before.
-    fn listeners_compared(&mut self, hidden: &HiddenListeners) -> Option<Record> {
+    fn listeners_compared(&mut self, hidden: &HiddenListeners) -> Vec<Record> {
         if self.hidden == *hidden {
-            return None;
+            return Vec::new();
         }
         self.hidden = hidden.clone();
-        let record = Record::warn(messages::hidden_listeners(hidden)?);
-        Some(record.with("listeners", hidden.names.join(", ")))
+        let all = messages::hidden_listeners(hidden).into_iter();
+        all.map(|(message, names)| Record::warn(message).with("listeners", names)).collect()
     }
 
     fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {
@@ -343,7 +343,8 @@ impl DrainLog {
             StatsCoverage::HttpOnly => Some("connections that are not HTTP".to_owned()),
             _ => None,
         };
-        let hidden = Some(self.hidden.names.join(", ")).filter(|names| !names.is_empty());
+        let hidden = [&*self.hidden.names, &*self.hidden.uncounted].concat().join(", ");
+        let hidden = Some(hidden).filter(|names| !names.is_empty());
         // What the connections were that are cut now.
         let polled = ended.last_poll.as_ref().filter(|_| kind != OutcomeKind::NoEnvoyHook);
         let breakdown = polled.map(|(poll, _)| &poll.breakdown);

@@ -126,6 +126,9 @@ pub const LISTENERS_PERHAPS_WITHOUT_GAUGES: &str = "some of these listeners have
 pub const REQUESTS_HIDDEN: &str = "Envoy's stats do not show the requests in flight of an HTTP stat \
     prefix, so its connections hold the drain as with --wait-for=connections. There was no request since \
     Envoy's start, or stats_config hides http.*.downstream_rq_active";
+pub const UNCOUNTED_WITHOUT_GAUGES: &str = "excluded or internal listeners have no gauges in Envoy's stats, \
+    so that nothing can be subtracted for them: excluded HTTP prefixes and idle connections hold a drain, \
+    too. Check the stats_matcher of the listener and of stats_config";
 pub const TOTAL_HIDDEN: &str = "server.total_connections and server.uptime are not in Envoy's stats, and \
     listeners without gauges are counted by nothing else: this drain does not end as drained. Let \
     stats_config show both";
@@ -180,13 +183,15 @@ pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
     }
 }
 
-/// What it means that some of Envoy's listeners have no gauges.
-pub const fn hidden_listeners(hidden: &HiddenListeners) -> Option<&'static str> {
-    match (hidden.names.is_empty(), hidden.certain) {
-        (true, _) => None,
-        (false, true) => Some(LISTENERS_WITHOUT_GAUGES),
-        (false, false) => Some(LISTENERS_PERHAPS_WITHOUT_GAUGES),
-    }
+/// What it means that some of Envoy's listeners have no gauges, each with their names.
+pub fn hidden_listeners(hidden: &HiddenListeners) -> Vec<(&'static str, String)> {
+    let counted = match hidden.certain {
+        true => LISTENERS_WITHOUT_GAUGES,
+        false => LISTENERS_PERHAPS_WITHOUT_GAUGES,
+    };
+    let all = [(counted, &hidden.names), (UNCOUNTED_WITHOUT_GAUGES, &hidden.uncounted)];
+    let some = all.into_iter().filter(|(_, names)| !names.is_empty());
+    some.map(|(message, names)| (message, names.join(", "))).collect()
 }
 
 #[cfg(test)]

@@ -137,8 +137,8 @@ impl Snapshot {
     /// What cannot be seen in Envoy's stats.
     pub(super) fn stats_hidden(&self) -> Option<String> {
         let Counters { coverage, hidden, .. } = &self.counters;
-        let listeners = messages::hidden_listeners(hidden)
-            .map(|message| format!("{}: {message}", hidden.names.join(", ")));
+        let listeners = messages::hidden_listeners(hidden).into_iter();
+        let listeners = listeners.map(|(message, names)| format!("{names}: {message}"));
         let family = messages::hidden_stats(*coverage).map(str::to_owned);
         let texts: Vec<_> = family.into_iter().chain(listeners).collect();
         Some(texts.join("; ")).filter(|text| !text.is_empty())

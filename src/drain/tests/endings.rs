@@ -1,7 +1,7 @@
 //! No drain ends on a guess: what makes an end, and whose end it is.
 
 use super::*;
-use crate::cli::options::DrainOption;
+use crate::cli::options::{DrainOption, WaitFor};
 use crate::envoy::ServerTotal;
 
 /// A drain that has been polled for the first time: health checks are failed, listeners compared.
@@ -27,6 +27,37 @@ fn a_count_from_which_something_was_subtracted_ends_nothing_alone() {
     let mut machine = waiting(options(), HiddenListeners::default());
     let now = three_polls(&mut machine, &polled(0, true), s(0));
     assert_eq!(step(&mut machine, &polled(0, true), now), Action::Finish(DRAINED));
+}
+
+#[test]
+fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
+    for wait_for in [WaitFor::Connections, WaitFor::Requests] {
+        let uncounted = vec!["stats".to_owned()];
+        let hidden = HiddenListeners { uncounted, ..HiddenListeners::default() };
+        let mut machine = waiting(Options { wait_for, ..options() }, hidden);
+        let poll =
+            |unsubtracted| Poll { unsubtracted, subtracted: true, ..Poll::of(0, Health::Draining) };
+        let two = reply(1, Reply::Stats(poll(2)));
+        assert!(matches!(step(&mut machine, &two, s(0)), Action::SleepUntil(_)), "{wait_for:?}");
+        let last = machine.drain().and_then(|drain| drain.last_poll.clone()).unwrap();
+        let kinds = &last.breakdown.kinds;
+        assert_eq!((last.open, last.in_use, kinds.tcp), (2, 2, 2), "{wait_for:?}");
+        assert_eq!(step(&mut machine, &Event::Tick, s(5)), POLL);
+        let none = reply(1, Reply::Stats(poll(0)));
+        let mut next = step(&mut machine, &none, s(5));
+        // One that waits for requests polls again, a second later too.
+        let mut now = s(5);
+        while let Action::SleepUntil(at) = next {
+            now = at.since_boot();
+            assert_eq!(step(&mut machine, &Event::Tick, now), POLL);
+            next = step(&mut machine, &none, now);
+        }
+        assert_eq!(next, Action::Finish(DRAINED), "{wait_for:?}");
+        // What a later poll shows is no plain count either.
+        step(&mut machine, &Event::Finished, now);
+        assert_eq!(machine.start(options(), at(now)), DrainStart::Started(2));
+        assert!(!machine.drain().is_some_and(Drain::confirms_outcome), "{wait_for:?}");
+    }
 }
 
 /// Three that must be confirmed, and the time of the fourth. The pauses between them differ, as what
@@ -72,7 +103,7 @@ fn a_failed_poll_breaks_the_row_whether_it_was_refused_or_not() {
 }
 
 fn hidden() -> HiddenListeners {
-    HiddenListeners { names: vec!["web".to_owned()], certain: true }
+    HiddenListeners { names: vec!["web".to_owned()], certain: true, uncounted: Vec::new() }
 }
 
 #[test]

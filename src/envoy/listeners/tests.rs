@@ -34,7 +34,7 @@ fn hidden_in(
 
 fn hidden(names: &[&str], certain: bool) -> Result<HiddenListeners, &'static str> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(HiddenListeners { names, certain })
+    Ok(HiddenListeners { names, certain, uncounted: Vec::new() })
 }
 
 #[test]
@@ -72,8 +72,14 @@ fn listeners_are_hidden_if_nothing_can_be_their_gauge() {
         ("multi::127.0.0.1:1\nmulti::127.0.0.1:2\n".to_owned(), vec![], hidden(&["multi"], true)),
         // Internal listeners are not counted, and their gauges stand for no other.
         ("inner::envoy://inner/\n".to_owned(), vec!["envoy_internal_inner"], none()),
-        ("inner::envoy://inner/\n".to_owned(), vec![], none()),
+        ("inner::envoy://inner/\n".to_owned(), vec![], uncounted(&[], &["inner"])),
+        (
+            "a::envoy://a/\nb::envoy://b/\n".to_owned(),
+            vec!["envoy_internal_a"],
+            uncounted(&[], &["b"]),
+        ),
         (WEB.to_owned(), vec!["envoy_internal_inner"], hidden(&["web"], true)),
+        ("inner::envoy://inner/\n".to_owned(), vec!["its.stat_prefix"], none()),
     ] {
         assert_eq!(hidden_with(&listeners, &gauges, &[]), expected, "{listeners}{gauges:?}");
     }
@@ -109,18 +115,29 @@ fn names_and_addresses_may_hold_anything() {
     assert_eq!(hidden_with(&long, &["127.0.0.1_80"], &[]), hidden(&[], false));
 }
 
+fn uncounted(names: &[&str], uncounted: &[&str]) -> Result<HiddenListeners, &'static str> {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    Ok(HiddenListeners { names: owned(names), certain: true, uncounted: owned(uncounted) })
+}
+
 #[test]
-fn what_is_not_counted_is_not_hidden() {
+fn what_is_not_counted_is_hidden_apart_from_the_others() {
     let listeners = "stats::0.0.0.0:8002\nready::[::]:19001\nweb::0.0.0.0:8080\n";
-    for (excluded, names) in [
-        (vec![], vec!["stats", "web"]),
-        (vec!["0.0.0.0_8002"], vec!["web"]),
-        (vec!["stats"], vec!["web"]),
-        (vec!["0.0.0.0:8002", "0.0.0.0_800"], vec!["stats", "web"]),
+    for (excluded, names, not_counted) in [
+        (vec![], vec!["stats", "web"], vec!["ready"]),
+        (vec!["0.0.0.0_8002"], vec!["web"], vec!["stats", "ready"]),
+        (vec!["stats"], vec!["web"], vec!["stats", "ready"]),
+        (vec!["0.0.0.0:8002", "0.0.0.0_800"], vec!["stats", "web"], vec!["ready"]),
     ] {
         let found = hidden_with(listeners, &[], &excluded);
-        assert_eq!(found, hidden(&names, true), "{excluded:?}");
+        assert_eq!(found, uncounted(&names, &not_counted), "{excluded:?}");
+        let all = ["0.0.0.0_8002", "[__]_19001", "0.0.0.0_8080"];
+        assert_eq!(hidden_with(listeners, &all, &excluded), hidden(&[], false), "{excluded:?}");
     }
+    // One gauge for two listeners: either may have it.
+    let two = "stats::0.0.0.0:8002\nweb::0.0.0.0:8080\n";
+    let found = hidden_with(two, &["my.prefix"], &["stats"]).unwrap();
+    assert_eq!((found.names, found.uncounted), (vec!["web".to_owned()], vec!["stats".to_owned()]));
     // Its gauge is excluded by its stat_prefix, and is there.
     assert_eq!(hidden_with("m::127.0.0.1:1\n", &["metrics"], &["metrics"]), hidden(&[], false));
 }

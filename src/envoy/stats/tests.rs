@@ -430,6 +430,7 @@ fn http_connections_are_a_floor() {
     let hidden = "http.a.downstream_cx_active: 3\n";
     let tcp = "listener.t.downstream_cx_active: 2\n";
     let scrape = "listener.s.downstream_cx_active: 1\nhttp.stats.downstream_cx_active: 1\n";
+    let scrapes = "listener.s.downstream_cx_active: 4\nhttp.stats.downstream_cx_active: 4\n";
     // An excluded listener with HTTP connections under a prefix that is not.
     let excluded = "listener.x.downstream_cx_active: 3\nlistener.x.downstream_pre_cx_active: 1\n";
     let internal = "listener.envoy_internal_x.downstream_cx_active: 3\n\
@@ -450,8 +451,10 @@ fn http_connections_are_a_floor() {
         (vec![hidden, internal, tcp], (2, true)),
         // One excluded prefix's connection may be one of the excluded listener's.
         (vec![hidden, excluded, "http.stats.downstream_cx_active: 1\n"], (1, true)),
-        // Internal connections are not taken for scrapes.
-        (vec![internal, scrape, tcp], (2, true)),
+        // A scrape may be one of an internal listener, whose connections were not added.
+        (vec![internal, scrape, tcp], (3, false)),
+        (vec![internal, "http.stats.downstream_cx_active: 3\n", tcp], (2, false)),
+        (vec![internal, scrapes, tcp], (5, true)),
     ] {
         assert_eq!(observe(&parts.concat(), &["x"]), expected, "{parts:?}");
     }

@@ -293,8 +293,11 @@ fn the_line_shows_a_waiting_hook_what_it_waits_for() {
 #[test]
 fn listeners_that_cannot_be_seen_are_named() {
     let mut snapshot = idle();
-    snapshot.counters.hidden =
-        HiddenListeners { names: vec!["web".to_owned(), "tls \"x\"".to_owned()], certain: true };
+    snapshot.counters.hidden = HiddenListeners {
+        names: vec!["web".to_owned(), "tls \"x\"".to_owned()],
+        certain: true,
+        uncounted: Vec::new(),
+    };
     let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
     assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));
     let json: serde_json::Value = serde_json::from_str(&snapshot.json()).unwrap();

@@ -85,6 +85,31 @@ fn a_hidden_listener_is_named_and_its_connections_are_waited_for() {
 }
 
 #[test]
+fn a_scrape_of_an_excluded_listener_that_is_hidden_takes_no_other_connection_off() {
+    // Its HTTP gauges show.
+    let config = "stats_matcher: { exclusion_list: { patterns: [{ prefix: listener.stats. }] } }";
+    let rows = named([("connections", ()), ("requests", ())]);
+    for_each_case_with_envoy(rows, |wait_for, ()| {
+        let envoy = Envoy::builder().tcp("web").stats_listener().stats_config(config);
+        let envoy = envoy.bootstrap("stats_flush_interval: 0.5s").start();
+        let options = ["--exclude=stats".to_owned(), format!("--wait-for={wait_for}")];
+        let sidecar = Sidecar::builder().beside(&envoy).args(options).start();
+        let (client, scrape) = (connect_to(&envoy, "web"), KeptAlive::open(envoy.port("stats")));
+        envoy.wait_stat("http.stats.downstream_cx_active", 1);
+        let mut hook = sidecar.hook(&[]);
+        sidecar.wait_log(logged(UNCOUNTED_WITHOUT_GAUGES).with("listeners", "stats"));
+        let polls = sidecar.metric("polls_total");
+        wait_until("ten polls more", || {
+            hook.assert_running();
+            sidecar.metric("polls_total") >= polls + 10
+        });
+        assert!(client.echoes());
+        drop((client, scrape));
+        assert_exits(&mut hook, 0, "drained");
+    });
+}
+
+#[test]
 fn a_drain_with_a_hidden_listener_that_nothing_counts_does_not_end_as_drained() {
     let config = r#"stats_matcher: { inclusion_list: { patterns: [
         { prefix: "listener.admin." }, { prefix: "http." }] } }"#;
