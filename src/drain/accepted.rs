@@ -19,8 +19,7 @@ pub struct Accepted {
     pub(super) due: Option<Timestamp>,
     /// Envoy's count of all since its start, as last seen.
     total: Option<u64>,
-    /// Polls to come without another count; `u32::MAX`: all of them, since Envoy does not show it, or did
-    /// not respond.
+    /// Polls to come without another count; `u32::MAX`: all of them, since Envoy does not show it.
     polls_between: u32,
     /// The next count is the first of those below.
     starts_over: bool,
@@ -55,8 +54,13 @@ impl Accepted {
         self.polls_between = 0;
     }
 
-    /// The reply, which took this long; none where Envoy does not show it or did not respond. Returns how
-    /// many have come since the one before.
+    /// There was no reply, which may take as long each time.
+    pub(super) fn failed(&mut self) {
+        self.polls_between = EXPENSIVE_EVERY - 1;
+    }
+
+    /// The reply, which took this long; none where Envoy does not show it. Returns how many have come since
+    /// the one before.
     pub(super) fn replied(&mut self, total: Option<u64>, took: Duration, now: Timestamp) -> u64 {
         let Some(total) = total else {
             self.polls_between = u32::MAX;
@@ -94,6 +98,22 @@ mod tests {
 
     fn s(seconds: u64) -> Timestamp {
         Timestamp::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn one_that_failed_is_repeated_with_the_twelfth_poll_and_one_that_is_hidden_is_not() {
+        let mut accepted = Accepted::default();
+        accepted.replied(Some(3), Duration::ZERO, s(0));
+        accepted.failed();
+        for poll in 1..=12 {
+            accepted.polled(CHEAP, s(poll));
+            assert_eq!(accepted.due, (poll == 12).then(|| s(12)), "at poll {poll}");
+        }
+        assert_eq!(accepted.replied(Some(10), Duration::ZERO, s(12)), 7, "what came meanwhile");
+        accepted.due = None;
+        accepted.replied(None, Duration::ZERO, s(13));
+        (14..100).for_each(|poll| accepted.polled(CHEAP, s(poll)));
+        assert_eq!(accepted.due, None);
     }
 
     #[test]

@@ -55,9 +55,13 @@ impl Drain {
         // It keeps Envoy's main thread busy as a poll does.
         self.call_due = self.call_due.max(now + took);
         let arrivals = if let Ok(Reply::Accepted(arrivals)) = result { *arrivals } else { None };
-        let new = self.accepted.replied(arrivals.map(|arrivals| arrivals.connections), took, now);
-        if new > 0 {
-            events.push(DrainEvent::NewConnections(new));
+        let connections = arrivals.map(|arrivals| arrivals.connections);
+        match result {
+            Err(_) => self.accepted.failed(),
+            Ok(_) => match self.accepted.replied(connections, took, now) {
+                0 => {}
+                new => events.push(DrainEvent::NewConnections(new)),
+            },
         }
         let Some((delay, until)) = self.quiet_delay() else { return };
         let interval = self.quiet_interval();

@@ -66,6 +66,8 @@ pub struct Drain {
     pub(super) envoy_starting: bool,
     /// A signal has come while this drain was in progress.
     pub(super) hurried: bool,
+    /// An operator ends it, once there was a try to fail health checks.
+    pub(super) released: bool,
     /// Whether connections were counted, or that was tried. In a delay it is, for the number alone: if the grace period ends
     /// there, Envoy mostly does before another poll (6 of 8 times on a cluster), and what was cut would
     /// not be known.
@@ -174,6 +176,7 @@ impl Drain {
             never_responded: false,
             envoy_starting: false,
             hurried: false,
+            released: false,
             counted: false,
             listener_check: ListenerCheck::due(now),
             hidden,
@@ -258,11 +261,17 @@ impl Drain {
 
     /// Ends the drain as its timeout would. Returns whether a step is due: not where it ends already.
     pub(super) fn release(&mut self) -> bool {
-        let ends = matches!(self.stage, Stage::Ending(_));
-        if !ends {
-            self.stage = Stage::Ending(self.outcome(OutcomeKind::Released));
+        match self.stage {
+            Stage::Ending(_) => return false,
+            // One try to fail health checks is owed: clients are to be told before Envoy ends.
+            Stage::DrainDelay { .. } => {
+                self.released = true;
+                self.set_deadline();
+            }
+            Stage::Failing { attempts: 0 } => self.released = true,
+            _ => self.stage = Stage::Ending(self.outcome(OutcomeKind::Released)),
         }
-        !ends
+        true
     }
 
     /// A client of the control socket wants to see the drain. Returns whether a step is due.
@@ -325,7 +334,9 @@ impl Drain {
                     self.end_stage(awaited, now);
                 }
                 Due::Deadline => {
-                    self.stage = Stage::Ending(self.outcome(OutcomeKind::TimedOut));
+                    let kind =
+                        if self.released { OutcomeKind::Released } else { OutcomeKind::TimedOut };
+                    self.stage = Stage::Ending(self.outcome(kind));
                 }
                 Due::Watch => {
                     self.watching = true;
@@ -461,7 +472,8 @@ impl Drain {
     }
 
     pub(super) fn set_deadline(&mut self) {
-        self.deadline = self.options.drain_timeout.map(|timeout| self.started + timeout);
+        let timeout = if self.released { Some(Duration::ZERO) } else { self.options.drain_timeout };
+        self.deadline = timeout.map(|timeout| self.started + timeout);
     }
 
     pub(super) fn drain_listeners_at(&mut self, time: Timestamp) {

@@ -121,7 +121,7 @@ fn resolve_paths(overrides: &mut Overrides) -> Vec<String> {
                     .and_then(|address| resolve_admin(&address))
                     .map(|address| address.to_string())
             }
-            DrainOption::ReadyFile => absolute(&text)
+            DrainOption::ReadyFile | DrainOption::InjectedResource => absolute(&text)
                 .ok()
                 .and_then(|path| path.into_os_string().into_string().ok())
                 .ok_or("relative to a working directory that is gone or not UTF-8"),

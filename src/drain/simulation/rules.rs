@@ -24,8 +24,8 @@ impl World {
                 let came_late = drain.hurried && !drain.arrivals.is_empty();
                 assert!(!options.require_envoy_hook || self.envoys_hook_came() || came_late);
                 let delay = options.drain_timeout.unwrap_or(Duration::MAX).min(options.delay());
-                let quiet = drain.quiet_before_failing;
-                assert!(quiet || now >= drain.began + delay, "failed too early");
+                let ended_early = drain.quiet_before_failing || drain.released;
+                assert!(ended_early || now >= drain.began + delay, "failed too early");
                 let interval = options.check_interval.min(MAX_READY_INTERVAL);
                 let interval = if drain.hurried { Duration::ZERO } else { interval };
                 let again = drain.failed_at.map_or(Timestamp::ZERO, |failed| failed + interval);
@@ -37,9 +37,9 @@ impl World {
                 assert!(self.is_awaited(), "what cannot be undone, while no client waits");
                 let early = !options.health_check_failure_delay.is_zero();
                 assert!(early || drain.failed_at.is_some(), "before health checks were failed");
-                let quiet = drain.quiet_before_failing;
+                let ended_early = drain.quiet_before_failing || drain.released;
                 assert!(
-                    quiet || now >= drain.began + options.drain_delay,
+                    ended_early || now >= drain.began + options.drain_delay,
                     "within the drain delay"
                 );
                 assert!(!drain.reverted, "before health checks were failed again");
@@ -212,7 +212,10 @@ impl World {
                     self.assert_settled();
                 }
             }
-            OutcomeKind::Released => assert!(drain.released, "released by no client"),
+            OutcomeKind::Released => {
+                assert!(drain.released, "released by no client");
+                assert!(drain.tried || !drain.owes_try, "released while clients are not told");
+            }
             OutcomeKind::TimedOut => {
                 let timeout = timeout.expect("timed out without a timeout");
                 assert!(self.now >= drain.began + timeout, "timed out too early");

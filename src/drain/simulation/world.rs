@@ -80,6 +80,8 @@ pub struct Seen {
     pub quiet_before_failing: bool,
     pub quiet_since_failing: bool,
     pub released: bool,
+    /// It was released when health checks were yet to be failed.
+    pub owes_try: bool,
     pub refused: Vec<Timestamp>,
 }
 
@@ -155,7 +157,12 @@ impl World {
             2 | 3 => self.waiter(),
             4 if self.random.one_in(4) => self.signal(),
             6 if self.random.one_in(8) => {
-                self.drain.released |= self.machine.release().is_some();
+                let phase = self.machine.phase();
+                if self.machine.release().is_some() {
+                    self.drain.released = true;
+                    self.drain.owes_try |=
+                        matches!(phase, Phase::DrainDelay | Phase::FailingHealthChecks);
+                }
             }
             7 if self.random.one_in(4) => self.restore_asked |= self.machine.restore(),
             8 => {

@@ -13,6 +13,7 @@ fn a_release_ends_a_drain_in_any_phase_with_what_was_open() {
         scenario.run_to(when);
         assert_eq!(scenario.machine.release(), Some(1));
         scenario.run_to(when);
+        assert!(matches!(scenario.envoy, Envoy::Draining(3)), "not told, after {when:?}");
         assert_eq!(ended(&scenario), Some(Outcome::released(open)), "after {when:?}");
         assert_eq!(scenario.machine.phase(), Phase::Ended);
         assert_eq!(scenario.machine.release(), None, "it has ended");
@@ -46,6 +47,17 @@ fn a_release_in_a_call_holds_whatever_the_call_brings() {
     let poll = Reply::Stats(Poll::of(7, Health::Draining));
     let action = step(&mut machine, &reply(1, poll), s(1));
     assert_eq!(action, Action::Finish(Outcome::released(Some(7))), "the latest count");
+}
+
+#[test]
+fn a_release_is_owed_one_try_to_fail_health_checks_and_no_more() {
+    let mut machine = machine(true);
+    machine.start(Options { drain_delay: s(60), ..options() }, at(s(0)));
+    step(&mut machine, &Event::Tick, s(0));
+    assert_eq!(machine.release(), Some(1));
+    assert_eq!(step(&mut machine, &Event::Tick, s(1)), Action::Call(Call::FailHealthChecks));
+    let failed = failure(1, Call::FailHealthChecks, AdminErrorKind::Timeout);
+    assert_eq!(step(&mut machine, &failed, s(3)), Action::Finish(Outcome::released(None)));
 }
 
 #[test]
