@@ -116,7 +116,7 @@ impl Backend {
                 Err(phase) => plain(
                     409,
                     format!(
-                        "a drain is in progress ({}), which holds Envoy out of service; end it \
+                        "a drain is in progress ({}), which takes Envoy out of service; end it \
                          first, with release\n",
                         phase.name()
                     ),

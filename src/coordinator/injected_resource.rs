@@ -178,8 +178,13 @@ impl Writer {
     }
 }
 
-/// Puts a new file in the place of the old one. Follows no link that is there.
+/// Puts a new file in the place of the old one. Follows no link that is there, and replaces neither a
+/// socket nor a device: by mistake the path may be that of Envoy's admin interface.
 fn replace(path: &Path, hundredths: u8) -> io::Result<()> {
+    let replaceable = |there: fs::Metadata| there.is_file() || there.is_symlink();
+    if !fs::symlink_metadata(path).map_or(true, replaceable) {
+        return Err(io::Error::other("there is something else than a regular file"));
+    }
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = Path::new(&new);
@@ -332,6 +337,16 @@ mod tests {
         fs::create_dir(folder.path().join("late")).unwrap();
         wait(|| !writer.lock().is_written);
         assert_eq!(fs::read_to_string(&path).unwrap(), "0.00\n");
+    }
+
+    #[test]
+    fn a_socket_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let _admin = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let error = replace(&path, 7).unwrap_err().to_string();
+        assert_eq!(error, "there is something else than a regular file");
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "Envoy is not reached");
     }
 
     #[test]

@@ -28,7 +28,10 @@ impl Drain {
 
     /// Whether Envoy shows what comes: not where a listener is hidden, or may be.
     fn shows_arrivals(&self) -> bool {
-        self.listener_check.is_none() && !self.hides_listeners() && !self.envoy_starting
+        self.listener_check.is_none()
+            && !self.hides_listeners()
+            && !self.hidden.arrivals
+            && !self.envoy_starting
     }
 
     /// How often new connections are counted in a delay.

@@ -101,7 +101,7 @@ impl Drain {
                 self.may_hide = false;
                 self.hidden = hidden.clone();
                 events.push(DrainEvent::ListenersCompared(hidden.clone()));
-                if self.hides_listeners() {
+                if self.hides_listeners() || hidden.arrivals {
                     self.arrivals_hidden(events);
                 }
             }
@@ -123,9 +123,12 @@ impl Drain {
         if let Some(total) = poll.total.filter(|_| hidden) {
             poll.open = poll.open.max(total.connections);
         }
-        if hidden || self.may_hide {
+        if hidden || self.may_hide || self.hidden.unsent.is_some() {
             // Which of a hidden listener's are idle is not known, and they hide others in a difference.
             poll.in_use = poll.open;
+        }
+        if let Some(prefix) = &self.hidden.unsent {
+            poll.breakdown.requests_hidden.get_or_insert_with(|| prefix.clone());
         }
         // The gauge of an Envoy that is starting is as that of one whose health checks are failed.
         if poll.health != Health::Draining || !self.envoy_starting {

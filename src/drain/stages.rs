@@ -508,7 +508,8 @@ impl Drain {
 
     /// Whether a later poll tells what holds the drain as its own polls did.
     pub(super) fn counts_plainly(&self) -> bool {
-        let requests_hidden = self.may_hide && self.options.wait_for == WaitFor::Requests;
+        let may_hide = self.may_hide || self.hidden.unsent.is_some();
+        let requests_hidden = may_hide && self.options.wait_for == WaitFor::Requests;
         !self.hides_listeners() && self.hidden.uncounted.is_empty() && !requests_hidden
     }
 

@@ -114,7 +114,7 @@ impl AdminCall<'_> {
             }
             Call::CheckReady | Call::ShowState => Reply::Ready(self.check_ready()?),
             Call::ReadStats => Reply::Stats(self.read_stats(StatsParser::new(exclusions))?),
-            Call::CheckListeners => self.check_listeners(GaugeNames::new(exclusions))?,
+            Call::CheckListeners => self.check_listeners(GaugeNames::new(exclusions, options))?,
             Call::ReadAccepted => {
                 let mut parser = AcceptedParser::new(exclusions);
                 self.send("GET", ACCEPTED, &[200], &mut |piece| parser.push(piece))?;
@@ -181,7 +181,7 @@ impl AdminCall<'_> {
             body.extend_from_slice(piece);
             true
         })?;
-        self.send("GET", listeners::GAUGES, &[200], &mut |piece| gauges.push(piece))?;
+        self.send("GET", gauges.path(), &[200], &mut |piece| gauges.push(piece))?;
         if gauges.is_starting() {
             return Ok(Reply::Ready(Health::Starting));
         }

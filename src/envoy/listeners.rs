@@ -20,16 +20,29 @@
 //!
 //! Listeners that are not counted need a gauge as well: by that it is known which connections are not
 //! to be subtracted. An internal one's is `listener.envoy_internal_NAME…`, if it has no `stat_prefix`.
+//!
+//! The same response shows which other stats are hidden of single names, for a drain that depends on them:
+//! used or not, each listener has `downstream_cx_total` beside its gauges, and each HTTP stat prefix has
+//! all of its stats.
 
 use super::HiddenListeners;
-use super::stats::{Exclusions, Gauge, INTERNAL, Lines, ListenerGauges, ReadLines};
+use super::stats::{
+    Exclusions, Gauge, INTERNAL, Lines, Listener, ListenerGauges, ReadLines, named, number,
+};
+use crate::cli::options::{Options, WaitFor};
 
 /// The path of all listeners, as text: `NAME::ADDRESS` a line, several for one with several addresses.
 pub const LISTENERS: &str = "/listeners";
 
 /// The path and query of all listeners' gauges, used or not. It costs Envoy what 2.3 polls do.
 pub const GAUGES: &str = "/stats?type=Gauges&filter=\
-    %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_(pre_)?cx_active)$";
+    %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_(pre_)?cx_active%7C\
+    http%5C..*%5C.downstream_cx_(active%7Ctx_bytes_buffered))$";
+
+/// The same with the counters that a quiet period depends on. It costs as much again.
+pub const GAUGES_AND_COUNTERS: &str = "/stats?filter=\
+    %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_((pre_)?cx_active%7Ccx_total)%7C\
+    http%5C..*%5C.downstream_(cx_(active%7Ctx_bytes_buffered)%7Crq_total))$";
 
 /// A longer address is none of Envoy's: `sun_path` has 108 bytes.
 const MAX_ADDRESS: usize = 128;
@@ -42,25 +55,50 @@ struct Listed {
     is_uncounted: bool,
 }
 
-/// All listeners' gauges.
+/// What is shown of an HTTP stat prefix.
+#[derive(Default)]
+struct Prefix {
+    name: Vec<u8>,
+    has_connections: bool,
+    has_buffered: bool,
+    has_requests: bool,
+}
+
+/// All listeners' gauges, and what else a drain depends on.
 pub struct GaugeNames<'a> {
     exclusions: Exclusions<'a>,
+    counts_arrivals: bool,
+    waits_for_requests: bool,
     lines: Lines,
     gauges: ListenerGauges<'a>,
+    /// Of the prefixes that are counted.
+    prefixes: Vec<Prefix>,
+    /// Listeners with a counter of their connections.
+    counted: Vec<Vec<u8>>,
     sees_listeners: bool,
     /// Without workers no listener has gauges yet.
     workers_started: bool,
 }
 
 impl<'a> GaugeNames<'a> {
-    pub fn new(exclusions: Exclusions<'a>) -> Self {
+    /// `options`: the drain's, or the sidecar's own.
+    pub fn new(exclusions: Exclusions<'a>, options: &Options) -> Self {
         Self {
             exclusions,
+            counts_arrivals: !options.quiet_period.is_zero(),
+            waits_for_requests: options.wait_for == WaitFor::Requests,
             lines: Lines::default(),
             gauges: ListenerGauges::new(exclusions),
+            prefixes: Vec::new(),
+            counted: Vec::new(),
             sees_listeners: false,
             workers_started: true,
         }
+    }
+
+    /// What is to be requested.
+    pub fn path(&self) -> &'static str {
+        if self.counts_arrivals { GAUGES_AND_COUNTERS } else { GAUGES }
     }
 
     /// Whether Envoy is starting: its static listeners are listed, and none listens or has a gauge yet
@@ -81,6 +119,21 @@ impl<'a> GaugeNames<'a> {
             return Err("Envoy is starting, and its listeners have no gauges yet");
         }
         let (listeners, _) = self.gauges.finish();
+        let unsent = self.prefixes.iter().find(|prefix| {
+            self.waits_for_requests && prefix.has_connections && !prefix.has_buffered
+        });
+        let unsent = unsent.map(|prefix| String::from_utf8_lossy(&prefix.name).into_owned());
+        let requests_hidden = self.waits_for_requests
+            && self.prefixes.iter().any(|prefix| prefix.has_connections && !prefix.has_requests);
+        let is_uncounted = |gauge: &Listener| {
+            let is_own = gauge.name.starts_with(INTERNAL) || *gauge.name == *b"admin";
+            !is_own
+                && gauge.cx.is_some()
+                && !self.exclusions.excludes(&gauge.name)
+                && !self.counted.iter().any(|counted| **counted == *gauge.name)
+        };
+        let arrivals =
+            self.counts_arrivals && (requests_hidden || listeners.iter().any(is_uncounted));
         // Sorted, with whether a listener has it.
         let (internal, mut gauges): (Vec<_>, Vec<_>) = listeners
             .iter()
@@ -117,14 +170,16 @@ impl<'a> GaugeNames<'a> {
             prefixes += usize::from(port_0(name).is_none());
         }
         listed.retain(|listener| !listener.has_gauge);
+        let nothing = HiddenListeners { unsent, arrivals, ..HiddenListeners::default() };
         if !self.sees_listeners || listed.len() <= prefixes {
-            return Ok(HiddenListeners::default());
+            return Ok(nothing);
         }
         let named = |is_uncounted| {
             let listed = listed.iter().filter(|listener| listener.is_uncounted == is_uncounted);
             listed.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect()
         };
-        Ok(HiddenListeners { names: named(false), certain: left == 0, uncounted: named(true) })
+        let (names, uncounted) = (named(false), named(true));
+        Ok(HiddenListeners { names, certain: left == 0, uncounted, ..nothing })
     }
 }
 
@@ -135,13 +190,46 @@ impl ReadLines for GaugeNames<'_> {
 
     fn line(&mut self, line: &[u8]) {
         match Gauge::in_line(line) {
+            Some((Gauge::Http(prefix), _)) => {
+                self.prefix(prefix, |known| &mut known.has_connections)
+            }
+            Some((Gauge::HttpBuffered(prefix), _)) => {
+                self.prefix(prefix, |known| &mut known.has_buffered);
+            }
+            None => self.counter(line),
             Some((Gauge::Listener(b"admin"), _)) => self.sees_listeners = true,
             Some((Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin"), _)) => {}
             Some((Gauge::Listener(name), _)) => self.gauges.add_cx(name, 0),
             Some((Gauge::PreConnection(name), _)) => self.gauges.add_pre_cx(name, 0),
             Some((Gauge::WorkersStarted, value)) => self.workers_started = value != Some(0),
-            _ => {}
+            Some(_) => {}
         }
+    }
+}
+
+impl GaugeNames<'_> {
+    fn counter(&mut self, line: &[u8]) {
+        let Some((name, _)) = number(line) else { return };
+        let of = |family: &[u8], suffix| named(name.strip_prefix(family)?, suffix);
+        if let Some(listener) = of(b"listener.", b".downstream_cx_total") {
+            self.counted.push(listener.to_vec());
+        }
+        if let Some(prefix) = of(b"http.", b".downstream_rq_total") {
+            self.prefix(prefix, |known| &mut known.has_requests);
+        }
+    }
+
+    /// Notes that a prefix has this stat. The lines are sorted, so that it is mostly the latest one.
+    fn prefix(&mut self, name: &[u8], stat: fn(&mut Prefix) -> &mut bool) {
+        if name == b"admin" || self.exclusions.excludes_prefix(name) {
+            return;
+        }
+        let known = self.prefixes.iter().rposition(|prefix| prefix.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.prefixes.push(Prefix { name: name.to_vec(), ..Prefix::default() });
+            self.prefixes.len() - 1
+        });
+        *stat(&mut self.prefixes[index]) = true;
     }
 }
 

@@ -140,7 +140,8 @@ pub struct ServerTotal {
     pub uptime: u64,
 }
 
-/// Listeners that have no gauges in Envoy's stats, by name; none if nothing is hidden.
+/// Listeners that have no gauges in Envoy's stats, by name, and what else is hidden of single names; none
+/// if nothing is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HiddenListeners {
     pub names: Vec<String>,
@@ -148,6 +149,10 @@ pub struct HiddenListeners {
     pub certain: bool,
     /// Those that are not counted, excluded or internal ones: which connections are theirs is unknown.
     pub uncounted: Vec<String>,
+    /// An HTTP stat prefix that does not show what is still to be sent, for a drain that waits for requests.
+    pub unsent: Option<String>,
+    /// Whether counters are hidden by which a quiet period sees new connections, or requests.
+    pub arrivals: bool,
 }
 
 #[cfg(test)]

@@ -79,8 +79,7 @@ use std::fmt;
 
 pub use self::accepted::{ACCEPTED, AcceptedParser};
 pub use self::breakdown::{Breakdown, Kinds, Largest};
-pub use self::gauges::{Gauge, Lines, ReadLines};
-use self::gauges::{named, number};
+pub use self::gauges::{Gauge, Lines, ReadLines, named, number};
 use self::http_gauges::HttpGauges;
 pub use self::listener_gauges::{Listener, ListenerGauges};
 use super::ServerTotal;

@@ -230,7 +230,17 @@ fn a_delay_runs_its_whole_length_where_envoy_hides_what_it_counts() {
         let builder = Envoy::builder().bootstrap("stats_flush_interval: 0.5s");
         builder.http("shown").http(WEB).hidden()
     };
-    let rows = named([("all", none as fn() -> Builder), ("one listener's", one)]);
+    let counter = || {
+        let config = format!(
+            "stats_matcher: {{ exclusion_list: {{ patterns: [{{ exact: listener.{WEB}.downstream_cx_total }}] }} }}"
+        );
+        Envoy::builder().http("shown").http(WEB).stats_config(&config)
+    };
+    let rows = named([
+        ("all", none as fn() -> Builder),
+        ("one listener's", one),
+        ("one listener's counter", counter),
+    ]);
     for_each_case_with_envoy(rows, |_, builder| {
         assert_whole_length(&builder().start(), &[], ARRIVALS_HIDDEN);
     });
@@ -293,10 +303,13 @@ fn a_quiet_period_that_is_off_or_longer_than_the_delay_changes_nothing() {
 
 #[test]
 fn a_delay_runs_its_whole_length_where_requests_are_waited_for_and_envoy_hides_them() {
-    let config = r#"stats_matcher: { exclusion_list: { patterns: [
-        { suffix: downstream_rq_total }] } }"#;
-    let envoy = Envoy::builder().http(WEB).stats_config(config).start();
-    assert_whole_length(&envoy, &["--wait-for=requests"], ARRIVALS_HIDDEN);
+    let one = format!("exact: http.{WEB}.downstream_rq_total");
+    for hidden in ["suffix: downstream_rq_total", &one] {
+        let config =
+            format!("stats_matcher: {{ exclusion_list: {{ patterns: [{{ {hidden} }}] }} }}");
+        let envoy = Envoy::builder().http(WEB).stats_config(&config).start();
+        assert_whole_length(&envoy, &["--wait-for=requests"], ARRIVALS_HIDDEN);
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn restore_is_refused_in_a_drain_which_goes_on() {
     let mut hook = sidecar.hook(&[]);
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     let sentence =
-        "a drain is in progress (waiting_for_connections), which holds Envoy out of service";
+        "a drain is in progress (waiting_for_connections), which takes Envoy out of service";
     assert_exits(&mut sidecar.run(&["restore"]), 1, sentence);
     assert_eq!(envoy.get("/ready"), (503, "DRAINING\n"));
     sidecar.assert_not_logged(RESTORE_REQUESTED);

@@ -159,6 +159,7 @@ fn requests_that_envoys_stats_hide_are_replaced_by_the_connections() {
         ("all", "{ suffix: downstream_rq_active }"),
         // The admin interface's own shows, and says nothing about the others.
         ("those of one prefix", "{ prefix: http.web.downstream_rq }"),
+        ("what is still to be sent", "{ suffix: tx_bytes_buffered }"),
     ]);
     for_each_case_with_envoy(rows, |_, pattern| {
         let config = format!("stats_matcher: {{ exclusion_list: {{ patterns: [{pattern}] }} }}");

@@ -169,7 +169,12 @@ impl Envoy {
             Call::CheckListeners if starting => Reply::Ready(Health::Starting),
             Call::CheckListeners => {
                 let names = vec!["web".to_owned(); usize::from(self.hides)];
-                Reply::Listeners(HiddenListeners { names, certain: true, uncounted: Vec::new() })
+                Reply::Listeners(HiddenListeners {
+                    names,
+                    certain: true,
+                    uncounted: Vec::new(),
+                    ..HiddenListeners::default()
+                })
             }
             Call::ReadStats => Reply::Stats(self.poll(random, now)),
             Call::ReadAccepted => {

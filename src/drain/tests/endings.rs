@@ -60,6 +60,20 @@ fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
     }
 }
 
+#[test]
+fn idle_connections_hold_a_drain_where_a_prefix_does_not_show_what_is_still_to_be_sent() {
+    let hidden = HiddenListeners { unsent: Some("web".to_owned()), ..HiddenListeners::default() };
+    for wait_for in [WaitFor::Requests, WaitFor::Connections] {
+        let mut machine = waiting(Options { wait_for, ..options() }, hidden.clone());
+        let idle = Poll { in_use: 0, ..Poll::of(3, Health::Draining) };
+        let next = step(&mut machine, &reply(1, Reply::Stats(idle)), s(0));
+        assert!(matches!(next, Action::SleepUntil(_)), "{next:?}");
+        let poll = machine.drain().and_then(|drain| drain.last_poll.clone()).unwrap();
+        let shown = poll.breakdown.requests_hidden.as_deref();
+        assert_eq!((poll.in_use, shown), (3, Some("web")), "{wait_for:?}");
+    }
+}
+
 /// Three that must be confirmed, and the time of the fourth. The pauses between them differ, as what
 /// makes a count wrong may come at equal distances.
 #[track_caller]
@@ -103,7 +117,7 @@ fn a_failed_poll_breaks_the_row_whether_it_was_refused_or_not() {
 }
 
 fn hidden() -> HiddenListeners {
-    HiddenListeners { names: vec!["web".to_owned()], certain: true, uncounted: Vec::new() }
+    HiddenListeners { names: vec!["web".to_owned()], certain: true, ..HiddenListeners::default() }
 }
 
 #[test]

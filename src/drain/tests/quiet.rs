@@ -141,11 +141,16 @@ fn where_new_connections_cannot_be_seen_the_delay_has_its_whole_length() {
 }
 
 #[test]
-fn where_a_listener_is_hidden_the_delay_has_its_whole_length() {
+fn where_a_listener_or_its_counter_is_hidden_the_delay_has_its_whole_length() {
+    let names = vec!["web".to_owned()];
+    whole_length(&HiddenListeners { names, certain: true, ..HiddenListeners::default() });
+    whole_length(&HiddenListeners { arrivals: true, ..HiddenListeners::default() });
+}
+
+#[track_caller]
+fn whole_length(hidden: &HiddenListeners) {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(60), quiet_period: s(4), ..options() }, Timestamp::ZERO);
-    let hidden =
-        HiddenListeners { names: vec!["web".to_owned()], certain: true, uncounted: Vec::new() };
     let mut event = Event::Tick;
     let (mut now, mut events, mut counts) = (Duration::ZERO, Vec::new(), 0);
     while machine.phase() != Phase::WaitingForConnections {

@@ -261,7 +261,8 @@ fn a_check_of_listeners_compares_two_responses() {
         Reply::Listeners(HiddenListeners {
             names,
             certain: true,
-            uncounted: vec!["ready".to_owned()]
+            uncounted: vec!["ready".to_owned()],
+            ..HiddenListeners::default()
         })
     );
 }

@@ -27,14 +27,23 @@ fn hidden_in(
     lines: &str,
     exclusions: Exclusions<'_>,
 ) -> Result<HiddenListeners, &'static str> {
-    let mut names = GaugeNames::new(exclusions);
+    hidden_for(&Options::default(), listeners, lines, exclusions)
+}
+
+fn hidden_for(
+    options: &Options,
+    listeners: &str,
+    lines: &str,
+    exclusions: Exclusions<'_>,
+) -> Result<HiddenListeners, &'static str> {
+    let mut names = GaugeNames::new(exclusions, options);
     assert!(lines.as_bytes().chunks(7).all(|piece| names.push(piece)));
     names.hidden_of(listeners.as_bytes())
 }
 
 fn hidden(names: &[&str], certain: bool) -> Result<HiddenListeners, &'static str> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(HiddenListeners { names, certain, uncounted: Vec::new() })
+    Ok(HiddenListeners { names, certain, uncounted: Vec::new(), ..HiddenListeners::default() })
 }
 
 #[test]
@@ -117,7 +126,12 @@ fn names_and_addresses_may_hold_anything() {
 
 fn uncounted(names: &[&str], uncounted: &[&str]) -> Result<HiddenListeners, &'static str> {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(HiddenListeners { names: owned(names), certain: true, uncounted: owned(uncounted) })
+    Ok(HiddenListeners {
+        names: owned(names),
+        certain: true,
+        uncounted: owned(uncounted),
+        ..HiddenListeners::default()
+    })
 }
 
 #[test]
@@ -202,8 +216,56 @@ fn garbage_is_not_a_list_of_listeners() {
 }
 
 #[test]
-fn the_request_is_for_all_listeners_gauges() {
-    let filter = r"^(listener_manager\.workers_started|listener\..*\.downstream_(pre_)?cx_active)$";
-    let escaped = filter.replace('^', "%5E").replace('\\', "%5C").replace('|', "%7C");
-    assert_eq!(GAUGES, format!("/stats?type=Gauges&filter={escaped}"));
+fn the_request_is_for_all_listeners_gauges_and_for_counters_where_they_matter() {
+    let gauges = r"^(listener_manager\.workers_started|listener\..*\.downstream_(pre_)?cx_active|http\..*\.downstream_cx_(active|tx_bytes_buffered))$";
+    let both = r"^(listener_manager\.workers_started|listener\..*\.downstream_((pre_)?cx_active|cx_total)|http\..*\.downstream_(cx_(active|tx_bytes_buffered)|rq_total))$";
+    let escaped =
+        |filter: &str| filter.replace('^', "%5E").replace('\\', "%5C").replace('|', "%7C");
+    let nothing = Exclusions { names: &[], ignored_suffixes: &[] };
+    for (period, expected) in [
+        (0, format!("/stats?type=Gauges&filter={}", escaped(gauges))),
+        (1, format!("/stats?filter={}", escaped(both))),
+    ] {
+        let quiet_period = std::time::Duration::from_secs(period);
+        let options = Options { quiet_period, ..Options::default() };
+        assert_eq!(GaugeNames::new(nothing, &options).path(), expected);
+    }
+}
+
+#[test]
+fn what_is_hidden_of_a_single_name_is_found_where_the_drain_depends_on_it() {
+    let exclusions = Exclusions { names: &["x".to_owned()], ignored_suffixes: &[] };
+    let shown = "http.admin.downstream_cx_active: 1\n\
+        http.stats.downstream_cx_active: 0\n\
+        http.web.downstream_cx_active: 0\n\
+        http.web.downstream_cx_tx_bytes_buffered: 0\n\
+        http.web.downstream_rq_total: 0\n\
+        listener.127.0.0.1_1.downstream_cx_active: 0\n\
+        listener.127.0.0.1_1.downstream_cx_total: 0\n\
+        listener.127.0.0.1_1.downstream_pre_cx_active: 0\n\
+        listener.127.0.0.1_1.worker_0.downstream_cx_active: 0\n\
+        listener.admin.downstream_cx_active: 1\n\
+        listener.envoy_internal_i.downstream_cx_active: 0\n\
+        listener.x.downstream_cx_active: 0\n";
+    for (hides, unsent, [arrivals, arrivals_by_requests]) in [
+        ("nothing", None, [false, false]),
+        ("tx_bytes_buffered", Some("web"), [false, false]),
+        ("cx_total", None, [true, true]),
+        ("rq_total", None, [false, true]),
+    ] {
+        let lines: Vec<_> = shown.lines().filter(|line| !line.contains(hides)).collect();
+        for (period, wait_for, expected) in [
+            (0, WaitFor::Connections, (None, false)),
+            (0, WaitFor::Requests, (unsent, false)),
+            (9, WaitFor::Connections, (None, arrivals)),
+            (9, WaitFor::Requests, (unsent, arrivals_by_requests)),
+        ] {
+            let quiet_period = std::time::Duration::from_secs(period);
+            let options = Options { quiet_period, wait_for, ..Options::default() };
+            let found = hidden_for(&options, "a::127.0.0.1:1\n", &lines.join("\n"), exclusions);
+            let found = found.unwrap();
+            assert_eq!((found.unsent.as_deref(), found.arrivals), expected, "{hides} {options:?}");
+            assert!(found.names.is_empty(), "{found:?}");
+        }
+    }
 }

@@ -599,7 +599,12 @@ fn an_address_where_nothing_has_ever_responded_is_named_once() {
 fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
     let hidden = |names: &[&str], certain| {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Reply::Listeners(HiddenListeners { names, certain, uncounted: Vec::new() })
+        Reply::Listeners(HiddenListeners {
+            names,
+            certain,
+            uncounted: Vec::new(),
+            ..HiddenListeners::default()
+        })
     };
     let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "70s")]);
     for (reply, logs) in [

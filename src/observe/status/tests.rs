@@ -297,6 +297,7 @@ fn listeners_that_cannot_be_seen_are_named() {
         names: vec!["web".to_owned(), "tls \"x\"".to_owned()],
         certain: true,
         uncounted: Vec::new(),
+        ..HiddenListeners::default()
     };
     let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
     assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));
