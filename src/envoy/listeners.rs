@@ -28,6 +28,7 @@
 use super::HiddenListeners;
 use super::stats::{
     Exclusions, Gauge, INTERNAL, Lines, Listener, ListenerGauges, ReadLines, named, number,
+    thread_parent,
 };
 use crate::cli::options::{Options, WaitFor};
 
@@ -211,7 +212,9 @@ impl GaugeNames<'_> {
     fn counter(&mut self, line: &[u8]) {
         let Some((name, _)) = number(line) else { return };
         let of = |family: &[u8], suffix| named(name.strip_prefix(family)?, suffix);
-        if let Some(listener) = of(b"listener.", b".downstream_cx_total") {
+        // Each of a listener's threads has one too.
+        let listener = of(b"listener.", b".downstream_cx_total");
+        if let Some(listener) = listener.filter(|name| thread_parent(name).is_none()) {
             self.counted.push(listener.to_vec());
         }
         if let Some(prefix) = of(b"http.", b".downstream_rq_total") {

@@ -81,7 +81,7 @@ pub use self::accepted::{ACCEPTED, AcceptedParser};
 pub use self::breakdown::{Breakdown, Kinds, Largest};
 pub use self::gauges::{Gauge, Lines, ReadLines, named, number};
 use self::http_gauges::HttpGauges;
-pub use self::listener_gauges::{Listener, ListenerGauges};
+pub use self::listener_gauges::{Listener, ListenerGauges, thread_parent};
 use super::ServerTotal;
 
 /// The path and query of a poll. As text with `usedonly`, since on an Envoy with 10,000 clusters

@@ -3,7 +3,9 @@
 #![no_main]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use envoy_shutdown_manager::cli::options::{Options, WaitFor};
 use envoy_shutdown_manager::envoy::listeners::GaugeNames;
 use envoy_shutdown_manager::envoy::stats::{
     AcceptedParser, Exclusions, Observation, ReadLines as _, StatsCoverage, StatsError, StatsParser,
@@ -58,9 +60,15 @@ fuzz_target!(|input: &[u8]| {
             (whole, reordered) => panic!("{whole:?}, in another order {reordered:?}"),
         }
     }
+    // What depends on most of the stats.
+    let demanding = Options {
+        quiet_period: Duration::from_secs(1),
+        wait_for: WaitFor::Requests,
+        ..Options::default()
+    };
     let hidden = |size| {
         let exclusions = Exclusions { names: &excluded, ignored_suffixes: &[IGNORED_SUFFIX] };
-        let mut gauges = GaugeNames::new(exclusions);
+        let mut gauges = GaugeNames::new(exclusions, &demanding);
         assert!(input.chunks(size).all(|piece| gauges.push(piece)), "a line is too long");
         gauges.hidden_of(input)
     };
