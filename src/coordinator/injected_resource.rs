@@ -181,13 +181,13 @@ impl Writer {
 /// Puts a new file in the place of the old one. Follows no link that is there, and replaces neither a
 /// socket nor a device: by mistake the path may be that of Envoy's admin interface.
 fn replace(path: &Path, hundredths: u8) -> io::Result<()> {
-    let replaceable = |there: fs::Metadata| there.is_file() || there.is_symlink();
-    if !fs::symlink_metadata(path).map_or(true, replaceable) {
-        return Err(io::Error::other("there is something else than a regular file"));
-    }
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = Path::new(&new);
+    let replaceable = |there: fs::Metadata| there.is_file() || there.is_symlink();
+    if ![path, new].iter().all(|path| fs::symlink_metadata(path).map_or(true, replaceable)) {
+        return Err(io::Error::other("there is something else than a regular file"));
+    }
     remove_if_there(new)?;
     let mut file = File::create_new(new)?;
     // Envoy runs as another user, whatever this process's umask is.
@@ -342,11 +342,13 @@ mod tests {
     #[test]
     fn a_socket_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("admin.sock");
-        let _admin = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let error = replace(&path, 7).unwrap_err().to_string();
-        assert_eq!(error, "there is something else than a regular file");
-        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok(), "Envoy is not reached");
+        for (socket, file) in [("admin.sock", "admin.sock"), ("drain.new", "drain")] {
+            let socket = folder.path().join(socket);
+            let _admin = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            let error = replace(&folder.path().join(file), 7).unwrap_err().to_string();
+            assert_eq!(error, "there is something else than a regular file");
+            assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "{socket:?} is gone");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::confirmation::{Confirmation, StillHolds, Verdict, still_holds};
 use super::event::{DrainEvent, Events};
-use super::outcome::{Outcome, OutcomeKind};
+use super::outcome::OutcomeKind;
 use super::stages::{Drain, HURRIED_REFUSED_RETRY, ListenerCheck, Stage};
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::{Call, CallResult, Health, Poll, Reply};
@@ -38,12 +38,12 @@ impl Drain {
                 return;
             }
         }
-        if let Stage::Ending(outcome) = &mut self.stage {
+        if let Stage::Ending(outcome) = self.stage {
             // It was released while the call was under way.
             if let Ok(Reply::Stats(poll)) = result {
-                *outcome = Outcome::of(outcome.kind, Some(poll), self.options.wait_for);
-                self.last_poll = Some(poll.clone());
+                self.last_poll = Some(self.as_it_counts(poll.clone()));
                 self.polled_at = now;
+                self.stage = Stage::Ending(self.outcome(outcome.kind));
             }
             return;
         }
@@ -114,22 +114,9 @@ impl Drain {
     }
 
     /// The reply to a poll: the stage's own, or that of a hurried drain in another stage.
-    fn polled(&mut self, mut poll: Poll, now: Timestamp, events: &mut Events) {
+    fn polled(&mut self, poll: Poll, now: Timestamp, events: &mut Events) {
         let hidden = self.hides_listeners();
-        if !self.hidden.uncounted.is_empty() {
-            // What is theirs was not added, and which that is cannot be told.
-            poll = poll.without_subtraction();
-        }
-        if let Some(total) = poll.total.filter(|_| hidden) {
-            poll.open = poll.open.max(total.connections);
-        }
-        if hidden || self.may_hide || self.hidden.unsent.is_some() {
-            // Which of a hidden listener's are idle is not known, and they hide others in a difference.
-            poll.in_use = poll.open;
-        }
-        if let Some(prefix) = &self.hidden.unsent {
-            poll.breakdown.requests_hidden.get_or_insert_with(|| prefix.clone());
-        }
+        let poll = self.as_it_counts(poll);
         // The gauge of an Envoy that is starting is as that of one whose health checks are failed.
         if poll.health != Health::Draining || !self.envoy_starting {
             self.check(poll.health, now, events);
@@ -157,6 +144,26 @@ impl Drain {
         if verdict == Verdict::AtThreshold && self.listener_check.is_none() {
             self.stage = Stage::Ending(self.outcome(OutcomeKind::Drained));
         }
+    }
+
+    /// The poll with the larger numbers that what is hidden demands.
+    fn as_it_counts(&self, mut poll: Poll) -> Poll {
+        let hidden = self.hides_listeners();
+        if !self.hidden.uncounted.is_empty() {
+            // What is theirs was not added, and which that is cannot be told.
+            poll = poll.without_subtraction();
+        }
+        if let Some(total) = poll.total.filter(|_| hidden) {
+            poll.open = poll.open.max(total.connections);
+        }
+        if hidden || self.may_hide || self.hidden.unsent.is_some() {
+            // Which of a hidden listener's are idle is not known, and they hide others in a difference.
+            poll.in_use = poll.open;
+        }
+        if let Some(prefix) = self.hidden.unsent.as_ref().filter(|_| poll.http() > 0) {
+            poll.breakdown.requests_hidden.get_or_insert_with(|| prefix.clone());
+        }
+        poll
     }
 
     /// Ends as the drain just before has, if that still holds; else begins.

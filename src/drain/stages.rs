@@ -206,6 +206,8 @@ impl Drain {
         if self.envoy_hook || !self.options.require_envoy_hook {
             self.check_due = now + self.ready_interval();
             self.enter_drain_delay(now);
+        } else if self.released {
+            self.stage = Stage::Ending(self.outcome(OutcomeKind::Released));
         } else {
             // At once: an Envoy that has ended is found out before the hook is given up.
             self.check_due = now;
@@ -268,7 +270,7 @@ impl Drain {
                 self.released = true;
                 self.set_deadline();
             }
-            Stage::Failing { attempts: 0 } => self.released = true,
+            Stage::Failing { attempts: 0 } | Stage::ConfirmingOutcome(_) => self.released = true,
             _ => self.stage = Stage::Ending(self.outcome(OutcomeKind::Released)),
         }
         true

@@ -126,15 +126,12 @@ impl<'a> GaugeNames<'a> {
         let unsent = unsent.map(|prefix| String::from_utf8_lossy(&prefix.name).into_owned());
         let requests_hidden = self.waits_for_requests
             && self.prefixes.iter().any(|prefix| prefix.has_connections && !prefix.has_requests);
-        let is_uncounted = |gauge: &Listener| {
-            let is_own = gauge.name.starts_with(INTERNAL) || *gauge.name == *b"admin";
-            !is_own
-                && gauge.cx.is_some()
-                && !self.exclusions.excludes(&gauge.name)
-                && !self.counted.iter().any(|counted| **counted == *gauge.name)
+        // Also of those that are not counted: by it theirs are known from those of others.
+        let lacks_counter = |gauge: &Listener| {
+            gauge.cx.is_some() && !self.counted.iter().any(|counted| **counted == *gauge.name)
         };
-        let arrivals =
-            self.counts_arrivals && (requests_hidden || listeners.iter().any(is_uncounted));
+        let mut arrivals =
+            self.counts_arrivals && (requests_hidden || listeners.iter().any(lacks_counter));
         // Sorted, with whether a listener has it.
         let (internal, mut gauges): (Vec<_>, Vec<_>) = listeners
             .iter()
@@ -155,10 +152,7 @@ impl<'a> GaugeNames<'a> {
                 || internal.iter().any(|(gauge, _)| Some(*gauge) == of_internal.as_deref());
             match listed.last_mut() {
                 // Only the first of its addresses names its gauge.
-                Some(last) if last.name == name => {
-                    last.has_gauge |= has_gauge;
-                    last.is_uncounted |= is_uncounted;
-                }
+                Some(last) if last.name == name => last.has_gauge |= has_gauge,
                 _ => listed.push(Listed { name: name.to_vec(), has_gauge, is_uncounted }),
             }
         }
@@ -171,16 +165,16 @@ impl<'a> GaugeNames<'a> {
             prefixes += usize::from(port_0(name).is_none());
         }
         listed.retain(|listener| !listener.has_gauge);
-        let nothing = HiddenListeners { unsent, arrivals, ..HiddenListeners::default() };
         if !self.sees_listeners || listed.len() <= prefixes {
-            return Ok(nothing);
+            return Ok(HiddenListeners { unsent, arrivals, ..HiddenListeners::default() });
         }
+        arrivals |= self.counts_arrivals;
         let named = |is_uncounted| {
             let listed = listed.iter().filter(|listener| listener.is_uncounted == is_uncounted);
             listed.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect()
         };
         let (names, uncounted) = (named(false), named(true));
-        Ok(HiddenListeners { names, certain: left == 0, uncounted, ..nothing })
+        Ok(HiddenListeners { names, certain: left == 0, uncounted, unsent, arrivals })
     }
 }
 

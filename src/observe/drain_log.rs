@@ -259,12 +259,12 @@ impl DrainLog {
 
     /// Names the listeners without gauges, unless that was logged before.
     fn listeners_compared(&mut self, hidden: &HiddenListeners) -> Vec<Record> {
-        if self.hidden == *hidden {
-            return Vec::new();
-        }
-        self.hidden = hidden.clone();
-        let all = messages::hidden_listeners(hidden).into_iter();
-        all.map(|(message, names)| Record::warn(message).with("listeners", names)).collect()
+        let before = std::mem::replace(&mut self.hidden, hidden.clone());
+        let before = messages::hidden_listeners(&before);
+        let mut all = messages::hidden_listeners(hidden);
+        all.retain(|one| !before.contains(one));
+        let records = all.into_iter();
+        records.map(|(message, names)| Record::warn(message).with("listeners", names)).collect()
     }
 
     fn call_failed(&mut self, call: Call, error: &AdminError, machine: &Machine) -> Option<Record> {

@@ -65,7 +65,8 @@ fn idle_connections_hold_a_drain_where_a_prefix_does_not_show_what_is_still_to_b
     let hidden = HiddenListeners { unsent: Some("web".to_owned()), ..HiddenListeners::default() };
     for wait_for in [WaitFor::Requests, WaitFor::Connections] {
         let mut machine = waiting(Options { wait_for, ..options() }, hidden.clone());
-        let idle = Poll { in_use: 0, ..Poll::of(3, Health::Draining) };
+        let mut idle = Poll { in_use: 0, ..Poll::of(3, Health::Draining) };
+        idle.breakdown.kinds.http = 3;
         let next = step(&mut machine, &reply(1, Reply::Stats(idle)), s(0));
         assert!(matches!(next, Action::SleepUntil(_)), "{next:?}");
         let poll = machine.drain().and_then(|drain| drain.last_poll.clone()).unwrap();

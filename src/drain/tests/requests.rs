@@ -61,6 +61,42 @@ fn a_release_is_owed_one_try_to_fail_health_checks_and_no_more() {
 }
 
 #[test]
+fn a_release_of_a_drain_that_confirms_the_one_before_fails_health_checks_if_that_does_not_hold() {
+    for require_envoy_hook in [false, true] {
+        let mut scenario = drain(0, options());
+        scenario.run_to(s(15));
+        let machine = &mut scenario.machine;
+        machine.start(Options { require_envoy_hook, ..options() }, at(s(16)));
+        assert_eq!(step(machine, &Event::Tick, s(16)), Action::Call(Call::ReadStats));
+        assert_eq!(machine.release(), Some(2));
+        let back = reply(2, Reply::Stats(Poll::of(4, Health::Live)));
+        let released = Action::Finish(Outcome::released(Some(4)));
+        if require_envoy_hook {
+            assert_eq!(step(machine, &back, s(17)), released, "Envoy is in service, and stays so");
+            continue;
+        }
+        assert_eq!(step(machine, &back, s(17)), Action::Call(Call::FailHealthChecks));
+        assert_eq!(step(machine, &reply(2, Reply::HealthChecksFailed), s(17)), released);
+    }
+}
+
+#[test]
+fn what_a_poll_brings_to_a_drain_that_was_released_counts_as_every_other() {
+    let mut machine = machine(true);
+    machine.start(Options { check_delay: s(0), ..options() }, at(s(0)));
+    let uncounted = vec!["stats".to_owned()];
+    let hidden = HiddenListeners { uncounted, ..HiddenListeners::default() };
+    for failed in [Reply::HealthChecksFailed, Reply::Listeners(hidden)] {
+        step(&mut machine, &Event::Tick, s(0));
+        step(&mut machine, &reply(1, failed), s(0));
+    }
+    machine.release();
+    let poll = Poll { unsubtracted: 2, ..Poll::of(0, Health::Draining) };
+    let action = step(&mut machine, &reply(1, Reply::Stats(poll)), s(1));
+    assert_eq!(action, Action::Finish(Outcome::released(Some(2))));
+}
+
+#[test]
 fn nothing_is_released_where_no_drain_is_in_progress() {
     let mut scenario = idle(Envoy::Live(0), options());
     assert_eq!(scenario.machine.release(), None);

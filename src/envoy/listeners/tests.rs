@@ -246,11 +246,15 @@ fn what_is_hidden_of_a_single_name_is_found_where_the_drain_depends_on_it() {
         listener.127.0.0.1_1.worker_0.downstream_cx_active: 0\n\
         listener.admin.downstream_cx_active: 1\n\
         listener.envoy_internal_i.downstream_cx_active: 0\n\
-        listener.x.downstream_cx_active: 0\n";
+        listener.envoy_internal_i.downstream_cx_total: 0\n\
+        listener.x.downstream_cx_active: 0\n\
+        listener.x.downstream_cx_total: 0\n";
     for (hides, unsent, [arrivals, arrivals_by_requests]) in [
         ("nothing", None, [false, false]),
         ("tx_bytes_buffered", Some("web"), [false, false]),
-        ("cx_total", None, [true, true]),
+        ("listener.127.0.0.1_1.downstream_cx_total", None, [true, true]),
+        ("listener.x.downstream_cx_total", None, [true, true]),
+        ("listener.envoy_internal_i.downstream_cx_total", None, [true, true]),
         ("rq_total", None, [false, true]),
     ] {
         let lines: Vec<_> = shown.lines().filter(|line| !line.contains(hides)).collect();
@@ -265,7 +269,13 @@ fn what_is_hidden_of_a_single_name_is_found_where_the_drain_depends_on_it() {
             let found = hidden_for(&options, "a::127.0.0.1:1\n", &lines.join("\n"), exclusions);
             let found = found.unwrap();
             assert_eq!((found.unsent.as_deref(), found.arrivals), expected, "{hides} {options:?}");
-            assert!(found.names.is_empty(), "{found:?}");
+            assert!(found.names.is_empty() && found.uncounted.is_empty(), "{found:?}");
         }
     }
+    // What an excluded listener that is hidden has accepted is taken off with its prefix.
+    let options = Options { quiet_period: std::time::Duration::from_secs(9), ..Options::default() };
+    let listed = "a::127.0.0.1:1\nx::127.0.0.9:9\n";
+    let found = hidden_for(&options, listed, &shown.replace("listener.x.", "other."), exclusions);
+    let found = found.unwrap();
+    assert_eq!((found.arrivals, found.uncounted), (true, vec!["x".to_owned()]));
 }

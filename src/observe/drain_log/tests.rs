@@ -606,13 +606,26 @@ fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
             ..HiddenListeners::default()
         })
     };
-    let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "70s")]);
+    let with = |names: &[&str], others: HiddenListeners| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Reply::Listeners(HiddenListeners { names, certain: false, ..others })
+    };
+    let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "100s")]);
     for (reply, logs) in [
         (hidden(&["web", "tls"], true), Some((messages::LISTENERS_WITHOUT_GAUGES, "web, tls"))),
         (hidden(&["web", "tls"], true), None),
         (hidden(&[], true), None),
         (hidden(&["web"], false), Some((messages::LISTENERS_PERHAPS_WITHOUT_GAUGES, "web"))),
         (hidden(&["web"], false), None),
+        // What else is hidden depends on the options.
+        (with(&["web"], HiddenListeners { arrivals: true, ..Default::default() }), None),
+        (
+            with(
+                &["web"],
+                HiddenListeners { uncounted: vec!["ready".into()], ..Default::default() },
+            ),
+            Some((messages::UNCOUNTED_WITHOUT_GAUGES, "ready")),
+        ),
     ] {
         logged.reply(Reply::HealthChecksFailed);
         logged.messages();
@@ -631,7 +644,7 @@ fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
     assert_eq!(logged.counters.hidden.names, ["web"]);
     logged.reply(Reply::HealthChecksFailed);
     logged.reply(hidden(&["web"], false));
-    logged.at(s(70)).step(&Event::Tick);
+    logged.at(s(100)).step(&Event::Tick);
     logged.messages();
     logged.step(&Event::Finished);
     assert_field(&logged.only(), "listeners_without_gauges", Some(&"web".into()));
