@@ -150,7 +150,7 @@ impl Drain {
     fn as_it_counts(&self, mut poll: Poll) -> Poll {
         let hidden = self.hides_listeners();
         if !self.hidden.uncounted.is_empty() {
-            // What is theirs was not added, and which that is cannot be told.
+            // What is theirs was not added, and which connections that is, nothing shows.
             poll = poll.without_subtraction();
         }
         if let Some(total) = poll.total.filter(|_| hidden) {

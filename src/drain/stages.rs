@@ -265,7 +265,7 @@ impl Drain {
     pub(super) fn release(&mut self) -> bool {
         match self.stage {
             Stage::Ending(_) => return false,
-            // One try to fail health checks is owed: clients are to be told before Envoy ends.
+            // One try to fail health checks is owed, so that clients close before Envoy ends.
             Stage::DrainDelay { .. } => {
                 self.released = true;
                 self.set_deadline();

@@ -214,7 +214,7 @@ impl World {
             }
             OutcomeKind::Released => {
                 assert!(drain.released, "released by no client");
-                assert!(drain.tried || !drain.owes_try, "released while clients are not told");
+                assert!(drain.tried || !drain.owes_try, "released before health checks were tried");
             }
             OutcomeKind::TimedOut => {
                 let timeout = timeout.expect("timed out without a timeout");

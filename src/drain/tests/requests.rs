@@ -13,7 +13,7 @@ fn a_release_ends_a_drain_in_any_phase_with_what_was_open() {
         scenario.run_to(when);
         assert_eq!(scenario.machine.release(), Some(1));
         scenario.run_to(when);
-        assert!(matches!(scenario.envoy, Envoy::Draining(3)), "not told, after {when:?}");
+        assert!(matches!(scenario.envoy, Envoy::Draining(3)), "in service, after {when:?}");
         assert_eq!(ended(&scenario), Some(Outcome::released(open)), "after {when:?}");
         assert_eq!(scenario.machine.phase(), Phase::Ended);
         assert_eq!(scenario.machine.release(), None, "it has ended");
