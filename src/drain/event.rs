@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::outcome::{Ended, Outcome};
 use super::quiet::{Delay, QuietPeriod};
 use crate::envoy::error::AdminError;
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Poll};
+use crate::envoy::{Call, CallResult, Health, HiddenStats, Poll};
 use crate::os::clock::Timestamp;
 
 /// What goes into the machine.
@@ -69,7 +69,7 @@ pub enum DrainEvent {
     ArrivalsHidden,
     ListenersDraining,
     /// Which of Envoy's listeners have no gauges.
-    ListenersCompared(HiddenListeners),
+    ListenersCompared(HiddenStats),
     /// Why that could not be found out.
     ListenersNotCompared(AdminError),
     /// Envoy is back in service, or has restarted, so that its state is unknown; its health checks

@@ -10,7 +10,7 @@ use super::startup_check::{CheckReason, RESTORE_DELAY, StartupCheck};
 use crate::cli::address::AdminAddress;
 use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
 use crate::envoy::error::AdminError;
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
+use crate::envoy::{Call, CallResult, Health, HiddenStats, Reply};
 use crate::os::clock::Timestamp;
 
 /// An ended drain answers late waiters and repeated hooks for this long, if it still holds: a kubelet
@@ -50,7 +50,7 @@ pub struct Machine {
     /// Whether Envoy has responded there.
     responded: bool,
     /// Its listeners that have no gauges, as last found out.
-    hidden: HiddenListeners,
+    hidden: HiddenStats,
     state: State,
     /// The number of the latest drain; 0 before the first.
     number: u64,
@@ -106,7 +106,7 @@ impl Machine {
             envoy: given.has(DrainOption::AdminAddress).then(|| own.admin_address.clone()),
             own,
             responded: false,
-            hidden: HiddenListeners::default(),
+            hidden: HiddenStats::default(),
             state: State::Idle(Some(check)),
             number: 0,
             last: None,

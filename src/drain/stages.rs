@@ -8,7 +8,7 @@ use super::event::{Action, DrainEvent, Events};
 use super::outcome::{Outcome, OutcomeKind, Phase};
 use super::quiet::QuietPeriod;
 use crate::cli::options::{Options, WaitFor};
-use crate::envoy::{Call, HiddenListeners, Poll};
+use crate::envoy::{Call, HiddenStats, Poll};
 use crate::labels;
 use crate::os::clock::Timestamp;
 
@@ -74,7 +74,7 @@ pub struct Drain {
     pub(super) counted: bool,
     pub(super) listener_check: Option<ListenerCheck>,
     /// What was last found out of hidden listeners.
-    pub(super) hidden: HiddenListeners,
+    pub(super) hidden: HiddenStats,
     /// It could not be found out.
     pub(super) may_hide: bool,
     pub(super) confirmation: Confirmation,
@@ -154,7 +154,7 @@ impl Drain {
     pub(super) fn new(
         options: Options,
         envoy_hook: bool,
-        hidden: HiddenListeners,
+        hidden: HiddenStats,
         ended: Option<OutcomeKind>,
         now: Timestamp,
     ) -> Self {
@@ -505,7 +505,7 @@ impl Drain {
     }
 
     pub(super) fn hides_listeners(&self) -> bool {
-        !self.hidden.names.is_empty()
+        !self.hidden.listeners.is_empty()
     }
 
     /// Whether a later poll tells what holds the drain as its own polls did.

@@ -25,7 +25,7 @@
 //! used or not, each listener has `downstream_cx_total` beside its gauges, and each HTTP stat prefix has
 //! all of its stats.
 
-use super::HiddenListeners;
+use super::HiddenStats;
 use super::stats::{
     Exclusions, Gauge, INTERNAL, Lines, Listener, ListenerGauges, ReadLines, named, number,
     thread_parent,
@@ -35,12 +35,13 @@ use crate::cli::options::{Options, WaitFor};
 /// The path of all listeners, as text: `NAME::ADDRESS` a line, several for one with several addresses.
 pub const LISTENERS: &str = "/listeners";
 
-/// The path and query of all listeners' gauges, used or not. It costs Envoy what 2.3 polls do.
+/// The path and query of all listeners' gauges, used or not. It costs Envoy what 1.7 polls do
+/// (measured with 10,000 clusters).
 pub const GAUGES: &str = "/stats?type=Gauges&filter=\
     %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_(pre_)?cx_active%7C\
     http%5C..*%5C.downstream_cx_(active%7Ctx_bytes_buffered))$";
 
-/// The same with the counters that a quiet period depends on. It costs as much again.
+/// The same with the counters that a quiet period depends on. It costs what 4 polls do.
 pub const GAUGES_AND_COUNTERS: &str = "/stats?filter=\
     %5E(listener_manager%5C.workers_started%7Clistener%5C..*%5C.downstream_((pre_)?cx_active%7Ccx_total)%7C\
     http%5C..*%5C.downstream_(cx_(active%7Ctx_bytes_buffered)%7Crq_total))$";
@@ -114,24 +115,14 @@ impl<'a> GaugeNames<'a> {
     /// # Errors
     /// A clause that fits behind the request: the body is not a list of listeners, or Envoy has not
     /// started them.
-    pub fn hidden_of(mut self, body: &[u8]) -> Result<HiddenListeners, &'static str> {
+    pub fn hidden_of(mut self, body: &[u8]) -> Result<HiddenStats, &'static str> {
         self.end();
         if !self.workers_started {
             return Err("Envoy is starting, and its listeners have no gauges yet");
         }
-        let (listeners, _) = self.gauges.finish();
-        let unsent = self.prefixes.iter().find(|prefix| {
-            self.waits_for_requests && prefix.has_connections && !prefix.has_buffered
-        });
-        let unsent = unsent.map(|prefix| String::from_utf8_lossy(&prefix.name).into_owned());
-        let requests_hidden = self.waits_for_requests
-            && self.prefixes.iter().any(|prefix| prefix.has_connections && !prefix.has_requests);
-        // Also of those that are not counted: by it theirs are known from those of others.
-        let lacks_counter = |gauge: &Listener| {
-            gauge.cx.is_some() && !self.counted.iter().any(|counted| **counted == *gauge.name)
-        };
-        let mut arrivals =
-            self.counts_arrivals && (requests_hidden || listeners.iter().any(lacks_counter));
+        let nothing = ListenerGauges::new(self.exclusions);
+        let (listeners, _) = std::mem::replace(&mut self.gauges, nothing).finish();
+        let (unsent, mut arrivals) = (self.unsent(), self.hides_arrivals(&listeners));
         // Sorted, with whether a listener has it.
         let (internal, mut gauges): (Vec<_>, Vec<_>) = listeners
             .iter()
@@ -166,7 +157,7 @@ impl<'a> GaugeNames<'a> {
         }
         listed.retain(|listener| !listener.has_gauge);
         if !self.sees_listeners || listed.len() <= prefixes {
-            return Ok(HiddenListeners { unsent, arrivals, ..HiddenListeners::default() });
+            return Ok(HiddenStats { unsent, arrivals, ..HiddenStats::default() });
         }
         arrivals |= self.counts_arrivals;
         let named = |is_uncounted| {
@@ -174,7 +165,7 @@ impl<'a> GaugeNames<'a> {
             listed.map(|listener| String::from_utf8_lossy(&listener.name).into_owned()).collect()
         };
         let (names, uncounted) = (named(false), named(true));
-        Ok(HiddenListeners { names, certain: left == 0, uncounted, unsent, arrivals })
+        Ok(HiddenStats { listeners: names, certain: left == 0, uncounted, unsent, arrivals })
     }
 }
 
@@ -203,6 +194,24 @@ impl ReadLines for GaugeNames<'_> {
 }
 
 impl GaugeNames<'_> {
+    /// A prefix that does not show what is still to be sent, where requests are waited for.
+    fn unsent(&self) -> Option<String> {
+        let lacks_gauge = |prefix: &&Prefix| prefix.has_connections && !prefix.has_buffered;
+        let first = self.prefixes.iter().filter(|_| self.waits_for_requests).find(lacks_gauge);
+        first.map(|prefix| String::from_utf8_lossy(&prefix.name).into_owned())
+    }
+
+    /// Whether a counter is missing that the quiet period depends on.
+    fn hides_arrivals(&self, gauges: &[Listener]) -> bool {
+        // Also of listeners that are not counted: by it theirs are known from those of others.
+        let lacks_counter = |gauge: &Listener| {
+            gauge.cx.is_some() && !self.counted.iter().any(|counted| **counted == *gauge.name)
+        };
+        let lacks_requests = |prefix: &Prefix| prefix.has_connections && !prefix.has_requests;
+        let requests = self.waits_for_requests && self.prefixes.iter().any(lacks_requests);
+        self.counts_arrivals && (requests || gauges.iter().any(lacks_counter))
+    }
+
     fn counter(&mut self, line: &[u8]) {
         let Some((name, _)) = number(line) else { return };
         let of = |family: &[u8], suffix| named(name.strip_prefix(family)?, suffix);

@@ -57,7 +57,7 @@ pub enum Reply {
     ListenersDraining,
     Ready(Health),
     Stats(Poll),
-    Listeners(HiddenListeners),
+    Listeners(HiddenStats),
     /// None where Envoy's stats do not show it.
     Accepted(Option<Arrivals>),
     HealthChecksRestored,
@@ -140,11 +140,11 @@ pub struct ServerTotal {
     pub uptime: u64,
 }
 
-/// Listeners that have no gauges in Envoy's stats, by name, and what else is hidden of single names; none
-/// if nothing is.
+/// What Envoy's stats do not show of single listeners and HTTP stat prefixes, though a drain depends on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HiddenListeners {
-    pub names: Vec<String>,
+pub struct HiddenStats {
+    /// Listeners that have no gauges, by name.
+    pub listeners: Vec<String>,
     /// Whether all of these are hidden; else some are, or share another's `stat_prefix`.
     pub certain: bool,
     /// Those that are not counted, excluded or internal ones: which connections are theirs is unknown.

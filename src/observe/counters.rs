@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::drain::{DrainEvent, OutcomeKind};
 use crate::envoy::error::AdminErrorKind;
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, CallResult, Health, HiddenListeners, Reply};
+use crate::envoy::{Call, CallResult, Health, HiddenStats, Reply};
 use crate::labels;
 use crate::os::clock::Timestamp;
 use crate::route::{PublicRoute, Status};
@@ -84,7 +84,7 @@ pub struct Counters {
     /// What the latest poll could count.
     pub coverage: StatsCoverage,
     /// What the latest comparison of listeners and gauges has shown.
-    pub hidden: HiddenListeners,
+    pub hidden: HiddenStats,
 }
 
 /// A call to Envoy that has failed.

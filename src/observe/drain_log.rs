@@ -12,7 +12,7 @@ use crate::cli::options::{Options, Overrides, WaitFor};
 use crate::drain::{Accepted, Drain, DrainEvent, DrainStart, Ended, Machine, OutcomeKind, Phase};
 use crate::envoy::error::{AdminError, AdminErrorKind};
 use crate::envoy::stats::StatsCoverage;
-use crate::envoy::{Call, Health, HiddenListeners, Poll};
+use crate::envoy::{Call, Health, HiddenStats, Poll};
 use crate::os::clock::Timestamp;
 
 /// While a drain is in progress, the log is not silent for longer than this.
@@ -26,7 +26,7 @@ pub struct DrainLog {
     /// Open connections, and what holds the drain, at the latest poll.
     counts: Option<(u64, u64)>,
     coverage: StatsCoverage,
-    hidden: HiddenListeners,
+    hidden: HiddenStats,
     total_hidden: bool,
     requests_hidden: bool,
     hints: Hints,
@@ -258,7 +258,7 @@ impl DrainLog {
     }
 
     /// Names the listeners without gauges, unless that was logged before.
-    fn listeners_compared(&mut self, hidden: &HiddenListeners) -> Vec<Record> {
+    fn listeners_compared(&mut self, hidden: &HiddenStats) -> Vec<Record> {
         let before = std::mem::replace(&mut self.hidden, hidden.clone());
         let before = messages::hidden_listeners(&before);
         let mut all = messages::hidden_listeners(hidden);
@@ -298,7 +298,7 @@ impl DrainLog {
 
     /// Says once in a drain that nothing can count the connections it waits for.
     fn total_hidden(&mut self, poll: &Poll, machine: &Machine) -> Option<Record> {
-        let hidden = waits(machine) && !self.hidden.names.is_empty() && poll.total.is_none();
+        let hidden = waits(machine) && !self.hidden.listeners.is_empty() && poll.total.is_none();
         if !hidden || std::mem::replace(&mut self.total_hidden, true) {
             return None;
         }
@@ -343,7 +343,7 @@ impl DrainLog {
             StatsCoverage::HttpOnly => Some("connections that are not HTTP".to_owned()),
             _ => None,
         };
-        let hidden = [&*self.hidden.names, &*self.hidden.uncounted].concat().join(", ");
+        let hidden = [&*self.hidden.listeners, &*self.hidden.uncounted].concat().join(", ");
         let hidden = Some(hidden).filter(|names| !names.is_empty());
         // What the connections were that are cut now.
         let polled = ended.last_poll.as_ref().filter(|_| kind != OutcomeKind::NoEnvoyHook);

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::cli::options::Options;
-use crate::envoy::HiddenListeners;
+use crate::envoy::HiddenStats;
 use crate::envoy::stats::StatsCoverage;
 
 // The process.
@@ -184,12 +184,12 @@ pub const fn hidden_stats(coverage: StatsCoverage) -> Option<&'static str> {
 }
 
 /// What it means that some of Envoy's listeners have no gauges, each with their names.
-pub fn hidden_listeners(hidden: &HiddenListeners) -> Vec<(&'static str, String)> {
+pub fn hidden_listeners(hidden: &HiddenStats) -> Vec<(&'static str, String)> {
     let counted = match hidden.certain {
         true => LISTENERS_WITHOUT_GAUGES,
         false => LISTENERS_PERHAPS_WITHOUT_GAUGES,
     };
-    let all = [(counted, &hidden.names), (UNCOUNTED_WITHOUT_GAUGES, &hidden.uncounted)];
+    let all = [(counted, &hidden.listeners), (UNCOUNTED_WITHOUT_GAUGES, &hidden.uncounted)];
     let some = all.into_iter().filter(|(_, names)| !names.is_empty());
     some.map(|(message, names)| (message, names.join(", "))).collect()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Random;
 use crate::cli::options::WaitFor;
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply, ServerTotal};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenStats, Poll, Reply, ServerTotal};
 use crate::os::clock::Timestamp;
 
 /// Envoy refreshes its second count this often.
@@ -169,11 +169,11 @@ impl Envoy {
             Call::CheckListeners if starting => Reply::Ready(Health::Starting),
             Call::CheckListeners => {
                 let names = vec!["web".to_owned(); usize::from(self.hides)];
-                Reply::Listeners(HiddenListeners {
-                    names,
+                Reply::Listeners(HiddenStats {
+                    listeners: names,
                     certain: true,
                     uncounted: Vec::new(),
-                    ..HiddenListeners::default()
+                    ..HiddenStats::default()
                 })
             }
             Call::ReadStats => Reply::Stats(self.poll(random, now)),

@@ -8,7 +8,7 @@ use crate::cli::options::{DrainOption, Options, Overrides, WaitFor};
 use crate::drain::stages::MAX_READY_INTERVAL;
 use crate::drain::*;
 use crate::envoy::stats::Kinds;
-use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenStats, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 pub const ADDRESSES: [&str; 2] = ["/a/admin.sock", "/b/admin.sock"];
@@ -296,7 +296,7 @@ impl World {
         if let Ok(Reply::Listeners(hidden)) = &result
             && self.machine.number() == number
         {
-            self.knows_hidden = !hidden.names.is_empty();
+            self.knows_hidden = !hidden.listeners.is_empty();
         }
         if in_drain {
             self.note(asked, call, &result);
@@ -424,7 +424,7 @@ impl World {
                 poll.breakdown.kinds = Kinds::default();
             }
             (Planted::HiddenListenersIgnored, Ok(Reply::Listeners(hidden))) => {
-                *hidden = HiddenListeners::default();
+                *hidden = HiddenStats::default();
             }
             (Planted::OldTotalBelieved, Ok(Reply::Stats(Poll { total: Some(total), .. }))) => {
                 total.uptime = self.now.since_boot().as_micros() as u64;

@@ -5,7 +5,7 @@ use crate::cli::options::{DrainOption, WaitFor};
 use crate::envoy::ServerTotal;
 
 /// A drain that has been polled for the first time: health checks are failed, listeners compared.
-fn waiting(options: Options, hidden: HiddenListeners) -> Machine {
+fn waiting(options: Options, hidden: HiddenStats) -> Machine {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(0), ..options }, at(s(0)));
     assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::FailHealthChecks));
@@ -24,7 +24,7 @@ const POLL: Action = Action::Call(Call::ReadStats);
 
 #[test]
 fn a_count_from_which_something_was_subtracted_ends_nothing_alone() {
-    let mut machine = waiting(options(), HiddenListeners::default());
+    let mut machine = waiting(options(), HiddenStats::default());
     let now = three_polls(&mut machine, &polled(0, true), s(0));
     assert_eq!(step(&mut machine, &polled(0, true), now), Action::Finish(DRAINED));
 }
@@ -33,7 +33,7 @@ fn a_count_from_which_something_was_subtracted_ends_nothing_alone() {
 fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
     for wait_for in [WaitFor::Connections, WaitFor::Requests] {
         let uncounted = vec!["stats".to_owned()];
-        let hidden = HiddenListeners { uncounted, ..HiddenListeners::default() };
+        let hidden = HiddenStats { uncounted, ..HiddenStats::default() };
         let mut machine = waiting(Options { wait_for, ..options() }, hidden);
         let poll =
             |unsubtracted| Poll { unsubtracted, subtracted: true, ..Poll::of(0, Health::Draining) };
@@ -62,7 +62,7 @@ fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
 
 #[test]
 fn idle_connections_hold_a_drain_where_a_prefix_does_not_show_what_is_still_to_be_sent() {
-    let hidden = HiddenListeners { unsent: Some("web".to_owned()), ..HiddenListeners::default() };
+    let hidden = HiddenStats { unsent: Some("web".to_owned()), ..HiddenStats::default() };
     for wait_for in [WaitFor::Requests, WaitFor::Connections] {
         let mut machine = waiting(Options { wait_for, ..options() }, hidden.clone());
         let mut idle = Poll { in_use: 0, ..Poll::of(3, Health::Draining) };
@@ -90,7 +90,7 @@ fn three_polls(machine: &mut Machine, polled: &Event, mut now: Duration) -> Dura
 
 #[test]
 fn a_poll_that_disagrees_is_the_count_that_holds() {
-    let mut machine = waiting(options(), HiddenListeners::default());
+    let mut machine = waiting(options(), HiddenStats::default());
     let now = three_polls(&mut machine, &polled(0, true), s(0));
     let soon = now + Duration::from_millis(25);
     assert_eq!(step(&mut machine, &polled(1, true), now), Action::SleepUntil(at(soon)));
@@ -106,7 +106,7 @@ fn a_poll_that_disagrees_is_the_count_that_holds() {
 #[test]
 fn a_failed_poll_breaks_the_row_whether_it_was_refused_or_not() {
     for kind in [AdminErrorKind::Content, AdminErrorKind::Timeout, AdminErrorKind::Refused] {
-        let mut machine = waiting(options(), HiddenListeners::default());
+        let mut machine = waiting(options(), HiddenStats::default());
         let now = three_polls(&mut machine, &polled(0, true), s(0));
         step(&mut machine, &failure(1, Call::ReadStats, kind), now);
         let next = step(&mut machine, &Event::Tick, s(2));
@@ -117,8 +117,8 @@ fn a_failed_poll_breaks_the_row_whether_it_was_refused_or_not() {
     }
 }
 
-fn hidden() -> HiddenListeners {
-    HiddenListeners { names: vec!["web".to_owned()], certain: true, ..HiddenListeners::default() }
+fn hidden() -> HiddenStats {
+    HiddenStats { listeners: vec!["web".to_owned()], certain: true, ..HiddenStats::default() }
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn polls_that_should_have_confirmed_an_end_count_for_no_other() {
     assert_eq!(open, Some(3), "what was counted is not shown");
     let next = step(machine, &reply(2, Reply::HealthChecksFailed), now);
     assert_eq!(next, Action::Call(Call::CheckListeners));
-    let compared = reply(2, Reply::Listeners(HiddenListeners::default()));
+    let compared = reply(2, Reply::Listeners(HiddenStats::default()));
     assert_eq!(step(machine, &compared, now), POLL);
     three_polls(machine, &subtracted(0, Health::Draining), now);
 }
@@ -536,7 +536,7 @@ fn an_error_at_an_address_that_was_not_given_is_no_sign_of_an_envoy() {
 
 #[test]
 fn a_time_out_breaks_a_row_of_refusals() {
-    let mut machine = waiting(options(), HiddenListeners::default());
+    let mut machine = waiting(options(), HiddenStats::default());
     let kinds = [AdminErrorKind::Refused, AdminErrorKind::Refused, AdminErrorKind::Timeout];
     for (kind, second) in kinds.into_iter().zip([0, 1, 4]) {
         step(&mut machine, &failure(1, Call::ReadStats, kind), s(second));

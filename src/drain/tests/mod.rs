@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::*;
 use crate::cli::options::{Options, Overrides};
 use crate::envoy::error::{AdminError, AdminErrorKind};
-use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenListeners, Poll, Reply};
+use crate::envoy::{Arrivals, Call, CallResult, Health, HiddenStats, Poll, Reply};
 use crate::os::clock::Timestamp;
 
 const fn at(time: Duration) -> Timestamp {
@@ -125,7 +125,7 @@ impl Scenario {
             }
             Call::CheckReady | Call::ShowState => Reply::Ready(health),
             Call::ReadStats => Reply::Stats(Poll::of(open, health)),
-            Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
+            Call::CheckListeners => Reply::Listeners(HiddenStats::default()),
             Call::ReadAccepted => Reply::Accepted(self.arrivals.as_ref().map(|arrivals| {
                 let connections = arrivals.iter().filter(|at| **at <= self.now).count() as u64;
                 Arrivals { connections, requests: Some(0) }
@@ -825,7 +825,7 @@ fn listeners_that_cannot_be_drained_hold_nothing_up() {
     );
     let next = step(&mut machine, &failed(Call::DrainListeners), s(0));
     assert_eq!(next, Action::Call(Call::CheckListeners));
-    let next = step(&mut machine, &reply(1, Reply::Listeners(HiddenListeners::default())), s(0));
+    let next = step(&mut machine, &reply(1, Reply::Listeners(HiddenStats::default())), s(0));
     assert_eq!((next, machine.phase()), (Action::SleepUntil(at(s(1))), Phase::CheckDelay));
     let poll = Poll::of(0, Health::Draining);
     for (time, call) in [(s(1), Call::DrainListeners), (s(3), Call::DrainListeners)] {

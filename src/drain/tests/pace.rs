@@ -19,7 +19,7 @@ fn an_envoy_that_stays_live_is_failed_again_once_in_an_interval() {
                 }
                 Action::Call(Call::CheckReady) => reply(1, Reply::Ready(Health::Live)),
                 Action::Call(Call::CheckListeners) => {
-                    reply(1, Reply::Listeners(HiddenListeners::default()))
+                    reply(1, Reply::Listeners(HiddenStats::default()))
                 }
                 Action::Call(_) => reply(1, Reply::Stats(Poll::of(0, Health::Live))),
                 Action::SleepUntil(time) => {

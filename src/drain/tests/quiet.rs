@@ -143,12 +143,12 @@ fn where_new_connections_cannot_be_seen_the_delay_has_its_whole_length() {
 #[test]
 fn where_a_listener_or_its_counter_is_hidden_the_delay_has_its_whole_length() {
     let names = vec!["web".to_owned()];
-    whole_length(&HiddenListeners { names, certain: true, ..HiddenListeners::default() });
-    whole_length(&HiddenListeners { arrivals: true, ..HiddenListeners::default() });
+    whole_length(&HiddenStats { listeners: names, certain: true, ..HiddenStats::default() });
+    whole_length(&HiddenStats { arrivals: true, ..HiddenStats::default() });
 }
 
 #[track_caller]
-fn whole_length(hidden: &HiddenListeners) {
+fn whole_length(hidden: &HiddenStats) {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(60), quiet_period: s(4), ..options() }, Timestamp::ZERO);
     let mut event = Event::Tick;

@@ -39,7 +39,7 @@ fn a_release_in_a_call_holds_whatever_the_call_brings() {
     }
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(0), ..options() }, at(s(0)));
-    for failed in [Reply::HealthChecksFailed, Reply::Listeners(HiddenListeners::default())] {
+    for failed in [Reply::HealthChecksFailed, Reply::Listeners(HiddenStats::default())] {
         step(&mut machine, &Event::Tick, s(0));
         step(&mut machine, &reply(1, failed), s(0));
     }
@@ -85,7 +85,7 @@ fn what_a_poll_brings_to_a_drain_that_was_released_counts_as_every_other() {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(0), ..options() }, at(s(0)));
     let uncounted = vec!["stats".to_owned()];
-    let hidden = HiddenListeners { uncounted, ..HiddenListeners::default() };
+    let hidden = HiddenStats { uncounted, ..HiddenStats::default() };
     for failed in [Reply::HealthChecksFailed, Reply::Listeners(hidden)] {
         step(&mut machine, &Event::Tick, s(0));
         step(&mut machine, &reply(1, failed), s(0));

@@ -8,7 +8,7 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
-use crate::envoy::HiddenListeners;
+use crate::envoy::HiddenStats;
 use crate::envoy::ServerTotal;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -258,11 +258,11 @@ fn a_check_of_listeners_compares_two_responses() {
     let names = vec!["hidden".to_owned()];
     assert_eq!(
         reply,
-        Reply::Listeners(HiddenListeners {
-            names,
+        Reply::Listeners(HiddenStats {
+            listeners: names,
             certain: true,
             uncounted: vec!["ready".to_owned()],
-            ..HiddenListeners::default()
+            ..HiddenStats::default()
         })
     );
 }
@@ -330,7 +330,7 @@ fn a_listener_that_is_added_between_the_requests_is_not_hidden() {
         Some((Duration::ZERO, 200, body))
     });
     let reply = AdminClient::default().call(Call::CheckListeners, &envoy.options, None);
-    let nothing = Ok(Reply::Listeners(HiddenListeners::default()));
+    let nothing = Ok(Reply::Listeners(HiddenStats::default()));
     assert_eq!(reply, nothing, "a listener that has just been added looks hidden");
 }
 

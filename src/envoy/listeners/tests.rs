@@ -6,7 +6,7 @@ fn hidden_with(
     listeners: &str,
     gauges: &[&str],
     excluded: &[&str],
-) -> Result<HiddenListeners, &'static str> {
+) -> Result<HiddenStats, &'static str> {
     let excluded: Vec<String> = excluded.iter().map(|name| (*name).to_owned()).collect();
     let exclusions = Exclusions { names: &excluded, ignored_suffixes: &["_19001"] };
     let mut names: Vec<_> = gauges.iter().chain(&["admin"]).collect();
@@ -26,7 +26,7 @@ fn hidden_in(
     listeners: &str,
     lines: &str,
     exclusions: Exclusions<'_>,
-) -> Result<HiddenListeners, &'static str> {
+) -> Result<HiddenStats, &'static str> {
     hidden_for(&Options::default(), listeners, lines, exclusions)
 }
 
@@ -35,15 +35,15 @@ fn hidden_for(
     listeners: &str,
     lines: &str,
     exclusions: Exclusions<'_>,
-) -> Result<HiddenListeners, &'static str> {
+) -> Result<HiddenStats, &'static str> {
     let mut names = GaugeNames::new(exclusions, options);
     assert!(lines.as_bytes().chunks(7).all(|piece| names.push(piece)));
     names.hidden_of(listeners.as_bytes())
 }
 
-fn hidden(names: &[&str], certain: bool) -> Result<HiddenListeners, &'static str> {
+fn hidden(names: &[&str], certain: bool) -> Result<HiddenStats, &'static str> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(HiddenListeners { names, certain, uncounted: Vec::new(), ..HiddenListeners::default() })
+    Ok(HiddenStats { listeners: names, certain, uncounted: Vec::new(), ..HiddenStats::default() })
 }
 
 #[test]
@@ -124,13 +124,13 @@ fn names_and_addresses_may_hold_anything() {
     assert_eq!(hidden_with(&long, &["127.0.0.1_80"], &[]), hidden(&[], false));
 }
 
-fn uncounted(names: &[&str], uncounted: &[&str]) -> Result<HiddenListeners, &'static str> {
+fn uncounted(names: &[&str], uncounted: &[&str]) -> Result<HiddenStats, &'static str> {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    Ok(HiddenListeners {
-        names: owned(names),
+    Ok(HiddenStats {
+        listeners: owned(names),
         certain: true,
         uncounted: owned(uncounted),
-        ..HiddenListeners::default()
+        ..HiddenStats::default()
     })
 }
 
@@ -151,7 +151,10 @@ fn what_is_not_counted_is_hidden_apart_from_the_others() {
     // One gauge for two listeners: either may have it.
     let two = "stats::0.0.0.0:8002\nweb::0.0.0.0:8080\n";
     let found = hidden_with(two, &["my.prefix"], &["stats"]).unwrap();
-    assert_eq!((found.names, found.uncounted), (vec!["web".to_owned()], vec!["stats".to_owned()]));
+    assert_eq!(
+        (found.listeners, found.uncounted),
+        (vec!["web".to_owned()], vec!["stats".to_owned()])
+    );
     // Its gauge is excluded by its stat_prefix, and is there.
     assert_eq!(hidden_with("m::127.0.0.1:1\n", &["metrics"], &["metrics"]), hidden(&[], false));
 }
@@ -269,7 +272,7 @@ fn what_is_hidden_of_a_single_name_is_found_where_the_drain_depends_on_it() {
             let found = hidden_for(&options, "a::127.0.0.1:1\n", &lines.join("\n"), exclusions);
             let found = found.unwrap();
             assert_eq!((found.unsent.as_deref(), found.arrivals), expected, "{hides} {options:?}");
-            assert!(found.names.is_empty() && found.uncounted.is_empty(), "{found:?}");
+            assert!(found.listeners.is_empty() && found.uncounted.is_empty(), "{found:?}");
         }
     }
     // What an excluded listener that is hidden has accepted is taken off with its prefix.

@@ -90,7 +90,7 @@ impl Logged {
     /// Health checks are failed, and every listener is in the stats.
     fn out_of_service(&mut self) -> Action {
         assert_eq!(self.reply(Reply::HealthChecksFailed), Action::Call(Call::CheckListeners));
-        self.reply(Reply::Listeners(HiddenListeners::default()))
+        self.reply(Reply::Listeners(HiddenStats::default()))
     }
 
     fn poll(&mut self, open: u64) -> Action {
@@ -599,16 +599,16 @@ fn an_address_where_nothing_has_ever_responded_is_named_once() {
 fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
     let hidden = |names: &[&str], certain| {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Reply::Listeners(HiddenListeners {
-            names,
+        Reply::Listeners(HiddenStats {
+            listeners: names,
             certain,
             uncounted: Vec::new(),
-            ..HiddenListeners::default()
+            ..HiddenStats::default()
         })
     };
-    let with = |names: &[&str], others: HiddenListeners| {
+    let with = |names: &[&str], others: HiddenStats| {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Reply::Listeners(HiddenListeners { names, certain: false, ..others })
+        Reply::Listeners(HiddenStats { listeners: names, certain: false, ..others })
     };
     let mut logged = Logged::draining(&[(DrainOption::DrainTimeout, "100s")]);
     for (reply, logs) in [
@@ -618,12 +618,9 @@ fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
         (hidden(&["web"], false), Some((messages::LISTENERS_PERHAPS_WITHOUT_GAUGES, "web"))),
         (hidden(&["web"], false), None),
         // What else is hidden depends on the options.
-        (with(&["web"], HiddenListeners { arrivals: true, ..Default::default() }), None),
+        (with(&["web"], HiddenStats { arrivals: true, ..Default::default() }), None),
         (
-            with(
-                &["web"],
-                HiddenListeners { uncounted: vec!["ready".into()], ..Default::default() },
-            ),
+            with(&["web"], HiddenStats { uncounted: vec!["ready".into()], ..Default::default() }),
             Some((messages::UNCOUNTED_WITHOUT_GAUGES, "ready")),
         ),
     ] {
@@ -641,7 +638,7 @@ fn listeners_without_gauges_are_named_once_and_with_the_outcome() {
         logged.step(&Event::Tick);
         logged.reply(Reply::Ready(Health::Live));
     }
-    assert_eq!(logged.counters.hidden.names, ["web"]);
+    assert_eq!(logged.counters.hidden.listeners, ["web"]);
     logged.reply(Reply::HealthChecksFailed);
     logged.reply(hidden(&["web"], false));
     logged.at(s(100)).step(&Event::Tick);
@@ -766,7 +763,7 @@ fn quiet(arrivals: impl Fn(u64) -> Reply) -> Logged {
             Action::Call(call) => {
                 let reply = match call {
                     Call::ReadAccepted => arrivals(now),
-                    Call::CheckListeners => Reply::Listeners(HiddenListeners::default()),
+                    Call::CheckListeners => Reply::Listeners(HiddenStats::default()),
                     Call::ReadStats => polled(0, StatsCoverage::Everything, Health::Draining),
                     _ => Reply::Ready(Health::Draining),
                 };

@@ -2,7 +2,7 @@ use super::super::counters::{CallError, EnvoyState, PollDurations};
 use super::*;
 use crate::drain::Outcome;
 use crate::envoy::stats::{Kinds, StatsCoverage};
-use crate::envoy::{Call, Health, HiddenListeners};
+use crate::envoy::{Call, Health, HiddenStats};
 
 /// The moment of each snapshot: 2023-11-14T22:13:20Z.
 const NOW: Timestamp = Timestamp::from_boot(Duration::from_secs(100_000));
@@ -92,7 +92,7 @@ pub fn draining() -> Snapshot {
             connections_rejected: 30,
             error: Some(error("GET /stats on \"x\": no")),
             coverage: StatsCoverage::HttpOnly,
-            hidden: HiddenListeners::default(),
+            hidden: HiddenStats::default(),
             envoy: EnvoyState::Draining,
             envoy_seen: Some(ago(1_500)),
             poll_bytes: Some(321),
@@ -293,11 +293,11 @@ fn the_line_shows_a_waiting_hook_what_it_waits_for() {
 #[test]
 fn listeners_that_cannot_be_seen_are_named() {
     let mut snapshot = idle();
-    snapshot.counters.hidden = HiddenListeners {
-        names: vec!["web".to_owned(), "tls \"x\"".to_owned()],
+    snapshot.counters.hidden = HiddenStats {
+        listeners: vec!["web".to_owned(), "tls \"x\"".to_owned()],
         certain: true,
         uncounted: Vec::new(),
-        ..HiddenListeners::default()
+        ..HiddenStats::default()
     };
     let text = format!("web, tls \"x\": {}", messages::LISTENERS_WITHOUT_GAUGES);
     assert_eq!(snapshot.stats_hidden().as_ref(), Some(&text));

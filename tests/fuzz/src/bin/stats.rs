@@ -82,7 +82,7 @@ fuzz_target!(|input: &[u8]| {
     let hidden_whole = hidden(usize::MAX);
     assert_eq!(hidden(1 + input.len() % 61), hidden_whole, "in pieces");
     if let Ok(hidden) = hidden_whole {
-        for name in &hidden.names {
+        for name in &hidden.listeners {
             assert!(lossy.contains(&format!("{name}::")), "{name:?} is no listener");
             // What is not UTF-8 cannot be excluded.
             let is_excluded = excluded.contains(name) && !name.contains('\u{fffd}');
