@@ -71,6 +71,9 @@ fn assert_confined(container: &Container, user: u32) {
     }
 }
 
+/// How the metric begins that a drain has once connections are counted.
+const COUNTED: &str = "\nenvoy_shutdown_open_connections ";
+
 /// The deletion of a pod, whose one connection is held until after `settle`; then the sidecar's end.
 #[track_caller]
 fn assert_drains(
@@ -93,7 +96,9 @@ fn assert_drains(
             // Connections are counted once in the check delay too, so the log does not tell.
             // The pace: each try is a request, for up to a minute.
             thread::sleep(Duration::from_millis(500));
-            public.get("/metrics").body.contains(&waiting).then_some(())
+            let metrics = public.get("/metrics").body;
+            // The first poll follows at once, and this request could come between.
+            (metrics.contains(&waiting) && metrics.contains(COUNTED)).then_some(())
         });
         assert!(waits.is_some(), "the check delay does not end: {}", container.process.report());
     };

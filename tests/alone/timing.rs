@@ -40,24 +40,39 @@ fn the_hook_ends_within_a_check_interval_of_the_last_connection() {
     assert!(times.iter().all(|time| *time <= limit), "{times:?}");
 }
 
+/// What a start of the program costs here that prints a line and ends. The machine has a part in a time
+/// that begins with a start, and a slow one shows it here too.
+fn bare_start() -> Duration {
+    let exit = run(&["--version"]).wait();
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    exit.took
+}
+
+/// Asserts that the median of 15 times is at most `limit`, or three times that of as many bare
+/// starts, each just before one of them. (A machine that lets memory go cold within 0.2 s had 1.6 to
+/// 3.2 ms for a bare start, and the sidecar's was 1.1 to 2 of these.)
+#[track_caller]
+fn assert_soon(what: &str, limit: Duration, mut measure: impl FnMut() -> Duration) {
+    let (bare, times) = (0..15).map(|_| (bare_start(), measure())).unzip();
+    let (bare, median) = (median("a bare start", bare), median(what, times));
+    assert!(median <= limit.max(3 * bare), "{what}: {median:?}; a bare start: {bare:?}");
+}
+
 #[test]
 fn envoy_gets_the_first_request_within_five_milliseconds_of_the_hook() {
     let _turn = take_turn();
-    let times = (0..15)
-        .map(|_| {
-            let envoy = Envoy::builder().start();
-            let proxy = AdminProxy::unix(envoy.admin());
-            let sidecar = Sidecar::beside(&proxy);
-            let spawned = Instant::now();
-            let mut hook = sidecar.hook(&[]);
-            let failed = proxy.wait_for("POST /healthcheck/fail ");
-            assert_eq!(hook.wait().code, Some(0));
-            assert_eq!(envoy.ready(), "DRAINING");
-            failed - spawned
-        })
-        .collect();
-    let median = median("from the hook's start to /healthcheck/fail", times);
-    assert!(median <= Duration::from_millis(5), "{median:?}");
+    let limit = Duration::from_millis(5);
+    assert_soon("from the hook's start to /healthcheck/fail", limit, || {
+        let envoy = Envoy::builder().start();
+        let proxy = AdminProxy::unix(envoy.admin());
+        let sidecar = Sidecar::beside(&proxy);
+        let spawned = Instant::now();
+        let mut hook = sidecar.hook(&[]);
+        let failed = proxy.wait_for("POST /healthcheck/fail ");
+        assert_eq!(hook.wait().code, Some(0));
+        assert_eq!(envoy.ready(), "DRAINING");
+        failed - spawned
+    });
 }
 
 /// A loopback address and a port of it that no other process uses.
@@ -85,7 +100,8 @@ fn the_public_port_responds_within_three_milliseconds_of_the_start() {
     let admin = FakeAdmin::unix();
     let dir = temp_dir("start");
     let control = format!("--control-socket={}", dir.path().join("s").display());
-    let times = (0..15).map(|_| {
+    let limit = Duration::from_millis(3);
+    assert_soon("from the start to the first 200", limit, || {
         let address = unused_address();
         let args = [
             "shutdown-manager",
@@ -106,8 +122,6 @@ fn the_public_port_responds_within_three_milliseconds_of_the_start() {
         assert_eq!(sidecar.wait().code, Some(0));
         took
     });
-    let median = median("from the start to the first 200", times.collect());
-    assert!(median <= Duration::from_millis(3), "{median:?}");
 }
 
 #[test]
@@ -142,13 +156,15 @@ fn envoys_hook_is_answered_within_ten_milliseconds_of_the_last_poll() {
         assert_eq!(envoys_hook.response().status, 200);
         let answered = Instant::now();
         assert_eq!(hook.wait().code, Some(0));
-        let polls = proxy.requests().into_iter().rev();
-        let last =
-            polls.map(|(at, line)| (at, line.starts_with("GET /stats?"))).find(|poll| poll.1);
-        answered - last.expect("a poll").0
+        let polls =
+            proxy.requests().into_iter().filter(|(_, line)| line.starts_with("GET /stats?"));
+        let (asked, _) = polls.last().expect("a poll");
+        // Envoy's own time is not the sidecar's: 20 ms of it were seen on a slow machine.
+        let mut responses = proxy.responses().into_iter();
+        answered - responses.find(|at| *at >= asked).expect("the response to it")
     });
     let times: Vec<_> = times.collect();
-    println!("from the last poll to the response to Envoy's hook: {times:?}");
+    println!("from the last poll's response to that to Envoy's hook: {times:?}");
     assert!(times.iter().all(|time| *time <= Duration::from_millis(10)), "{times:?}");
 }
 

@@ -1,4 +1,4 @@
-//! A proxy before an admin interface, which records when each request was complete.
+//! A proxy before an admin interface, which records when requests were complete and responses came.
 
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
@@ -12,12 +12,13 @@ use super::http::find;
 use super::net::{Address, Server};
 use super::{PATIENCE, Timeline, temp_dir};
 
-/// Forwards bytes both ways and records each request's first line. It accepts even when the admin
+/// Forwards bytes both ways and records each request's first line, and when responses came. It accepts even when the admin
 /// interface refuses; the client then sees a connection that closes.
 #[derive(Debug)]
 pub struct AdminProxy {
     server: Server,
     requests: Timeline<String>,
+    responses: Timeline<()>,
     accepted: Timeline<()>,
     ended: Timeline<()>,
     _dir: TempDir,
@@ -43,17 +44,17 @@ impl AdminProxy {
 
     fn start(at: &Address, admin: &Address, dir: TempDir) -> Self {
         let requests = Timeline::default();
-        let [accepted, ended] = [Timeline::default(), Timeline::default()];
-        let (admin, timeline) = (admin.clone(), requests.clone());
+        let [responses, accepted, ended] = [(); 3].map(|()| Timeline::default());
+        let (admin, asked, responded) = (admin.clone(), requests.clone(), responses.clone());
         let (starts, ends) = (accepted.clone(), ended.clone());
         let server = Server::start(at, move |client| {
             starts.push(());
             if let Ok(admin) = admin.connect(PATIENCE) {
-                forward(client, &admin, &timeline);
+                forward(client, &admin, &asked, &responded);
             }
             ends.push(());
         });
-        Self { server: server.expect("listen"), requests, accepted, ended, _dir: dir }
+        Self { server: server.expect("listen"), requests, responses, accepted, ended, _dir: dir }
     }
 
     /// As `--admin-address` takes it.
@@ -68,6 +69,11 @@ impl AdminProxy {
     /// The first line of each request, and when the request was complete.
     pub fn requests(&self) -> Vec<(Instant, String)> {
         self.requests.all()
+    }
+
+    /// When each piece of a response came. A short response is one piece.
+    pub fn responses(&self) -> Vec<Instant> {
+        self.responses.all().into_iter().map(|(at, ())| at).collect()
     }
 
     /// How many connections it has accepted.
@@ -90,9 +96,9 @@ impl AdminProxy {
     }
 }
 
-fn forward(client: &Socket, admin: &Socket, requests: &Timeline<String>) {
+fn forward(client: &Socket, admin: &Socket, requests: &Timeline<String>, responses: &Timeline<()>) {
     thread::scope(|scope| {
-        scope.spawn(|| pump(admin, client, |_| ()));
+        scope.spawn(|| pump(admin, client, |_| responses.push(())));
         let mut unread = Vec::new();
         pump(client, admin, |bytes| {
             unread.extend_from_slice(bytes);
