@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ fn attempt(failure: &'static str, path: &Path, work: fn(&Path) -> io::Result<()>
 /// is left as it is: an earlier drain's, whose end this one has confirmed.
 fn create_anew(path: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        fs::remove_file(path)?;
+        remove_if_there(path)?;
     }
     match File::create_new(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
@@ -42,7 +43,11 @@ fn create_anew(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Anything but a socket: by mistake the path may be that of Envoy's admin interface.
 pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+        return Err(io::Error::other("there is a socket"));
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result,
@@ -61,5 +66,18 @@ mod tests {
         let created = create_anew(&path);
         assert!(created.is_ok(), "the end that was confirmed is logged as an error: {created:?}");
         assert_eq!(fs::read(&path).unwrap(), b"an earlier drain's");
+    }
+
+    #[test]
+    fn a_socket_is_neither_removed_nor_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let _envoy = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for (name, work) in [("create", create_anew as fn(&Path) -> _), ("remove", remove_if_there)]
+        {
+            let error = work(&path).unwrap_err().to_string();
+            assert_eq!(error, "there is a socket", "{name}");
+            assert!(fs::symlink_metadata(&path).unwrap().file_type().is_socket(), "{name}");
+        }
     }
 }
