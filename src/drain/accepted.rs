@@ -72,7 +72,7 @@ impl Accepted {
         if std::mem::take(&mut self.starts_over) {
             (self.new, self.noticed, self.first) = (0, None, None);
         } else if new > 0 {
-            self.new += new;
+            self.new = self.new.saturating_add(new);
             self.noticed = Some(now);
         }
         self.first = self.first.or(Some(now));

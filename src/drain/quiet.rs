@@ -65,12 +65,13 @@ impl QuietPeriod {
         }
         // An Envoy that has restarted counts anew.
         let requests = arrivals.requests.zip(before.requests);
-        self.new_requests += requests.map_or(0, |(now, before)| now.saturating_sub(before));
+        let new = requests.map_or(0, |(now, before)| now.saturating_sub(before));
+        self.new_requests = self.new_requests.saturating_add(new);
         let new = arrivals.connections.saturating_sub(before.connections);
         if new == 0 {
             return;
         }
-        self.new += new;
+        self.new = self.new.saturating_add(new);
         if let Some(last) = self.noticed.replace(now) {
             let gap = (now - last) / u32::try_from(new).unwrap_or(u32::MAX);
             self.gaps.rotate_left(1);

@@ -145,7 +145,7 @@ impl Counters {
                 }
             }
             DrainEvent::NewConnections(new) => {
-                self.new_connections += new;
+                self.new_connections = self.new_connections.saturating_add(*new);
                 self.new_noticed = Some(now);
             }
             DrainEvent::Polled(poll) | DrainEvent::StartupCheckPassed(poll) => {
