@@ -384,26 +384,26 @@ impl Machine {
             accepted: drain.accepted.clone(),
         };
         events.push(DrainEvent::Ended(ended.clone()));
-        self.left_alone = self.awaited && outcome.kind == OutcomeKind::NoEnvoyHook;
+        let left_in_service = drain.left_in_service(outcome.kind);
+        self.left_alone = self.awaited && left_in_service;
         self.last = Some(ended);
         self.last_options = Some(drain.options.clone());
-        self.state = match outcome.kind {
+        // An address where nothing has ever responded may be wrong.
+        let may_hold = self.responded && outcome.kind.nothing_left() && drain.counts_plainly();
+        self.state = if left_in_service {
             // Nothing has been done that a later hook could join.
-            OutcomeKind::NoEnvoyHook => {
-                State::Idle(self.suspended_check.take().map(|mut check| {
-                    check.postpone(now);
-                    check
-                }))
-            }
-            kind => State::Ended(Retained {
+            State::Idle(self.suspended_check.take().map(|mut check| {
+                check.postpone(now);
+                check
+            }))
+        } else {
+            State::Ended(Retained {
                 until: now + OUTCOME_RETENTION,
                 answers: self.awaited,
-                // A count that a hidden listener makes slow is not taken twice.
-                // An address where nothing has ever responded may be wrong.
-                may_hold: self.responded && kind.nothing_left() && drain.counts_plainly(),
+                may_hold,
                 check_due: now,
                 confirmation: Confirmation::default(),
-            }),
+            })
         };
     }
 

@@ -149,15 +149,15 @@ impl Drain {
     /// The poll with the larger numbers that what is hidden demands.
     fn as_it_counts(&self, mut poll: Poll) -> Poll {
         let hidden = self.hides_listeners();
-        if !self.hidden.uncounted.is_empty() {
+        if !self.subtracts() {
             // What is theirs was not added, and which connections that is, nothing shows.
             poll = poll.without_subtraction();
         }
         if let Some(total) = poll.total.filter(|_| hidden) {
             poll.open = poll.open.max(total.connections);
         }
-        if hidden || self.may_hide || self.hidden.unsent.is_some() {
-            // Which of a hidden listener's are idle is not known, and they hide others in a difference.
+        if hidden || self.hidden.unsent.is_some() {
+            // Which of a hidden listener's are idle is not known.
             poll.in_use = poll.open;
         }
         if let Some(prefix) = self.hidden.unsent.as_ref().filter(|_| poll.http() > 0) {

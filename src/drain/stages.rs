@@ -68,6 +68,8 @@ pub struct Drain {
     pub(super) hurried: bool,
     /// An operator ends it, once there was a try to fail health checks.
     pub(super) released: bool,
+    /// Envoy is to leave service: the drain delay has begun.
+    pub(super) has_begun: bool,
     /// Whether connections were counted, or that was tried. In a delay it is, for the number alone: if the grace period ends
     /// there, Envoy mostly does before another poll (6 of 8 times on a cluster), and what was cut would
     /// not be known.
@@ -177,6 +179,7 @@ impl Drain {
             envoy_starting: false,
             hurried: false,
             released: false,
+            has_begun: false,
             counted: false,
             listener_check: ListenerCheck::due(now),
             hidden,
@@ -457,6 +460,7 @@ impl Drain {
     }
 
     pub(super) fn enter_drain_delay(&mut self, now: Timestamp) {
+        self.has_begun = true;
         self.stage = Stage::DrainDelay { until: self.started + self.options.delay() };
         self.begin_quiet_period(now);
         self.set_deadline();
@@ -508,11 +512,20 @@ impl Drain {
         !self.hidden.listeners.is_empty()
     }
 
+    /// Whether this end leaves an Envoy in service that the drain has done nothing to.
+    pub(super) fn left_in_service(&self, kind: OutcomeKind) -> bool {
+        kind == OutcomeKind::NoEnvoyHook || kind == OutcomeKind::Released && !self.has_begun
+    }
+
+    /// Whether connections may be subtracted: not where some of them were perhaps not added.
+    pub(super) fn subtracts(&self) -> bool {
+        !self.hides_listeners() && !self.may_hide && self.hidden.uncounted.is_empty()
+    }
+
     /// Whether a later poll tells what holds the drain as its own polls did.
     pub(super) fn counts_plainly(&self) -> bool {
-        let may_hide = self.may_hide || self.hidden.unsent.is_some();
-        let requests_hidden = may_hide && self.options.wait_for == WaitFor::Requests;
-        !self.hides_listeners() && self.hidden.uncounted.is_empty() && !requests_hidden
+        let unsent = self.hidden.unsent.is_some() && self.options.wait_for == WaitFor::Requests;
+        self.subtracts() && !unsent
     }
 
     /// The time that a call may take: the drain ends with its timeout.

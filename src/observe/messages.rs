@@ -133,7 +133,8 @@ pub const TOTAL_HIDDEN: &str = "server.total_connections and server.uptime are n
     listeners without gauges are counted by nothing else: this drain does not end as drained. Let \
     stats_config show both";
 pub const LISTENERS_NOT_COMPARED: &str = "Envoy's listeners cannot be compared with its stats: \
-    connections of a listener that is hidden there would not be waited for";
+    connections of a listener that is hidden there would not be waited for, and nothing is subtracted, so \
+    that excluded HTTP prefixes and idle connections hold a drain, too";
 
 // The public port, the control socket, and the backend.
 pub const CONNECTION_LIMIT_REACHED: &str = "connection limit reached";

@@ -38,7 +38,8 @@ pub struct Envoy {
     pub shows_total: bool,
     /// `/listeners` is forbidden, so what is hidden stays unknown.
     forbids_listing: bool,
-    /// Scrapes come and go, so that a poll may lie, but never four in a row.
+    /// Scrapes come and go, so that a poll may lie, but never four in a row, unless what scrapes is hidden
+    /// and that stays unknown.
     scraped: bool,
     lies: u32,
     /// Whether the latest poll did not lie of what is open, and of what is in use.
@@ -127,12 +128,21 @@ impl Envoy {
         (self.open, self.idle, self.hidden_open) = (0, 0, 0);
     }
 
-    /// What really held a drain that waits for these at the latest poll, unless that lied.
-    pub fn honest(&self, wait_for: WaitFor) -> Option<u64> {
+    /// What really holds a drain that waits for these.
+    pub fn holding(&self, wait_for: WaitFor) -> u64 {
         match wait_for {
-            WaitFor::Connections => Some(self.open + self.idle).filter(|_| self.honest_open),
-            WaitFor::Requests => Some(self.open).filter(|_| self.honest_in_use),
+            WaitFor::Connections => self.open + self.idle,
+            WaitFor::Requests => self.open,
         }
+    }
+
+    /// The same of the latest poll, unless that lied.
+    pub fn honest(&self, wait_for: WaitFor) -> Option<u64> {
+        let is_honest = match wait_for {
+            WaitFor::Connections => self.honest_open,
+            WaitFor::Requests => self.honest_in_use,
+        };
+        is_honest.then(|| self.holding(wait_for))
     }
 
     pub fn call(&mut self, call: Call, random: &mut Random, now: Timestamp) -> CallResult {
@@ -191,7 +201,7 @@ impl Envoy {
     fn poll(&mut self, random: &mut Random, now: Timestamp) -> Poll {
         self.flush(now);
         let subtracted = self.scraped && !random.one_in(3);
-        let may_lie = self.lies < 3;
+        let may_lie = self.lies < 3 || self.forbids_listing;
         self.honest_open = !(subtracted && may_lie && random.one_in(3));
         // Other connections show in the difference to those of HTTP alone.
         let http_closes = self.idle > 0 && may_lie && random.one_in(3);
@@ -200,7 +210,9 @@ impl Envoy {
         let open = self.idle + if self.honest_open { self.open } else { 0 };
         let in_use = if self.honest_in_use { self.open } else { 0 };
         let total = Some(self.total).filter(|_| self.shows_total);
-        let mut poll = Poll { in_use, subtracted, total, ..Poll::of(open, self.health()) };
+        let unsubtracted = self.idle + self.open;
+        let mut poll =
+            Poll { in_use, unsubtracted, subtracted, total, ..Poll::of(open, self.health()) };
         poll.breakdown.kinds.http = self.idle;
         poll
     }

@@ -93,8 +93,11 @@ impl World {
             Ok(Reply::Ready(health)) => self.saw(*health),
             Ok(Reply::Stats(poll)) => {
                 drain.last_poll = Some(poll.clone());
+                // What is not subtracted from does not lie.
+                let plain = envoy.holding(drain.options.wait_for);
+                let subtracts = self.machine.drain().is_none_or(|drain| drain.subtracts());
                 let honest = envoy.honest(drain.options.wait_for);
-                drain.honest = honest.or(drain.honest);
+                drain.honest = honest.or((!subtracts).then_some(plain)).or(drain.honest);
                 if poll.health == Health::Live {
                     self.saw(Health::Live);
                 }
@@ -184,8 +187,13 @@ impl World {
     }
 
     pub fn check_end(&mut self, outcome: Outcome) {
-        self.drained |= outcome != Outcome::NO_ENVOY_HOOK;
         let drain = &self.drain;
+        let left_in_service = match outcome.kind {
+            OutcomeKind::NoEnvoyHook => true,
+            OutcomeKind::Released => !drain.tried,
+            _ => false,
+        };
+        self.drained |= !left_in_service;
         let envoy = &self.envoys[drain.target];
         let timeout = drain.options.drain_timeout;
         let threshold = drain.options.min_open_connections;

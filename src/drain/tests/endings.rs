@@ -6,13 +6,17 @@ use crate::envoy::ServerTotal;
 
 /// A drain that has been polled for the first time: health checks are failed, listeners compared.
 fn waiting(options: Options, hidden: HiddenStats) -> Machine {
+    compared(options, &reply(1, Reply::Listeners(hidden)))
+}
+
+/// The same, when its listeners were compared with this result.
+fn compared(options: Options, comparison: &Event) -> Machine {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(0), ..options }, at(s(0)));
     assert_eq!(step(&mut machine, &Event::Tick, s(0)), Action::Call(Call::FailHealthChecks));
     let failed = reply(1, Reply::HealthChecksFailed);
     assert_eq!(step(&mut machine, &failed, s(0)), Action::Call(Call::CheckListeners));
-    let compared = reply(1, Reply::Listeners(hidden));
-    assert_eq!(step(&mut machine, &compared, s(0)), Action::Call(Call::ReadStats));
+    assert_eq!(step(&mut machine, comparison, s(0)), Action::Call(Call::ReadStats));
     machine
 }
 
@@ -29,14 +33,24 @@ fn a_count_from_which_something_was_subtracted_ends_nothing_alone() {
     assert_eq!(step(&mut machine, &polled(0, true), now), Action::Finish(DRAINED));
 }
 
+/// A poll that counts none, but this many where nothing may be subtracted.
+fn unsubtracted(unsubtracted: u64) -> Poll {
+    Poll { unsubtracted, subtracted: true, ..Poll::of(0, Health::Draining) }
+}
+
 #[test]
-fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
-    for wait_for in [WaitFor::Connections, WaitFor::Requests] {
-        let uncounted = vec!["stats".to_owned()];
-        let hidden = HiddenStats { uncounted, ..HiddenStats::default() };
-        let mut machine = waiting(Options { wait_for, ..options() }, hidden);
-        let poll =
-            |unsubtracted| Poll { unsubtracted, subtracted: true, ..Poll::of(0, Health::Draining) };
+fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges_or_may_have_none() {
+    let uncounted = vec!["stats".to_owned()];
+    let hidden = reply(1, Reply::Listeners(HiddenStats { uncounted, ..HiddenStats::default() }));
+    let unknown = failure(1, Call::CheckListeners, AdminErrorKind::Status);
+    for (wait_for, comparison) in [
+        (WaitFor::Connections, &hidden),
+        (WaitFor::Requests, &hidden),
+        (WaitFor::Connections, &unknown),
+        (WaitFor::Requests, &unknown),
+    ] {
+        let mut machine = compared(Options { wait_for, ..options() }, comparison);
+        let poll = unsubtracted;
         let two = reply(1, Reply::Stats(poll(2)));
         assert!(matches!(step(&mut machine, &two, s(0)), Action::SleepUntil(_)), "{wait_for:?}");
         let last = machine.drain().and_then(|drain| drain.last_poll.clone()).unwrap();
@@ -58,6 +72,15 @@ fn nothing_is_subtracted_where_a_listener_that_is_not_counted_has_no_gauges() {
         assert_eq!(machine.start(options(), at(now)), DrainStart::Started(2));
         assert!(!machine.drain().is_some_and(Drain::confirms_outcome), "{wait_for:?}");
     }
+}
+
+#[test]
+fn nothing_is_subtracted_where_a_listener_that_is_counted_has_no_gauges() {
+    let hidden = HiddenStats { listeners: vec!["web".to_owned()], ..HiddenStats::default() };
+    let mut machine = waiting(options(), hidden);
+    let total = Some(ServerTotal { connections: 1, uptime: 9 });
+    step(&mut machine, &reply(1, Reply::Stats(Poll { total, ..unsubtracted(2) })), s(0));
+    assert_eq!(machine.drain().and_then(Drain::open), Some(2));
 }
 
 #[test]

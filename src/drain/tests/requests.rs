@@ -81,6 +81,19 @@ fn a_release_of_a_drain_that_confirms_the_one_before_fails_health_checks_if_that
 }
 
 #[test]
+fn a_release_that_leaves_envoy_in_service_leaves_the_startup_check_to_be_done() {
+    let mut scenario = idle(Envoy::Draining(0), options());
+    scenario.machine.start(Options { require_envoy_hook: true, ..options() }, at(s(0)));
+    scenario.run_to(ms(500));
+    assert_eq!(scenario.machine.phase(), Phase::AwaitingEnvoyHook);
+    assert_eq!(scenario.machine.release(), Some(1));
+    scenario.run_to(s(60));
+    assert_eq!(ended(&scenario), Some(Outcome::released(None)));
+    assert!(!scenario.times(Call::RestoreHealthChecks).is_empty(), "a run before left it so");
+    assert!(matches!(scenario.envoy, Envoy::Live(0)), "{:?}", scenario.envoy);
+}
+
+#[test]
 fn what_a_poll_brings_to_a_drain_that_was_released_counts_as_every_other() {
     let mut machine = machine(true);
     machine.start(Options { check_delay: s(0), ..options() }, at(s(0)));

@@ -146,8 +146,14 @@ fn connect_to(envoy: &Envoy, listener: &str) -> Connection {
 fn an_admin_interface_that_does_not_list_its_listeners_holds_no_drain_and_is_reported() {
     let admin = FakeAdmin::unix();
     admin.fault(Route::Listing, Fault::Status(403));
+    // A scrape of a listener that has no gauges, so that it is in no sum.
+    admin.set_stat(SCRAPES_HTTP, 1);
     let (sidecar, mut hook) = waiting_for_one(&admin);
     sidecar.wait_log(logged(LISTENERS_NOT_COMPARED).with("level", "warn"));
+    let polls = admin.count(Route::Stats);
+    admin.wait_for(Route::Stats, polls + 5);
+    hook.assert_running();
+    admin.set_stat(SCRAPES_HTTP, 0);
     finish_drain(&admin, &mut hook);
 }
 
