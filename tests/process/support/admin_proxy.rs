@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::Shutdown;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 use tempfile::TempDir;
@@ -71,9 +71,13 @@ impl AdminProxy {
         self.requests.all()
     }
 
-    /// When each piece of a response came. A short response is one piece.
-    pub fn responses(&self) -> Vec<Instant> {
-        self.responses.all().into_iter().map(|(at, ())| at).collect()
+    /// How long the admin interface has taken for the requests since then, up to the first piece of each
+    /// response.
+    pub fn took_since(&self, since: Instant) -> Duration {
+        let responses = self.responses.all();
+        let took = |asked| Some(responses.iter().find(|(at, ())| *at >= asked)?.0 - asked);
+        let asked = self.requests().into_iter().map(|(at, _)| at);
+        asked.filter(|at| *at >= since).filter_map(took).sum()
     }
 
     /// How many connections it has accepted.
