@@ -98,9 +98,13 @@ mod tests {
         let (mut reader, mut writer) = pipe().unwrap();
         let lines = Lines::new();
         writer.write_all(&[b'.'; PIECES * PIECE]).unwrap();
-        let start = Instant::now();
-        assert!(!lines.write(&writer, b"lost\n"));
-        assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
+        // This thread itself may be kept from the processor, but not each time.
+        let times = [(); 5].map(|()| {
+            let start = Instant::now();
+            assert!(!lines.write(&writer, b"lost\n"));
+            start.elapsed()
+        });
+        assert!(times.iter().any(|took| *took < Duration::from_millis(50)), "{times:?}");
         read(&mut reader, PIECES * PIECE);
         assert!(lines.write(&writer, b"next\n"));
         assert_eq!(read(&mut reader, 5), "next\n");
