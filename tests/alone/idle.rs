@@ -346,7 +346,8 @@ fn close(closes: &[(&str, Duration)], sent: u32, connections: usize) {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise a limit");
     for &(settings, delayed) in closes {
         let (mut tallies, mut drains) = ([Tally::default(); 2], 0);
-        while tallies.iter().any(|tally| tally.sent < sent) {
+        // Of a hundred, four are sent before the close with Envoy's defaults, and in one drain of fifty none.
+        while tallies.iter().any(|tally| tally.sent < sent || tally.answered == 0) {
             drains += 1;
             assert!(drains < 100, "too few are sent in time: {}; {}", tallies[0], tallies[1]);
             for (all, more) in tallies.iter_mut().zip(close_once(settings, delayed, connections)) {
@@ -360,7 +361,6 @@ fn close(closes: &[(&str, Duration)], sent: u32, connections: usize) {
         println!("  HTTP/2     {http2}");
         for (version, tally) in [("HTTP/1.1", http1), ("HTTP/2", http2)] {
             assert_eq!(tally.lost, 0, "{version}, {settings}");
-            assert!(tally.answered > 0, "{version}, {settings}: none were sent early enough");
         }
         // A client that does not try again would lose most of them.
         assert!(delayed < DRAIN_TIMEOUT || http1.again > http1.answered, "{settings}: {http1}");
