@@ -207,7 +207,7 @@ fn an_envoy_that_restarts_in_the_check_delay_starts_the_quiet_period_again() {
 /// Asserts that the check delay of 2 s runs its whole length, and that the log says this once.
 #[track_caller]
 fn assert_whole_length(envoy: &impl AsRef<Address>, options: &[&str], said: impl Into<Expected>) {
-    let delays = ["--check-delay=2s", "--quiet-period=200ms"];
+    let delays = ["--check-delay=2s", "--quiet-period=1s"];
     let sidecar = Sidecar::builder().beside(envoy).args(delays).start();
     let mut hook = sidecar.hook(options);
     sidecar.wait_log(OUT_OF_SERVICE);
@@ -321,7 +321,7 @@ fn requests_on_open_connections_count_where_requests_are_waited_for() {
             counting.set_stat("http.web.downstream_rq_total", total);
         });
         let wait_for = format!("--wait-for={name}");
-        let options = ["--drain-delay=2s", "--quiet-period=500ms", &wait_for];
+        let options = ["--drain-delay=2s", "--quiet-period=1s", &wait_for];
         let sidecar = Sidecar::builder().beside(&*admin).args(options).start();
         let _hook = sidecar.hook(&[]);
         let said = if said == QUIET { quiet(DRAIN_DELAY) } else { logged(said) };
