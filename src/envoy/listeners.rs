@@ -135,9 +135,9 @@ impl<'a> GaugeNames<'a> {
             // Part of a name may be before it, if that has a line break in it.
             let Some((name, address)) = split(line) else { continue };
             let is_internal = address.starts_with(b"envoy://");
-            let is_uncounted = is_internal
-                || self.exclusions.excludes(name)
-                || self.exclusions.excludes(&gauge_name(address));
+            // By the name that it would have in the stats, as far as that is known: that of the listener is
+            // none there, and may be one that is excluded as an HTTP stat prefix.
+            let is_uncounted = is_internal || self.exclusions.excludes(&gauge_name(address));
             let of_internal = is_internal.then(|| [INTERNAL, &gauge_name(name)].concat());
             let has_gauge = match_gauge(line, &mut gauges)
                 || internal.iter().any(|(gauge, _)| Some(*gauge) == of_internal.as_deref());

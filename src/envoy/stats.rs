@@ -25,7 +25,8 @@
 //!   excluded prefixes have.
 //! - **Hot restart.** The new process responds. `server.parent_connections` has the old process's, and
 //!   the gauges have them once more where the new process has had connections of its own, so that they
-//!   count twice until they end.
+//!   count twice until they end. Before its first flush of stats the new process does not show that gauge
+//!   (measured), and nothing can be counted.
 //!
 //! A drain that waits for requests (`--wait-for=requests`) is held by less:
 //!
@@ -34,7 +35,7 @@
 //! ```
 //!
 //! An upgraded connection (WebSocket, CONNECT) is a request in flight as well. A prefix whose requests
-//! are not shown counts with its connections, and one that still sends a response counts at least one
+//! are not shown, or with connections of HTTP/3, counts with its connections, and one that still sends a response counts at least one
 //! (`downstream_cx_tx_bytes_buffered`): a request is in flight only until its response is encoded.
 //! TCP connections show in this difference alone, so that it may lie as any subtraction may.
 //!
@@ -87,8 +88,8 @@ use super::ServerTotal;
 /// The path and query of a poll. As text with `usedonly`, since on an Envoy with 10,000 clusters
 /// it costs a twentieth of what the Prometheus form does.
 pub const REQUEST: &str = "/stats?type=Gauges&usedonly&filter=\
-    %5E(server%5C.(live%7Cparent_connections%7Ctotal_connections%7Cuptime)%7C\
-    (http%7Clistener%7Cudp)%5C..*%5C.downstream_((pre_)?cx%7Ccx_upgrades%7Crq%7Csess)_active%7C\
+    %5E(server%5C.(live%7Chot_restart_epoch%7Cparent_connections%7Ctotal_connections%7Cuptime)%7C\
+    (http%7Clistener%7Cudp)%5C..*%5C.downstream_((pre_)?cx%7Ccx_http3%7Ccx_upgrades%7Crq%7Csess)_active%7C\
     http%5C..*%5C.downstream_cx_tx_bytes_buffered%7Coverload%5C..*injected_resource.pressure)$";
 
 /// A response longer than this is not one to [`REQUEST`]: 300 listeners on 64 workers are 1.1 MB.
@@ -140,6 +141,8 @@ pub enum StatsError {
     NothingVisible,
     /// A gauge's value is not a number.
     BadValue(String),
+    /// It is that of a hot restart's new process, before its first flush of stats.
+    ParentUnknown,
 }
 
 impl fmt::Display for StatsError {
@@ -148,6 +151,9 @@ impl fmt::Display for StatsError {
             Self::NothingVisible => f.write_str(
                 "neither listener.admin nor http.admin gauges are in the response; let stats_config \
                  show those whose names begin with \"listener.\", \"http.\" and \"server.\"",
+            ),
+            Self::ParentUnknown => f.write_str(
+                "server.parent_connections is not there yet, and server.hot_restart_epoch is not 0",
             ),
             Self::BadValue(line) => write!(f, "a gauge without a number: {line:?}"),
         }
@@ -159,7 +165,7 @@ impl fmt::Display for StatsError {
 pub struct Exclusions<'a> {
     /// Names given to `--exclude`: of listeners, and of HTTP stat prefixes.
     pub names: &'a [String],
-    /// How the names of other listeners end that are not counted.
+    /// How the addresses of other listeners end that are not counted.
     pub ignored_suffixes: &'a [&'a str],
 }
 
@@ -167,7 +173,9 @@ impl Exclusions<'_> {
     /// Whether a listener of this name is excluded.
     pub fn excludes(&self, name: &[u8]) -> bool {
         let mut suffixes = self.ignored_suffixes.iter();
-        self.names(name) || suffixes.any(|suffix| name.ends_with(suffix.as_bytes()))
+        // A port ends an address, and no name that is given to a listener.
+        let is_address = name.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'[');
+        self.names(name) || is_address && suffixes.any(|suffix| name.ends_with(suffix.as_bytes()))
     }
 
     /// Whether the connections of an HTTP stat prefix are not counted.
@@ -190,7 +198,8 @@ pub struct StatsParser<'a> {
     breakdown: Breakdown,
     /// By prefix.
     excluded_http: Vec<(Box<[u8]>, u64)>,
-    parent: u64,
+    parent: Option<u64>,
+    epoch: u64,
     total: Option<u64>,
     uptime: Option<u64>,
     /// Whether the admin interface's own connection was seen in either family.
@@ -209,7 +218,8 @@ impl<'a> StatsParser<'a> {
             http: HttpGauges::default(),
             breakdown: Breakdown::default(),
             excluded_http: Vec::new(),
-            parent: 0,
+            parent: None,
+            epoch: 0,
             total: None,
             uptime: None,
             sees_listeners: false,
@@ -221,12 +231,17 @@ impl<'a> StatsParser<'a> {
     /// The sum, once the whole response was pushed.
     ///
     /// # Errors
-    /// When the response is not one to [`REQUEST`], or shows neither family of gauges.
+    /// When the response is not one to [`REQUEST`], shows neither family of gauges, or lacks the connections
+    /// of the old process of a hot restart.
     pub fn finish(mut self) -> Result<Observation, StatsError> {
         self.breakdown.bytes = self.end();
         if let Some(error) = self.error {
             return Err(error);
         }
+        if self.epoch > 0 && self.parent.is_none() {
+            return Err(StatsError::ParentUnknown);
+        }
+        let parent = self.parent.unwrap_or(0);
         let coverage = match (self.sees_listeners, self.sees_http) {
             (false, false) => return Err(StatsError::NothingVisible),
             (false, true) => StatsCoverage::HttpOnly,
@@ -274,16 +289,16 @@ impl<'a> StatsParser<'a> {
         kinds.http = http - kinds.upgraded;
         kinds.silent = silent.min(shown - http);
         kinds.tcp = shown - http - kinds.silent;
-        kinds.parent = self.parent;
+        kinds.parent = parent;
         self.breakdown.requests = self.breakdown.requests.map(|_| all_http.requests);
         // Where HTTP connections are those of excluded or internal listeners, all that counts is shown.
         self.breakdown.requests_hidden = all_http.requests_hidden.filter(|_| http > 0);
         let requests = if http > 0 { all_http.in_use } else { 0 };
         let in_use = (shown - http).saturating_add(requests);
         Ok(Observation {
-            open: shown.saturating_add(self.parent),
-            unsubtracted: counted.max(http).saturating_add(self.parent),
-            in_use: in_use.saturating_add(self.parent),
+            open: shown.saturating_add(parent),
+            unsubtracted: counted.max(http).saturating_add(parent),
+            in_use: in_use.saturating_add(parent),
             subtracted: shown < counted.max(all_http.connections),
             live: self.live,
             coverage,
@@ -319,16 +334,16 @@ impl ReadLines for StatsParser<'_> {
         let Some(value) = value else { return self.reject(line) };
         match gauge {
             Gauge::ServerLive => self.live = Some(value != 0 || self.live == Some(true)),
-            Gauge::ParentConnections => self.parent = self.parent.max(value),
+            Gauge::ParentConnections => self.parent = self.parent.max(Some(value)),
+            Gauge::HotRestartEpoch => self.epoch = self.epoch.max(value),
             Gauge::TotalConnections => self.total = self.total.max(Some(value)),
             Gauge::Uptime => self.uptime = self.uptime.max(Some(value)),
             Gauge::WorkersStarted => {}
             Gauge::Listener(b"admin") => self.sees_listeners = true,
             Gauge::Http(b"admin") => self.sees_http = true,
             // The admin interface has its connections on the main thread, so that those of a listener
-            // that is called "admin" are on the workers.
-            Gauge::Listener(b"admin.main_thread")
-            | Gauge::PreConnection(b"admin" | b"admin.main_thread") => {}
+            // that is called "admin" are on the workers. It has no listener filters, and so no silent clients.
+            Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin.main_thread") => {}
             Gauge::Listener(name) => self.listeners.add_cx(name, value),
             Gauge::PreConnection(name) => self.listeners.add_pre_cx(name, value),
             Gauge::Http(prefix) if self.exclusions.excludes_prefix(prefix) => {
@@ -339,10 +354,12 @@ impl ReadLines for StatsParser<'_> {
             Gauge::HttpRequests(b"admin") => {
                 self.breakdown.requests.get_or_insert(0);
             }
-            Gauge::HttpUpgrades(prefix)
+            Gauge::Http3(prefix)
+            | Gauge::HttpUpgrades(prefix)
             | Gauge::HttpRequests(prefix)
             | Gauge::HttpBuffered(prefix)
                 if prefix == b"admin" || self.exclusions.excludes_prefix(prefix) => {}
+            Gauge::Http3(prefix) => self.http.add_http3(prefix, value),
             Gauge::HttpUpgrades(prefix) => self.http.add_upgraded(prefix, value),
             Gauge::HttpRequests(prefix) => {
                 self.breakdown.requests.get_or_insert(0);

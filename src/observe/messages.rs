@@ -125,7 +125,7 @@ pub const LISTENERS_PERHAPS_WITHOUT_GAUGES: &str = "some of these listeners have
     every few seconds. Check the stats_matcher of the listener and of stats_config";
 pub const REQUESTS_HIDDEN: &str = "Envoy's stats do not show the requests in flight of an HTTP stat \
     prefix, so connections hold the drain as with --wait-for=connections. There was no request since Envoy's \
-    start, or stats_config hides http.*.downstream_rq_active or downstream_cx_tx_bytes_buffered";
+    start, or it has connections of HTTP/3, or stats_config hides http.*.downstream_rq_active or downstream_cx_tx_bytes_buffered";
 pub const UNCOUNTED_WITHOUT_GAUGES: &str = "excluded or internal listeners have no gauges in Envoy's stats, \
     so that nothing can be subtracted for them: excluded HTTP prefixes and idle connections hold a drain, \
     too. Check the stats_matcher of the listener and of stats_config";

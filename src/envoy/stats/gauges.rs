@@ -60,6 +60,7 @@ impl Lines {
 pub enum Gauge<'a> {
     ServerLive,
     ParentConnections,
+    HotRestartEpoch,
     TotalConnections,
     Uptime,
     /// Whether Envoy's workers have started, and its listeners with them.
@@ -70,6 +71,8 @@ pub enum Gauge<'a> {
     PreConnection(&'a [u8]),
     /// HTTP connections under a stat prefix.
     Http(&'a [u8]),
+    /// Those of them that are of HTTP/3.
+    Http3(&'a [u8]),
     /// Those of them that were upgraded, and the requests in flight.
     HttpUpgrades(&'a [u8]),
     HttpRequests(&'a [u8]),
@@ -91,6 +94,7 @@ impl<'a> Gauge<'a> {
         if let Some(rest) = name.strip_prefix(b"http.") {
             return named(rest, b".downstream_cx_active")
                 .map(Self::Http)
+                .or_else(|| named(rest, b".downstream_cx_http3_active").map(Self::Http3))
                 .or_else(|| named(rest, b".downstream_cx_upgrades_active").map(Self::HttpUpgrades))
                 .or_else(|| named(rest, b".downstream_rq_active").map(Self::HttpRequests))
                 .or_else(|| {
@@ -107,6 +111,7 @@ impl<'a> Gauge<'a> {
         Some(match name {
             b"server.live" => Self::ServerLive,
             b"server.parent_connections" => Self::ParentConnections,
+            b"server.hot_restart_epoch" => Self::HotRestartEpoch,
             b"server.total_connections" => Self::TotalConnections,
             b"server.uptime" => Self::Uptime,
             b"listener_manager.workers_started" => Self::WorkersStarted,

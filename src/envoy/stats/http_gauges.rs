@@ -13,6 +13,9 @@ struct Prefix {
     /// Whether Envoy still holds bytes of a response for a client that reads slowly: a request is no
     /// longer in flight once its response is encoded, with up to 1.4 MB still to be sent (measured).
     sends: bool,
+    /// Whether it has connections of HTTP/3. Envoy shows no such bytes of theirs: a response of which 60 of
+    /// 300 kB were sent was neither in flight nor buffered (measured).
+    has_http3: bool,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,10 @@ impl HttpGauges {
         self.of(prefix).sends |= bytes > 0;
     }
 
+    pub fn add_http3(&mut self, prefix: &[u8], connections: u64) {
+        self.of(prefix).has_http3 |= connections > 0;
+    }
+
     /// Envoy's lines are sorted, so that a prefix is mostly the latest one.
     fn of(&mut self, name: &[u8]) -> &mut Prefix {
         let index = self.0.iter().rposition(|prefix| *prefix.name == *name).unwrap_or_else(|| {
@@ -66,18 +73,13 @@ impl HttpGauges {
             add(&mut sum.connections, prefix.connections);
             add(&mut sum.upgraded, prefix.upgraded);
             add(&mut sum.requests, prefix.requests.unwrap_or(0));
-            let in_use = match prefix.requests {
-                Some(requests) => requests.max(prefix.sends.into()),
-                None => {
-                    if prefix.connections > 0 {
-                        let name = String::from_utf8_lossy(&prefix.name).into_owned();
-                        let first =
-                            sum.requests_hidden.take().map_or(name.clone(), |f| f.min(name));
-                        sum.requests_hidden = Some(first);
-                    }
-                    prefix.connections
-                }
-            };
+            let mut in_use = prefix.requests.unwrap_or(0).max(prefix.sends.into());
+            if (prefix.requests.is_none() || prefix.has_http3) && prefix.connections > 0 {
+                in_use = in_use.max(prefix.connections);
+                let name = String::from_utf8_lossy(&prefix.name).into_owned();
+                let first = sum.requests_hidden.take().map_or(name.clone(), |f| f.min(name));
+                sum.requests_hidden = Some(first);
+            }
             add(&mut sum.in_use, in_use);
         }
         sum
@@ -137,5 +139,21 @@ mod tests {
         gauges.add_connections(b"unused", 0);
         let sum = gauges.sum(&mut Largest::default());
         assert_eq!((sum.in_use, sum.requests_hidden.as_deref()), (2, Some("web")));
+    }
+
+    #[test]
+    fn connections_of_a_prefix_with_http3_count_as_they_are_or_with_their_requests_if_those_are_more()
+     {
+        for (requests, in_use) in [(0, 3), (5, 5)] {
+            let mut gauges = HttpGauges::default();
+            gauges.add_connections(b"web", 3);
+            gauges.add_http3(b"web", 1);
+            gauges.add_requests(b"web", requests);
+            gauges.add_connections(b"tcp", 2);
+            gauges.add_http3(b"tcp", 0);
+            gauges.add_requests(b"tcp", 0);
+            let sum = gauges.sum(&mut Largest::default());
+            assert_eq!((sum.in_use, sum.requests_hidden.as_deref()), (in_use, Some("web")));
+        }
     }
 }

@@ -86,13 +86,15 @@ fn a_hidden_listener_is_named_and_its_connections_are_waited_for() {
 
 #[test]
 fn a_scrape_of_an_excluded_listener_that_is_hidden_takes_no_other_connection_off() {
-    // Its HTTP gauges show.
-    let config = "stats_matcher: { exclusion_list: { patterns: [{ prefix: listener.stats. }] } }";
+    // Its HTTP gauges show. It has its address for a name, and any port.
+    let config =
+        "stats_matcher: { exclusion_list: { patterns: [{ prefix: listener.127.0.0.1_0. }] } }";
     let rows = named([("connections", ()), ("requests", ())]);
     for_each_case_with_envoy(rows, |wait_for, ()| {
-        let envoy = Envoy::builder().tcp("web").stats_listener().stats_config(config);
+        let envoy = Envoy::builder().tcp("web").http_at("stats", 0).stats_config(config);
         let envoy = envoy.bootstrap("stats_flush_interval: 0.5s").start();
-        let options = ["--exclude=stats".to_owned(), format!("--wait-for={wait_for}")];
+        let excluded = format!("--exclude=127.0.0.1_{}", envoy.port("stats"));
+        let options = [excluded, format!("--wait-for={wait_for}")];
         let sidecar = Sidecar::builder().beside(&envoy).args(options).start();
         let (client, scrape) = (connect_to(&envoy, "web"), KeptAlive::open(envoy.port("stats")));
         envoy.wait_stat("http.stats.downstream_cx_active", 1);

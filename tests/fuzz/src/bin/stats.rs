@@ -56,7 +56,8 @@ fuzz_target!(|input: &[u8]| {
                 }));
             }
             (Err(StatsError::BadValue(_)), Err(StatsError::BadValue(_)))
-            | (Err(StatsError::NothingVisible), Err(StatsError::NothingVisible)) => {}
+            | (Err(StatsError::NothingVisible), Err(StatsError::NothingVisible))
+            | (Err(StatsError::ParentUnknown), Err(StatsError::ParentUnknown)) => {}
             (whole, reordered) => panic!("{whole:?}, in another order {reordered:?}"),
         }
     }
@@ -84,9 +85,6 @@ fuzz_target!(|input: &[u8]| {
     if let Ok(hidden) = hidden_whole {
         for name in &hidden.listeners {
             assert!(lossy.contains(&format!("{name}::")), "{name:?} is no listener");
-            // What is not UTF-8 cannot be excluded.
-            let is_excluded = excluded.contains(name) && !name.contains('\u{fffd}');
-            assert!(!is_excluded, "{name:?} is excluded");
         }
     }
 });
