@@ -117,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_that_leaps_twice_is_no_panic() {
+        let mut accepted = Accepted::default();
+        for (at, total) in [0, u64::MAX, 0, u64::MAX].into_iter().enumerate() {
+            accepted.replied(Some(total), Duration::ZERO, s(at as u64));
+        }
+        assert_eq!((accepted.new, accepted.rate()), (u64::MAX, Some(u64::MAX)));
+    }
+
+    #[test]
     fn new_connections_are_those_since_the_first_count() {
         let mut accepted = Accepted::default();
         for (total, at, expected) in [

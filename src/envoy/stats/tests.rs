@@ -135,15 +135,17 @@ fn envoy_gateways_own_listeners_are_known_by_the_end_of_their_addresses() {
         listener.0.0.0.0_10080.downstream_cx_active: 3\n\
         listener.0.0.0.0_9001.downstream_cx_active: 1\n\
         listener.x_19001_y.downstream_cx_active: 1\n\
+        listener.db_19001.downstream_cx_active: 1\n\
         http.eg-stats-http.downstream_cx_active: 1\n\
         http.eg-ready-http.downstream_cx_active: 1\n\
         http.http-10080.downstream_cx_active: 3\n";
     let body = format!("{SENTINELS}{lines}");
     let own = crate::cli::options::Flavor::EnvoyGateway.ignored_listener_suffixes();
     let open = |own| count_without(body.as_bytes(), &[], own).unwrap().open;
-    assert_eq!(open(own), 5);
+    // A name that is given to a listener has no port.
+    assert_eq!(open(own), 6);
     // Elsewhere what speaks HTTP is known by its prefix.
-    assert_eq!(open(&[]), 7);
+    assert_eq!(open(&[]), 8);
     let http_alone =
         format!("http.admin.downstream_cx_active: 1\n{}", &lines[lines.find("http.").unwrap()..]);
     assert_eq!(count_without(http_alone.as_bytes(), &[], own).unwrap().open, 3);
