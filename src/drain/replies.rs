@@ -150,7 +150,7 @@ impl Drain {
     fn as_it_counts(&self, mut poll: Poll) -> Poll {
         let hidden = self.hides_listeners();
         if !self.subtracts() {
-            // What is theirs was not added, and which connections that is, nothing shows.
+            // Connections of listeners without gauges were not added, and nothing shows which these are.
             poll = poll.without_subtraction();
         }
         if let Some(total) = poll.total.filter(|_| hidden) {

@@ -135,8 +135,8 @@ impl<'a> GaugeNames<'a> {
             // Part of a name may be before it, if that has a line break in it.
             let Some((name, address)) = split(line) else { continue };
             let is_internal = address.starts_with(b"envoy://");
-            // By the name that it would have in the stats, as far as that is known: that of the listener is
-            // none there, and may be one that is excluded as an HTTP stat prefix.
+            // Not by the listener's own name, which is none in the stats and may be that of an excluded HTTP
+            // stat prefix.
             let is_uncounted = is_internal || self.exclusions.excludes(&gauge_name(address));
             let of_internal = is_internal.then(|| [INTERNAL, &gauge_name(name)].concat());
             let has_gauge = match_gauge(line, &mut gauges)

@@ -34,9 +34,9 @@
 //! in use = open − Σ http.PREFIX.downstream_cx_active + Σ http.PREFIX.downstream_rq_active
 //! ```
 //!
-//! An upgraded connection (WebSocket, CONNECT) is a request in flight as well. A prefix whose requests
-//! are not shown, or with connections of HTTP/3, counts with its connections, and one that still sends a response counts at least one
-//! (`downstream_cx_tx_bytes_buffered`): a request is in flight only until its response is encoded.
+//! An upgraded connection (WebSocket, CONNECT) is a request in flight as well. A prefix counts with its
+//! connections if its requests are not shown or one of them is of HTTP/3, and at least one if it still
+//! sends a response (`downstream_cx_tx_bytes_buffered`): a request is in flight until that is encoded.
 //! TCP connections show in this difference alone, so that it may lie as any subtraction may.
 //!
 //! A subtraction may lie. Envoy renders `http.…` before `listener.…`, and an excluded connection that
@@ -141,7 +141,7 @@ pub enum StatsError {
     NothingVisible,
     /// A gauge's value is not a number.
     BadValue(String),
-    /// It is that of a hot restart's new process, before its first flush of stats.
+    /// A hot restart's new process does not show the old one's connections before its first flush.
     ParentUnknown,
 }
 
@@ -342,7 +342,7 @@ impl ReadLines for StatsParser<'_> {
             Gauge::Listener(b"admin") => self.sees_listeners = true,
             Gauge::Http(b"admin") => self.sees_http = true,
             // The admin interface has its connections on the main thread, so that those of a listener
-            // that is called "admin" are on the workers. It has no listener filters, and so no silent clients.
+            // called "admin" are on the workers. Without listener filters it has no silent clients.
             Gauge::Listener(b"admin.main_thread") | Gauge::PreConnection(b"admin.main_thread") => {}
             Gauge::Listener(name) => self.listeners.add_cx(name, value),
             Gauge::PreConnection(name) => self.listeners.add_pre_cx(name, value),

@@ -13,8 +13,8 @@ struct Prefix {
     /// Whether Envoy still holds bytes of a response for a client that reads slowly: a request is no
     /// longer in flight once its response is encoded, with up to 1.4 MB still to be sent (measured).
     sends: bool,
-    /// Whether it has connections of HTTP/3. Envoy shows no such bytes of theirs: a response of which 60 of
-    /// 300 kB were sent was neither in flight nor buffered (measured).
+    /// Whether it has connections of HTTP/3. What is still to be sent on these shows nowhere: a response of
+    /// which 60 of 300 kB were sent was neither in flight nor buffered (measured).
     has_http3: bool,
 }
 

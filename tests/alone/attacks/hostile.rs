@@ -73,6 +73,7 @@ pub fn drip(target: Target<'_>) {
     let mut clients = target.many(target.of(2_000, 1_100), START);
     let end = target.lasts(12.0, 1.0);
     while Instant::now() < end {
+        // The half second itself.
         thread::sleep(Duration::from_millis(500));
         for client in &mut clients {
             if client.is_waiting() {
